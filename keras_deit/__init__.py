@@ -1,0 +1,7 @@
+"""Data-efficient image transformers (DeiT) as Keras layers, models and presets."""
+
+from keras_deit import layers, models, visualization
+
+__version__ = "0.1.0"
+
+__all__ = ["layers", "models", "visualization"]

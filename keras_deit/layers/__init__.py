@@ -1,0 +1,25 @@
+"""What a vision transformer is made of."""
+
+from keras_deit.layers.activations import gelu
+from keras_deit.layers.deit_image_converter import DeiTImageConverter
+from keras_deit.layers.distillation_head import DistillationHead
+from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.layer_scale import LayerScale
+from keras_deit.layers.mlp import MLP
+from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
+from keras_deit.layers.transformer_block import TransformerBlock
+
+__all__ = [
+    "DeiTImageConverter",
+    "DistillationHead",
+    "DropPath",
+    "LayerScale",
+    "MLP",
+    "MultiHeadSelfAttention",
+    "PatchEmbedding",
+    "TokenPositionEmbedding",
+    "TransformerBlock",
+    "gelu",
+]

@@ -1,0 +1,179 @@
+"""How a raw image becomes what the model was trained on."""
+
+import keras
+
+from keras_deit.layers.arguments import check_choice, check_pair, check_positive_number
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class DeiTImageConverter(keras.layers.Rescaling):
+    """Resizes, crops the centre and normalises raw images, as the official evaluation does with Pillow.
+
+    The image is resized, aspect ratio kept, until it just covers `image_size / crop_ratio` (for a square size: until its shorter
+    side is that long), `image_size` is cut from the centre, and `outputs = (levels / 255 - mean) / std`.
+
+    The resize is antialiased and runs along the width and then the height, on whole levels from 0 to 255 after each, as Pillow's
+    does on 8-bit images. Inside `tf.data` it runs on TensorFlow whatever the backend is.
+
+    Args:
+        image_size: int or (height, width) of the result, in pixels.
+        crop_ratio: float in (0, 1]. Share of the resized image that the crop keeps, along each side. The official evaluation has
+            0.875 for DeiT and 1.0 for DeiT III. Defaults to 0.875.
+        interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`. Defaults to `"bicubic"`.
+        mean: float, or one for each channel, of the channel as a fraction of 255. Defaults to ImageNet's.
+        std: float above 0, or one for each channel, as a fraction of 255. Defaults to ImageNet's.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
+        **kwargs: as of any layer; `dtype`, that of the result, defaults to `"float32"` whatever the global policy.
+
+    Input shape:
+        (height, width, channels), or a batch (batch, height, width, channels), of any size, uint8 or float, from 0 to 255.
+        With `"channels_first"` the channels stand before the height.
+
+    Output shape:
+        As the input, with `image_size` in place of height and width.
+
+    Raises:
+        ValueError: an argument out of range, or images whose channels do not match `mean` and `std`.
+
+    Example:
+
+    >>> photo = np.zeros((427, 640, 3), "uint8")
+    >>> DeiTImageConverter(image_size=224)(photo).shape
+    (224, 224, 3)
+
+    Reference: `datasets.py` of facebookresearch/deit at 7e160fe, `build_transform`.
+    """
+
+    def __init__(
+        self,
+        image_size,
+        crop_ratio=0.875,
+        interpolation="bicubic",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        data_format=None,
+        **kwargs,
+    ):
+        image_size = check_pair("image_size", image_size)
+        crop_ratio = check_positive_number("crop_ratio", crop_ratio)
+        if crop_ratio > 1:
+            raise ValueError(
+                "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 to keep all of it. "
+                f"Received: crop_ratio={crop_ratio!r}"
+            )
+        check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
+        data_format = data_format or keras.config.image_data_format()
+        check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        mean, std = _per_channel(mean), _per_channel(std)
+        if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
+            raise ValueError(
+                "`mean` and `std` must have one number, or one for each channel. "
+                f"Received: mean={mean!r}, std={std!r}"
+            )
+        for value in std:
+            check_positive_number("std", value)
+        # In half precision a resized photograph would lose its lowest bits, so the global policy does not apply here.
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(scale=1.0, **kwargs)
+        self.image_size = image_size
+        self.crop_ratio = crop_ratio
+        self.interpolation = interpolation
+        self.mean = mean
+        self.std = std
+        self.data_format = data_format
+        num_channels = max(len(mean), len(std))
+        mean, std = mean * (num_channels // len(mean)), std * (num_channels // len(std))
+        self.scale = [1 / (255 * s) for s in std]
+        self.offset = [-m / s for m, s in zip(mean, std)]
+
+    def call(self, inputs):
+        self._check_images(inputs.shape)
+        images = self.backend.cast(inputs, "float32")
+        channels_first = self.data_format == "channels_first"
+        if channels_first:
+            images = self._permute(images, (1, 2, 0))
+        images = self._crop(self._resize(images))
+        images = images * self.backend.cast(self.scale, "float32") + self.backend.cast(self.offset, "float32")
+        if channels_first:
+            images = self._permute(images, (2, 0, 1))
+        return self.backend.cast(images, self.compute_dtype)
+
+    def _resize(self, images):
+        """(..., H, W, C), any size, to one that just covers the uncropped size."""
+        height, width = self.backend.shape(images)[-3:-1]
+        cover_height, cover_width = (int(side / self.crop_ratio) for side in self.image_size)
+        # Sizes are tensors where tf.data does not know them.
+        larger = max if isinstance(height, int) and isinstance(width, int) else self.backend.numpy.maximum
+        new_height = larger(cover_height, height * cover_width // width)
+        new_width = larger(cover_width, width * cover_height // height)
+        for size in ((height, new_width), (new_height, new_width)):
+            images = self.backend.image.resize(
+                images, size, interpolation=self.interpolation, antialias=True, data_format="channels_last"
+            )
+            images = self.backend.numpy.round(self.backend.numpy.clip(images, 0.0, 255.0))
+        return images
+
+    def _crop(self, images):
+        sizes = self.backend.shape(images)[-3:-1]
+        top, left = (_half_to_even(size - side) for size, side in zip(sizes, self.image_size))
+        height, width = self.image_size
+        images = images[..., top : top + height, left : left + width, :]
+        # Inside tf.data the slice forgets its size, and `fit` needs it.
+        batch = (-1,) if len(images.shape) == 4 else ()
+        return self.backend.numpy.reshape(images, (*batch, height, width, self.backend.shape(images)[-1]))
+
+    def _permute(self, images, axes):
+        if len(images.shape) == 4:
+            axes = (0, *(axis + 1 for axis in axes))
+        return self.backend.numpy.transpose(images, axes)
+
+    def _check_images(self, shape):
+        if len(shape) not in (3, 4):
+            raise ValueError(
+                "`DeiTImageConverter` takes one image (rank 3) or a batch of images of one size (rank 4). "
+                f"Received: images of shape {tuple(shape)}"
+            )
+        channels = shape[-3 if self.data_format == "channels_first" else -1]
+        if channels is not None and len(self.scale) not in (1, channels):
+            raise ValueError(
+                f"`mean` and `std` are for {len(self.scale)} channels, but the images have {channels}. "
+                "Convert the images, or give one number for each of their channels. "
+                f"Received: images of shape {tuple(shape)}, data_format={self.data_format!r}, "
+                f"mean={self.mean}, std={self.std}"
+            )
+
+    def compute_output_shape(self, input_shape):
+        self._check_images(input_shape)
+        *batch, _, _, _ = input_shape
+        channels = input_shape[-3 if self.data_format == "channels_first" else -1]
+        if self.data_format == "channels_first":
+            return (*batch, channels, *self.image_size)
+        return (*batch, *self.image_size, channels)
+
+    def get_config(self):
+        config = super().get_config()
+        # They follow from mean and std.
+        del config["scale"], config["offset"]
+        return {
+            **config,
+            "image_size": self.image_size,
+            "crop_ratio": self.crop_ratio,
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+            "data_format": self.data_format,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def _per_channel(value):
+    return tuple(float(v) for v in value) if isinstance(value, (tuple, list)) else (float(value),)
+
+
+def _half_to_even(difference):
+    """`round(difference / 2)` as Python rounds, for ints and tensors: torchvision places its centre crop so."""
+    half = difference // 2
+    return half + (difference % 2) * (half % 2)

@@ -1,0 +1,49 @@
+"""Stochastic depth."""
+
+import keras
+from keras import ops
+
+from keras_deit.layers.arguments import check_rate
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class DropPath(keras.layers.Dropout):
+    """Drops a whole residual branch, one decision per sample, in training.
+
+    `outputs[b] = inputs[b] * keep[b] / (1 - rate)` with `keep[b]` 0 or 1 and `P(keep[b] = 0) = rate`; in inference,
+    `outputs = inputs`. It is `keras.layers.Dropout` with one mask value for each sample, whatever the rank.
+
+    Args:
+        rate: float in [0, 1). Probability that a sample loses the branch.
+        seed: int. Makes the sequence of masks repeatable. Defaults to `None`.
+
+    Input shape:
+        (batch, ...).
+
+    Output shape:
+        The input shape.
+
+    Raises:
+        ValueError: `rate` outside [0, 1).
+
+    Example:
+
+    >>> DropPath(rate=0.5, seed=0)(keras.ops.ones((4, 1)), training=True)
+    values 0.0 or 2.0
+
+    Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382).
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(check_rate("rate", rate), seed=seed, **kwargs)
+
+    def call(self, inputs, training=False):
+        if not training or self.rate == 0:
+            return inputs
+        noise_shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
+        return keras.random.dropout(inputs, self.rate, noise_shape=noise_shape, seed=self.seed_generator)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["noise_shape"]  # not an argument: it follows from the inputs
+        return config

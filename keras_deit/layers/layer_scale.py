@@ -1,0 +1,50 @@
+"""How much of a branch joins the residual stream."""
+
+import keras
+
+from keras_deit.layers.arguments import check_positive_number
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class LayerScale(keras.layers.Layer):
+    """Multiplies each channel by a learned factor: `outputs = inputs * gamma`.
+
+    Args:
+        init_value: float above 0. Start value of every factor. Defaults to 1e-4, that of DeiT III.
+
+    Input shape:
+        (batch, ..., hidden_dim).
+
+    Output shape:
+        The input shape.
+
+    Raises:
+        ValueError: `init_value` is not above 0.
+
+    Example:
+
+    >>> LayerScale(init_value=0.5)(keras.ops.ones((1, 2, 2)))[0, 0]
+    [0.5, 0.5]
+
+    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239) (CaiT), section 2.
+    """
+
+    def __init__(self, init_value=1e-4, **kwargs):
+        init_value = check_positive_number("init_value", init_value)
+        super().__init__(**kwargs)
+        self.init_value = init_value
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(
+            shape=(input_shape[-1],), initializer=keras.initializers.Constant(self.init_value), name="gamma"
+        )
+        self.built = True
+
+    def call(self, inputs):
+        return inputs * self.gamma
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "init_value": self.init_value}

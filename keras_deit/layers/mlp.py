@@ -1,0 +1,85 @@
+"""What happens to each token on its own."""
+
+import keras
+from keras import ops
+
+from keras_deit.layers.activations import gelu
+from keras_deit.layers.arguments import check_positive_int, check_rate
+from keras_deit.layers.composite import CompositeLayer
+from keras_deit.layers.initialization import deit_initializer
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class MLP(CompositeLayer):
+    """Two dense layers with an activation between, applied to each token: `activation(x @ intermediate) @ projection`.
+
+    Args:
+        intermediate_dim: int. Width between the two layers; DeiT has 4 times the width of the tokens.
+        activation: name or callable. Defaults to `"gelu"`, the exact one (`keras_deit.layers.gelu`).
+        dropout_rate: float in [0, 1). Dropout after each of the two layers, in training. Defaults to 0.0.
+
+    Input shape:
+        (batch, tokens, hidden_dim).
+
+    Output shape:
+        (batch, tokens, hidden_dim).
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Example:
+
+    >>> tokens = keras.random.uniform((2, 6, 64))
+    >>> MLP(intermediate_dim=256)(tokens).shape
+    (2, 6, 64)
+
+    Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), section 3.1.
+    """
+
+    def __init__(self, intermediate_dim, activation="gelu", dropout_rate=0.0, **kwargs):
+        intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
+        dropout_rate = check_rate("dropout_rate", dropout_rate)
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.activation = gelu if activation == "gelu" else keras.activations.get(activation)
+        self.dropout_rate = dropout_rate
+        self.intermediate = keras.layers.Dense(
+            intermediate_dim,
+            activation=self.activation,
+            kernel_initializer=deit_initializer(),
+            dtype=self.dtype_policy,
+            name="intermediate",
+        )
+        self.intermediate_dropout = keras.layers.Dropout(
+            dropout_rate, dtype=self.dtype_policy, name="intermediate_dropout"
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape):
+        hidden_dim = input_shape[-1]
+        self.projection = keras.layers.Dense(
+            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_policy, name="projection"
+        )
+        self.intermediate.build((None, hidden_dim))
+        self.projection.build((None, self.intermediate_dim))
+        self.intermediate_dropout.build((None, self.intermediate_dim))
+        self.dropout.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None):
+        shape = ops.shape(inputs)
+        # On (B * T, D) TensorFlow fuses product, bias and GELU; on (B, T, D) it does not.
+        x = self.intermediate(ops.reshape(inputs, (-1, shape[-1])))  # (B * T, intermediate_dim)
+        x = self.projection(self.intermediate_dropout(x, training=training))  # (B * T, D)
+        return self.dropout(ops.reshape(x, (-1, *shape[1:])), training=training)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "activation": "gelu" if self.activation is gelu else keras.activations.serialize(self.activation),
+            "dropout_rate": self.dropout_rate,
+        }

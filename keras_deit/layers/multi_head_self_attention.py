@@ -1,0 +1,141 @@
+"""How tokens look at each other."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_deit.layers.arguments import check_positive_int, check_rate, check_token_sequence
+from keras_deit.layers.composite import CompositeLayer
+from keras_deit.layers.initialization import deit_initializer
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class MultiHeadSelfAttention(CompositeLayer):
+    """Multi-head self-attention with one fused product for query, key and value.
+
+    `q, k, v = split(x @ qkv)`, then per head `scores = softmax(q @ k.T / sqrt(head_dim))` and
+    `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
+
+    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the backend's fused kernel whenever
+    nothing needs the scores: not when they are asked for, nor in training with `attention_dropout_rate > 0`.
+
+    Args:
+        num_heads: int. Must divide the width of the tokens.
+        use_bias: bool. Whether `qkv` and `projection` have biases. Defaults to `True`.
+        dropout_rate: float in [0, 1). Dropout on the outputs, in training. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the scores, in training. Defaults to 0.0.
+
+    Call arguments:
+        inputs: tokens.
+        training: bool. Whether dropout is active.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
+
+    Input shape:
+        (batch, tokens, hidden_dim).
+
+    Output shape:
+        outputs: (batch, tokens, hidden_dim). scores: (batch, num_heads, tokens, tokens), after the softmax and before dropout;
+        each row, the last axis, sums to 1.
+
+    Raises:
+        ValueError: an argument out of range, or `num_heads` that does not divide the width.
+
+    Example:
+
+    >>> tokens = keras.random.uniform((2, 6, 64))
+    >>> outputs, scores = MultiHeadSelfAttention(num_heads=4)(tokens, return_attention_scores=True)
+    >>> scores.shape
+    (2, 4, 6, 6)
+
+    Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, num_heads, use_bias=True, dropout_rate=0.0, attention_dropout_rate=0.0, **kwargs):
+        num_heads = check_positive_int("num_heads", num_heads)
+        dropout_rate = check_rate("dropout_rate", dropout_rate)
+        attention_dropout_rate = check_rate("attention_dropout_rate", attention_dropout_rate)
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.use_bias = bool(use_bias)
+        self.dropout_rate = dropout_rate
+        self.attention_dropout_rate = attention_dropout_rate
+        self.attention_dropout = keras.layers.Dropout(
+            attention_dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape):
+        check_token_sequence("MultiHeadSelfAttention", input_shape)
+        hidden_dim = input_shape[-1]
+        check_heads_divide(self.num_heads, hidden_dim)
+        self.qkv = self._dense(3 * hidden_dim, "qkv")
+        self.projection = self._dense(hidden_dim, "projection")
+        self.qkv.build((None, hidden_dim))
+        self.projection.build((None, hidden_dim))
+        self.attention_dropout.build((input_shape[0], self.num_heads, input_shape[1], input_shape[1]))
+        self.dropout.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None, return_attention_scores=False):
+        _, tokens, hidden_dim = ops.shape(inputs)
+        heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
+        # The products run on (B * T, D), where TensorFlow fuses them with their bias, and `split` keeps the gradient of the fused
+        # product one concatenation, where indexing makes it a padded sum.
+        x = self.qkv(ops.reshape(inputs, (-1, hidden_dim)))  # (B * T, 3 * D)
+        query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
+        scores = None
+        if return_attention_scores or (training and self.attention_dropout_rate > 0):
+            x, scores = self._attend(query, key, value, training)
+        else:
+            x = ops.dot_product_attention(query, key, value)  # (B, T, heads, head_dim)
+        x = self.projection(ops.reshape(x, (-1, hidden_dim)))  # (B * T, D)
+        x = self.dropout(ops.reshape(x, (-1, tokens, hidden_dim)), training=training)
+        return (x, scores) if return_attention_scores else x
+
+    def _attend(self, query, key, value, training):
+        """`ops.dot_product_attention` in the open: (outputs, scores)."""
+        query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, T, head_dim)
+        key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
+        value = ops.transpose(value, (0, 2, 1, 3))  # (B, heads, T, head_dim)
+        logits = ops.matmul(query, key)  # (B, heads, T, T)
+        # Half precision has too few digits for a sum over hundreds of tokens.
+        logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32")) / math.sqrt(query.shape[-1])
+        scores = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
+        x = ops.matmul(self.attention_dropout(scores, training=training), value)  # (B, heads, T, head_dim)
+        return ops.transpose(x, (0, 2, 1, 3)), scores
+
+    def _dense(self, units, name):
+        return keras.layers.Dense(
+            units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_policy, name=name
+        )
+
+    def compute_output_shape(self, input_shape, return_attention_scores=False):
+        batch, tokens, _ = input_shape
+        if return_attention_scores:
+            return tuple(input_shape), (batch, self.num_heads, tokens, tokens)
+        return tuple(input_shape)
+
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
+        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        if return_attention_scores:
+            _, scores_shape = self.compute_output_shape(inputs.shape, return_attention_scores=True)
+            return outputs, keras.KerasTensor(scores_shape, dtype=self.compute_dtype)
+        return outputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "use_bias": self.use_bias,
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+        }
+
+
+def check_heads_divide(num_heads, hidden_dim):
+    if hidden_dim % num_heads:
+        raise ValueError(
+            f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of {num_heads}. "
+            f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+        )

@@ -1,0 +1,108 @@
+"""Which token is which: the learned prefix tokens and the learned positions."""
+
+import numbers
+
+import keras
+from keras import ops
+
+from keras_deit.layers.arguments import check_choice, check_pair, check_rate, check_token_sequence
+from keras_deit.layers.composite import CompositeLayer
+from keras_deit.layers.initialization import deit_initializer
+
+POSITION_SCOPES = ("all", "patches")
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class TokenPositionEmbedding(CompositeLayer):
+    """Prepends learned prefix tokens (class, then distillation) to the patch tokens and adds learned positions.
+
+    With `position_scope="all"` (DeiT) every token has a position, `concat(prefix, patches) + positions`. With `"patches"`
+    (DeiT III) only the patches have, `concat(prefix, patches + positions)`.
+
+    Args:
+        num_prefix_tokens: int, 0 or more. 1 is the class token; 2 are the class and the distillation token, in this order.
+        grid_size: int or (rows, columns). Patches along the height and the width of the image.
+        position_scope: `"all"` or `"patches"`. Defaults to `"all"`.
+        dropout_rate: float in [0, 1). Dropout on the result, in training. Defaults to 0.0.
+
+    Input shape:
+        (batch, rows * columns, hidden_dim), patches in row-major order.
+
+    Output shape:
+        (batch, num_prefix_tokens + rows * columns, hidden_dim).
+
+    Raises:
+        ValueError: an argument out of range, or a number of patches that is not `rows * columns`.
+
+    Example:
+
+    >>> patches = keras.random.uniform((2, 6, 64))
+    >>> TokenPositionEmbedding(num_prefix_tokens=2, grid_size=(2, 3))(patches).shape
+    (2, 8, 64)
+
+    References:
+        [Touvron et al., 2021](https://arxiv.org/abs/2012.12877), section 4 (distillation token);
+        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III), `models_v2.py` of facebookresearch/deit at 7e160fe.
+    """
+
+    def __init__(self, num_prefix_tokens, grid_size, position_scope="all", dropout_rate=0.0, **kwargs):
+        if isinstance(num_prefix_tokens, bool) or not isinstance(num_prefix_tokens, numbers.Integral) or num_prefix_tokens < 0:
+            raise ValueError(
+                "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 with the distillation token. "
+                f"Received: num_prefix_tokens={num_prefix_tokens!r}"
+            )
+        grid_size = check_pair("grid_size", grid_size)
+        check_choice("position_scope", position_scope, POSITION_SCOPES)
+        dropout_rate = check_rate("dropout_rate", dropout_rate)
+        super().__init__(**kwargs)
+        self.num_prefix_tokens = int(num_prefix_tokens)
+        self.grid_size = grid_size
+        self.position_scope = position_scope
+        self.dropout_rate = dropout_rate
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, input_shape):
+        check_token_sequence("TokenPositionEmbedding", input_shape)
+        _, tokens, hidden_dim = input_shape
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        if tokens is not None and tokens != num_patches:
+            raise ValueError(
+                f"`grid_size` must match the patches: {self.grid_size[0]} x {self.grid_size[1]} = {num_patches}, "
+                f"but {tokens} came. Give the (rows, columns) that the image and patch size make. "
+                f"Received: input shape {tuple(input_shape)}, grid_size={self.grid_size}"
+            )
+        num_positions = num_patches + (self.num_prefix_tokens if self.position_scope == "all" else 0)
+        self.prefix_tokens = None
+        if self.num_prefix_tokens:
+            self.prefix_tokens = self.add_weight(
+                shape=(self.num_prefix_tokens, hidden_dim), initializer=deit_initializer(), name="prefix_tokens"
+            )
+        self.positions = self.add_weight(
+            shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions"
+        )
+        self.dropout.build(self.compute_output_shape(input_shape))
+        self.built = True
+
+    def call(self, inputs, training=None):
+        x = inputs
+        if self.position_scope == "patches":
+            x = x + self.positions
+        if self.num_prefix_tokens:
+            shape = (ops.shape(x)[0], self.num_prefix_tokens, x.shape[-1])
+            x = ops.concatenate([ops.broadcast_to(self.prefix_tokens, shape), x], axis=1)
+        if self.position_scope == "all":
+            x = x + self.positions
+        return self.dropout(x, training=training)
+
+    def compute_output_shape(self, input_shape):
+        batch, _, hidden_dim = input_shape
+        return (batch, self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1], hidden_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_prefix_tokens": self.num_prefix_tokens,
+            "grid_size": self.grid_size,
+            "position_scope": self.position_scope,
+            "dropout_rate": self.dropout_rate,
+        }

@@ -1,0 +1,152 @@
+"""One block of the residual stream."""
+
+import keras
+
+from keras_deit.layers.arguments import (
+    check_positive_int,
+    check_positive_number,
+    check_rate,
+    check_token_sequence,
+)
+from keras_deit.layers.composite import CompositeLayer
+from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.layer_scale import LayerScale
+from keras_deit.layers.mlp import MLP
+from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class TransformerBlock(CompositeLayer):
+    """A pre-norm transformer block: attention and MLP, each on a residual branch.
+
+    `x = x + drop_path(scale(attention(norm(x))))`, then `x = x + drop_path(scale(mlp(norm(x))))`.
+
+    Args:
+        num_heads: int. Must divide the width of the tokens.
+        intermediate_dim: int. Width inside the MLP.
+        dropout_rate: float in [0, 1). Dropout inside the MLP and after the attention, in training. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the attention scores, in training. Defaults to 0.0.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a branch, in training. Defaults to 0.0.
+        layer_scale_init_value: float above 0, or `None` for no LayerScale. DeiT III has 1e-4. Defaults to `None`.
+        layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
+
+    Call arguments:
+        inputs: tokens.
+        training: bool. Whether dropout and drop path are active.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
+
+    Input shape:
+        (batch, tokens, hidden_dim).
+
+    Output shape:
+        outputs: (batch, tokens, hidden_dim). scores: (batch, num_heads, tokens, tokens), after the softmax.
+
+    Raises:
+        ValueError: an argument out of range, or `num_heads` that does not divide the width.
+
+    Example:
+
+    >>> tokens = keras.random.uniform((2, 6, 64))
+    >>> TransformerBlock(num_heads=4, intermediate_dim=256)(tokens).shape
+    (2, 6, 64)
+
+    Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), equations 2 and 3.
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        intermediate_dim,
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        drop_path_rate=0.0,
+        layer_scale_init_value=None,
+        layer_norm_epsilon=1e-6,
+        **kwargs,
+    ):
+        num_heads = check_positive_int("num_heads", num_heads)
+        intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
+        dropout_rate = check_rate("dropout_rate", dropout_rate)
+        attention_dropout_rate = check_rate("attention_dropout_rate", attention_dropout_rate)
+        drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
+        layer_norm_epsilon = check_positive_number("layer_norm_epsilon", layer_norm_epsilon)
+        if layer_scale_init_value is not None:
+            layer_scale_init_value = check_positive_number("layer_scale_init_value", layer_scale_init_value)
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.dropout_rate = dropout_rate
+        self.attention_dropout_rate = attention_dropout_rate
+        self.drop_path_rate = drop_path_rate
+        self.layer_scale_init_value = layer_scale_init_value
+        self.layer_norm_epsilon = layer_norm_epsilon
+
+        dtype = self.dtype_policy
+        self.attention_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=dtype, name="attention_norm"
+        )
+        self.attention = MultiHeadSelfAttention(
+            num_heads,
+            dropout_rate=dropout_rate,
+            attention_dropout_rate=attention_dropout_rate,
+            dtype=dtype,
+            name="attention",
+        )
+        self.attention_drop_path = DropPath(drop_path_rate, dtype=dtype, name="attention_drop_path")
+        self.mlp_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name="mlp_norm")
+        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, dtype=dtype, name="mlp")
+        self.mlp_drop_path = DropPath(drop_path_rate, dtype=dtype, name="mlp_drop_path")
+        self.attention_scale = self.mlp_scale = None
+        if layer_scale_init_value is not None:
+            self.attention_scale = LayerScale(layer_scale_init_value, dtype=dtype, name="attention_scale")
+            self.mlp_scale = LayerScale(layer_scale_init_value, dtype=dtype, name="mlp_scale")
+
+    def build(self, input_shape):
+        check_token_sequence("TransformerBlock", input_shape)
+        for sublayer in (
+            self.attention_norm,
+            self.attention,
+            self.attention_scale,
+            self.attention_drop_path,
+            self.mlp_norm,
+            self.mlp,
+            self.mlp_scale,
+            self.mlp_drop_path,
+        ):
+            if sublayer is not None:
+                sublayer.build(input_shape)
+        self.built = True
+
+    def call(self, inputs, training=None, return_attention_scores=False):
+        branch = self.attention(
+            self.attention_norm(inputs), training=training, return_attention_scores=return_attention_scores
+        )
+        scores = None
+        if return_attention_scores:
+            branch, scores = branch
+        if self.attention_scale is not None:
+            branch = self.attention_scale(branch)
+        x = inputs + self.attention_drop_path(branch, training=training)
+        branch = self.mlp(self.mlp_norm(x), training=training)
+        if self.mlp_scale is not None:
+            branch = self.mlp_scale(branch)
+        x = x + self.mlp_drop_path(branch, training=training)
+        return (x, scores) if return_attention_scores else x
+
+    def compute_output_shape(self, input_shape, return_attention_scores=False):
+        return self.attention.compute_output_shape(input_shape, return_attention_scores)
+
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
+        return self.attention.compute_output_spec(inputs, training, return_attention_scores)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "layer_scale_init_value": self.layer_scale_init_value,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+        }

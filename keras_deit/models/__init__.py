@@ -1,0 +1,6 @@
+"""Whole models, as functional graphs over the layers."""
+
+from keras_deit.models.deit_backbone import DeiTBackbone
+from keras_deit.models.deit_image_classifier import DeiTImageClassifier
+
+__all__ = ["DeiTBackbone", "DeiTImageClassifier"]

@@ -1,0 +1,263 @@
+"""The vision transformer up to its last LayerNorm."""
+
+import functools
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int, check_rate
+from keras_deit.layers.composite import dtype_config
+from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
+from keras_deit.layers.transformer_block import TransformerBlock
+from keras_deit.models.preset_model import PresetModel, argument_names, check_overrides, load_backbone_weights
+from keras_deit.presets.directory import write_preset
+from keras_deit.presets.handles import find_preset
+
+DROP_PATH_SCHEDULES = ("linear", "constant")
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class DeiTBackbone(PresetModel):
+    """A DeiT without its head: normalised images to tokens, as a functional graph over the layers of `keras_deit.layers`.
+
+    `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`, `LayerNormalization`. The defaults are those
+    of DeiT; DeiT III has `position_scope="patches"`, `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
+
+    Args:
+        image_shape: (height, width, channels), or (channels, height, width) with `"channels_first"`; pixels. Need not be square.
+        patch_size: int or (height, width), in pixels. Must divide the image.
+        num_layers: int. Number of transformer blocks.
+        num_heads: int. Attention heads of a block. Must divide `hidden_dim`.
+        hidden_dim: int. Width D of a token.
+        intermediate_dim: int. Width inside the MLP of a block.
+        use_distillation_token: bool. Whether a distillation token follows the class token. Defaults to `False`.
+        position_scope: `"all"` (DeiT: prefix tokens have positions too) or `"patches"` (DeiT III). Defaults to `"all"`.
+        dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each attention. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a residual branch. Defaults to 0.0.
+        drop_path_schedule: `"linear"` (from 0 in the first block to `drop_path_rate` in the last) or `"constant"` (the same in
+            all). Defaults to `"linear"`.
+        layer_scale_init_value: float above 0, or `None` for no LayerScale. Defaults to `None`.
+        layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
+        dtype: dtype policy of all layers. Defaults to the global one.
+        name: string. Defaults to a generated one.
+        trainable: bool. Defaults to `True`.
+
+    Input shape:
+        (batch, *image_shape), normalised as `DeiTImageConverter` does.
+
+    Output shape:
+        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm.
+
+    Raises:
+        ValueError: an argument out of range, or sizes that do not divide.
+
+    Example:
+
+    >>> backbone = DeiTBackbone(
+    ...     image_shape=(32, 48, 3), patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256
+    ... )
+    >>> backbone(keras.random.uniform((1, 32, 48, 3))).shape
+    (1, 7, 64)
+    >>> attention = keras.Model(backbone.input, backbone.attention_scores)
+    >>> attention(keras.random.uniform((1, 32, 48, 3)))["block_1"].shape
+    (1, 4, 7, 7)
+
+    References:
+        [Touvron et al., 2021](https://arxiv.org/abs/2012.12877) (DeiT);
+        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III).
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        patch_size,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        intermediate_dim,
+        use_distillation_token=False,
+        position_scope="all",
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        drop_path_rate=0.0,
+        drop_path_schedule="linear",
+        layer_scale_init_value=None,
+        layer_norm_epsilon=1e-6,
+        data_format=None,
+        dtype=None,
+        name=None,
+        trainable=True,
+    ):
+        dtype = keras.dtype_policies.get(dtype)
+        data_format = data_format or keras.config.image_data_format()
+        check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        image_shape = _check_image_shape(image_shape, data_format)
+        patch_size = check_pair("patch_size", patch_size)
+        num_layers = check_positive_int("num_layers", num_layers)
+        drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
+        check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
+        patch_embedding = PatchEmbedding(
+            hidden_dim, patch_size, data_format=data_format, dtype=dtype, name="patch_embedding"
+        )
+        patch_embedding.build((None, *image_shape))  # refuses an image that the patch size does not divide
+        height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
+        grid_size = (height // patch_size[0], width // patch_size[1])
+        num_prefix_tokens = 2 if use_distillation_token else 1
+        token_position_embedding = TokenPositionEmbedding(
+            num_prefix_tokens,
+            grid_size,
+            position_scope=position_scope,
+            dropout_rate=dropout_rate,
+            dtype=dtype,
+            name="token_position_embedding",
+        )
+        if drop_path_schedule == "linear":
+            drop_path_rates = np.linspace(0.0, drop_path_rate, num_layers)
+        else:
+            drop_path_rates = np.full(num_layers, drop_path_rate)
+        blocks = [
+            TransformerBlock(
+                num_heads,
+                intermediate_dim,
+                dropout_rate=dropout_rate,
+                attention_dropout_rate=attention_dropout_rate,
+                drop_path_rate=float(rate),
+                layer_scale_init_value=layer_scale_init_value,
+                layer_norm_epsilon=layer_norm_epsilon,
+                dtype=dtype,
+                name=f"block_{index}",
+            )
+            for index, rate in enumerate(drop_path_rates)
+        ]
+        final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name="final_norm")
+
+        inputs = keras.Input(image_shape, name="images")
+        embeddings = token_position_embedding(patch_embedding(inputs))
+        # The scores are on a path of their own, so that the model keeps the fused attention. It comes first: Keras 3.15 takes the
+        # number of a layer's outputs from its first call, and refuses graphs through later calls with more.
+        attention_scores, x = {}, embeddings
+        for block in blocks:
+            x, attention_scores[block.name] = block(x, return_attention_scores=True)
+        block_outputs, x = {}, embeddings
+        for block in blocks:
+            x = block_outputs[block.name] = block(x)
+        super().__init__(inputs=inputs, outputs=final_norm(x), name=name, trainable=trainable)
+
+        self.dtype_policy = dtype
+        self.patch_embedding = patch_embedding
+        self.token_position_embedding = token_position_embedding
+        self.blocks = blocks
+        self.final_norm = final_norm
+        self.image_shape = image_shape
+        self.patch_size = patch_size
+        self.grid_size = grid_size
+        self.num_layers = num_layers
+        self.num_heads = blocks[0].num_heads
+        self.hidden_dim = patch_embedding.hidden_dim
+        self.intermediate_dim = blocks[0].intermediate_dim
+        self.use_distillation_token = bool(use_distillation_token)
+        self.num_prefix_tokens = num_prefix_tokens
+        self.position_scope = position_scope
+        self.dropout_rate = token_position_embedding.dropout_rate
+        self.attention_dropout_rate = blocks[0].attention_dropout_rate
+        self.drop_path_rate = drop_path_rate
+        self.drop_path_schedule = drop_path_schedule
+        self.layer_scale_init_value = blocks[0].layer_scale_init_value
+        self.layer_norm_epsilon = blocks[0].layer_norm_epsilon
+        self.data_format = data_format
+        self._attention_scores = attention_scores
+        self._block_outputs = block_outputs
+
+    @property
+    def block_outputs(self):
+        """`{"block_0": (batch, tokens, hidden_dim), ...}`: the residual stream after each block, as symbolic tensors."""
+        return dict(self._block_outputs)
+
+    @property
+    def attention_scores(self):
+        """`{"block_0": (batch, num_heads, tokens, tokens), ...}`: each block's scores after the softmax, as symbolic tensors.
+
+        `keras.Model(backbone.input, backbone.attention_scores)` computes them; the backbone itself does not.
+        """
+        return dict(self._attention_scores)
+
+    @functools.cached_property
+    def pyramid_outputs(self):
+        """`{"P4": (batch, rows, columns, hidden_dim)}`: the final patch tokens as a feature map, as a symbolic tensor.
+
+        The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. With
+        `"channels_first"` the map is (batch, hidden_dim, rows, columns).
+        """
+        x = self.output[:, self.num_prefix_tokens :]
+        x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
+        if self.data_format == "channels_first":
+            x = ops.transpose(x, (0, 3, 1, 2))
+        level = round(math.log2(math.prod(self.patch_size)) / 2)
+        return {f"P{level}": x}
+
+    @classmethod
+    def from_preset(cls, handle, load_weights=True, **overrides):
+        """A backbone by name or from a directory.
+
+        Args:
+            handle: a name of `DeiTBackbone.presets`, or a directory that `save_to_preset` wrote (a classifier's, too).
+            load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
+            **overrides: any argument of `DeiTBackbone`. With another `image_shape` the trained positions are resampled.
+
+        Raises:
+            ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
+                cannot take.
+        """
+        check_overrides(overrides, argument_names(cls))
+        preset = find_preset(handle)
+        config = preset.backbone_config(cls)
+        backbone = cls.from_config({**config, **overrides})
+        if load_weights:
+            load_backbone_weights(preset, backbone, config, bool(overrides), source=f"preset {str(handle)!r}")
+        return backbone
+
+    def save_to_preset(self, directory):
+        """Writes the backbone as a directory of plain files, which `from_preset` reads.
+
+        A preset that is there is replaced, whole or not at all.
+
+        Raises:
+            ValueError: `directory` is a file, or holds files that are not of a preset.
+        """
+        write_preset(directory, self)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": dtype_config(self),
+            "image_shape": self.image_shape,
+            "patch_size": self.patch_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "use_distillation_token": self.use_distillation_token,
+            "position_scope": self.position_scope,
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "drop_path_schedule": self.drop_path_schedule,
+            "layer_scale_init_value": self.layer_scale_init_value,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "data_format": self.data_format,
+        }
+
+
+def _check_image_shape(image_shape, data_format):
+    axes = "(channels, height, width)" if data_format == "channels_first" else "(height, width, channels)"
+    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+        raise ValueError(
+            f"`image_shape` must be {axes} for data_format={data_format!r}. Received: image_shape={image_shape!r}"
+        )
+    return tuple(check_positive_int("image_shape", size) for size in image_shape)

@@ -1,0 +1,298 @@
+"""The vision transformer that names what it sees."""
+
+import functools
+
+import keras
+import numpy as np
+from absl import logging
+from keras import ops
+
+from keras_deit.layers.arguments import check_choice, check_positive_int, check_rate
+from keras_deit.layers.composite import dtype_config
+from keras_deit.layers.deit_image_converter import DeiTImageConverter
+from keras_deit.layers.distillation_head import DistillationHead
+from keras_deit.layers.initialization import deit_initializer
+from keras_deit.models.deit_backbone import DeiTBackbone
+from keras_deit.models.preset_model import PresetModel, argument_names, check_overrides, load_backbone_weights
+from keras_deit.models.raw_images import RawImageInputs
+from keras_deit.presets.directory import write_preset
+from keras_deit.presets.handles import find_preset
+
+POOLINGS = ("token", "mean")
+_GIVEN_APART = ("backbone", "preprocessor", "labels")
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class DeiTImageClassifier(RawImageInputs, PresetModel):
+    """A DeiT image classifier: a backbone and its head, as a functional graph.
+
+    With a distillation token in the backbone, each of the two prefix tokens has a head of its own and the output is the mean of
+    their logits. Without, `pooling` says what the one head reads.
+
+    With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
+    `classifier(classifier.preprocessor(images))`.
+
+    Args:
+        backbone: `DeiTBackbone`.
+        num_classes: int.
+        preprocessor: Keras layer from raw images to the backbone's input, as `DeiTImageConverter` is. Defaults to `None`.
+        pooling: `"token"` (the class token) or `"mean"` (the mean of the patch tokens). Defaults to `"token"`.
+        dropout_rate: float in [0, 1). Dropout before the head, in training. Defaults to 0.0.
+        activation: name or callable, applied to the logits. Defaults to `None`: the output is logits.
+        labels: sequence of `num_classes` strings, for `decode_predictions`. Defaults to `None`.
+        dtype: dtype policy of the head. Defaults to the backbone's.
+        name: string. Defaults to a generated one.
+        trainable: bool. Defaults to `True`.
+
+    Input shape:
+        (batch, *backbone.image_shape).
+
+    Output shape:
+        (batch, num_classes).
+
+    Raises:
+        ValueError: an argument out of range, `pooling="mean"` with a distillation token, or labels of another number.
+
+    Example:
+
+    >>> backbone = DeiTBackbone(
+    ...     image_shape=(32, 48, 3), patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256
+    ... )
+    >>> classifier = DeiTImageClassifier(backbone, num_classes=10, preprocessor=DeiTImageConverter((32, 48)))
+    >>> photos = np.zeros((2, 427, 640, 3), "uint8")
+    >>> classifier.predict(photos, verbose=0).shape
+    (2, 10)
+
+    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2012.12877).
+    """
+
+    def __init__(
+        self,
+        backbone,
+        num_classes,
+        preprocessor=None,
+        pooling="token",
+        dropout_rate=0.0,
+        activation=None,
+        labels=None,
+        dtype=None,
+        name=None,
+        trainable=True,
+    ):
+        if not isinstance(backbone, DeiTBackbone):
+            raise ValueError(f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}")
+        num_classes = check_positive_int("num_classes", num_classes)
+        check_choice("pooling", pooling, POOLINGS)
+        if pooling == "mean" and backbone.use_distillation_token:
+            raise ValueError(
+                "With a distillation token the two heads read their tokens: use `pooling=\"token\"`, or a backbone with "
+                "`use_distillation_token=False`. Received: pooling='mean'"
+            )
+        dropout_rate = check_rate("dropout_rate", dropout_rate)
+        if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
+            raise ValueError(
+                "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. "
+                f"Received: preprocessor={preprocessor!r}"
+            )
+        if labels is not None:
+            labels = [str(label) for label in labels]
+            if len(labels) != num_classes:
+                raise ValueError(
+                    f"`labels` must have one string for each of the {num_classes} classes. Received: {len(labels)} labels"
+                )
+        dtype = backbone.dtype_policy if dtype is None else keras.dtype_policies.get(dtype)
+
+        features = backbone(backbone.input)
+        dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
+        token_logits = {}
+        if backbone.use_distillation_token:
+            head = DistillationHead(num_classes, dtype=dtype, name="head")
+            class_logits, distillation_logits = head(dropout(features))
+            token_logits = {"class": class_logits, "distillation": distillation_logits}
+            logits = keras.layers.Average(dtype=dtype, name="mean_logits")([class_logits, distillation_logits])
+        else:
+            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), dtype=dtype, name="head")
+            if pooling == "token":
+                pooled = features[:, 0]
+            else:
+                pooled = ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+            logits = head(dropout(pooled))
+        activation = keras.activations.get(activation)
+        outputs = logits
+        if activation is not keras.activations.linear:
+            outputs = keras.layers.Activation(activation, dtype=dtype, name="activation")(logits)
+        super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=trainable)
+
+        self.dtype_policy = dtype
+        self.backbone = backbone
+        self.head = head
+        self.num_classes = num_classes
+        self.preprocessor = preprocessor
+        self.pooling = pooling
+        self.dropout_rate = dropout_rate
+        self.activation = activation
+        self.labels = labels
+        self._features = features
+        self._token_logits = token_logits
+
+    @property
+    def token_logits(self):
+        """`{"class": (batch, num_classes), "distillation": (batch, num_classes)}`: each head's logits, as symbolic tensors.
+
+        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation token there is one head,
+        whose logits are the output, and asking for them apart is an AttributeError.
+        """
+        if not self._token_logits:
+            raise AttributeError(
+                "`token_logits` needs two heads: this backbone has `use_distillation_token=False`. Use `classifier.output`."
+            )
+        return dict(self._token_logits)
+
+    def decode_predictions(self, logits, top=5):
+        """The most likely classes of each image.
+
+        Args:
+            logits: array (batch, num_classes), what `predict` returns.
+            top: int. How many classes to name, at most `num_classes`. Defaults to 5.
+
+        Returns:
+            A list for each image of `(label, probability)`, the most likely first. With an `activation`, what it made of the logits
+            stands in place of the probability.
+
+        Raises:
+            ValueError: no labels are known, or `logits` has another shape.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or `from_preset`."
+            )
+        logits = ops.convert_to_numpy(logits).astype("float64")
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"`logits` must be what `predict` returns, (batch, {self.num_classes}). Received: shape {logits.shape}"
+            )
+        top = min(check_positive_int("top", top), self.num_classes)
+        scores = logits
+        if self.activation is keras.activations.linear:
+            scores = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            scores /= scores.sum(axis=-1, keepdims=True)
+        order = np.argsort(-scores, axis=-1, kind="stable")[:, :top]
+        return [[(self.labels[i], float(row[i])) for i in best] for row, best in zip(scores, order)]
+
+    @classmethod
+    def from_preset(cls, handle, load_weights=True, **overrides):
+        """A classifier by name or from a directory, with the preprocessing that its weights were trained for.
+
+        Args:
+            handle: a name of `DeiTImageClassifier.presets`, or a directory that `save_to_preset` wrote. A backbone's directory
+                takes `num_classes=` and gets a fresh head.
+            load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
+            **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
+                both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh, which a log
+                line says. With another `image_shape` the trained positions are resampled and the preprocessor follows.
+
+        Raises:
+            ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
+                cannot take.
+        """
+        own, for_backbone, for_converter = _sort_overrides(cls, overrides)
+        preset = find_preset(handle)
+        source = f"preset {str(handle)!r}"
+        backbone_config = preset.backbone_config(DeiTBackbone)
+        backbone = DeiTBackbone.from_config({**backbone_config, **for_backbone})
+
+        saved = preset.task_config(cls, _GIVEN_APART)
+        if saved is None and "num_classes" not in own:
+            raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
+        config = {**(saved or {}), **own}
+        if "preprocessor" not in own:
+            config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
+        same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
+        if "labels" not in own and same_classes:
+            config["labels"] = preset.labels(saved["num_classes"])
+        classifier = cls(backbone, **config)
+
+        if load_weights:
+            load_backbone_weights(preset, backbone, backbone_config, bool(for_backbone), source)
+            if same_classes:
+                preset.load_head(classifier._head_model)
+            else:
+                logging.info("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
+        return classifier
+
+    def save_to_preset(self, directory):
+        """Writes the classifier as a directory of plain files, which `from_preset` reads: backbone, head, preprocessing, labels.
+
+        A preset that is there is replaced, whole or not at all.
+
+        Raises:
+            ValueError: `directory` is a file, or holds files that are not of a preset.
+        """
+        config = self.get_config()
+        task_config = {key: value for key, value in config.items() if key not in _GIVEN_APART}
+        write_preset(directory, self.backbone, task_config, self._head_model, self.preprocessor, self.labels)
+
+    @functools.cached_property
+    def _head_model(self):
+        """What follows the backbone, as a model of its own."""
+        return keras.Model(self._features, self.output)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": dtype_config(self),
+            "backbone": serialize(self.backbone),
+            "num_classes": self.num_classes,
+            "preprocessor": None if self.preprocessor is None else serialize(self.preprocessor),
+            "pooling": self.pooling,
+            "dropout_rate": self.dropout_rate,
+            "activation": keras.activations.serialize(self.activation),
+            "labels": self.labels,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("backbone", "preprocessor"):
+            if isinstance(config.get(key), dict):
+                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+        return cls(**config)
+
+
+def _sort_overrides(cls, overrides):
+    """Who takes which override: (classifier's, backbone's, converter's)."""
+    converter_names = ("crop_ratio", "interpolation", "mean", "std")
+    classifier_names = [name for name in argument_names(cls) if name != "backbone"]
+    backbone_names = [name for name in argument_names(DeiTBackbone) if name not in classifier_names or name == "dtype"]
+    check_overrides(overrides, {*classifier_names, *backbone_names, *converter_names})
+    return (
+        {key: value for key, value in overrides.items() if key in classifier_names},
+        {key: value for key, value in overrides.items() if key in backbone_names},
+        {key: value for key, value in overrides.items() if key in converter_names},
+    )
+
+
+def _preprocessor(config, backbone, for_backbone, for_converter):
+    """The preset's preprocessor, at the backbone's image size."""
+    if config is None:
+        if for_converter:
+            raise ValueError(
+                f"The preset has no preprocessor to override. Give `preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
+            )
+        return None
+    preprocessor = keras.saving.deserialize_keras_object(config)
+    changes = dict(for_converter)
+    if "image_shape" in for_backbone or "data_format" in for_backbone:
+        channels_first = backbone.data_format == "channels_first"
+        changes["image_size"] = backbone.image_shape[1:] if channels_first else backbone.image_shape[:2]
+        changes["data_format"] = backbone.data_format
+    if not changes:
+        return preprocessor
+    if not isinstance(preprocessor, DeiTImageConverter):
+        raise ValueError(
+            f"The preset's preprocessor is a {type(preprocessor).__name__}, which cannot follow {changes}. "
+            "Give `preprocessor=` as well."
+        )
+    return DeiTImageConverter.from_config({**preprocessor.get_config(), **changes})

@@ -1,0 +1,159 @@
+"""Raw images into `fit`, `evaluate` and `predict`: the preprocessor runs on each batch before the model sees it."""
+
+import keras
+import numpy as np
+
+
+class RawImageInputs:
+    """Mixed into a model with a `preprocessor`: its training and prediction methods take raw images.
+
+    Arrays, `tf.data` and `keras.utils.PyDataset` are taken. With `preprocessor=None` the methods are those of `keras.Model`.
+    """
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        validation_split=0.0,
+        validation_data=None,
+        shuffle=True,
+        class_weight=None,
+        sample_weight=None,
+        **kwargs,
+    ):
+        if self.preprocessor is not None:
+            if validation_split and validation_data is None:
+                (x, y, sample_weight), validation_data = _split(validation_split, x, y, sample_weight)
+                validation_split = 0.0
+            if validation_data is not None:
+                validation_batch_size = kwargs.get("validation_batch_size") or batch_size
+                if isinstance(validation_data, (tuple, list)):
+                    validation_data = self._convert(*validation_data, batch_size=validation_batch_size)
+                else:
+                    validation_data = self._convert(validation_data)
+            x = self._convert(x, y, sample_weight, batch_size, shuffle)
+            y = sample_weight = batch_size = None
+        return super().fit(
+            x,
+            y,
+            batch_size=batch_size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=callbacks,
+            validation_split=validation_split,
+            validation_data=validation_data,
+            shuffle=shuffle,
+            class_weight=class_weight,
+            sample_weight=sample_weight,
+            **kwargs,
+        )
+
+    def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs):
+        # With this keyword, `fit` hands on its validation data, which are converted already.
+        if self.preprocessor is not None and "_use_cached_eval_dataset" not in kwargs:
+            x = self._convert(x, y, sample_weight, batch_size)
+            y = sample_weight = batch_size = None
+        return super().evaluate(x, y, batch_size=batch_size, verbose=verbose, sample_weight=sample_weight, **kwargs)
+
+    def predict(self, x, batch_size=None, **kwargs):
+        if self.preprocessor is not None:
+            x, batch_size = self._convert(x, batch_size=batch_size), None
+        return super().predict(x, batch_size=batch_size, **kwargs)
+
+    def train_on_batch(self, x, *args, **kwargs):
+        return super().train_on_batch(self._convert_images(x), *args, **kwargs)
+
+    def test_on_batch(self, x, *args, **kwargs):
+        return super().test_on_batch(self._convert_images(x), *args, **kwargs)
+
+    def predict_on_batch(self, x):
+        return super().predict_on_batch(self._convert_images(x))
+
+    def _convert_images(self, images):
+        return images if self.preprocessor is None else self.preprocessor(images)
+
+    def _convert(self, data, y=None, sample_weight=None, batch_size=None, shuffle=False):
+        """Images and what goes with them as one dataset that yields converted batches."""
+        if hasattr(data, "element_spec"):  # a tf.data.Dataset, told without importing TensorFlow
+            return data.map(lambda *batch: _convert_batch(self.preprocessor, batch), num_parallel_calls=-1).prefetch(-1)
+        if isinstance(data, keras.utils.PyDataset):
+            return _ConvertedDataset(data, self.preprocessor)
+        if hasattr(data, "shape"):
+            return _ConvertedArrays(self.preprocessor, data, y, sample_weight, batch_size or 32, shuffle)
+        raise TypeError(
+            "With a preprocessor attached, images come as an array, a tf.data.Dataset or a keras.utils.PyDataset. For anything "
+            "else, call `preprocessor(images)` in your own pipeline and use a classifier with `preprocessor=None`. "
+            f"Received: {type(data).__name__}"
+        )
+
+
+def _convert_batch(preprocessor, batch):
+    images, *rest = batch
+    images = preprocessor(images)
+    return (images, *rest) if rest else images
+
+
+def _split(validation_split, *arrays):
+    """The first samples of each array, and the last `validation_split` of them, as Keras splits."""
+    num_training = int(len(arrays[0]) * (1 - validation_split))
+    return _map(lambda array: array[:num_training], arrays), _map(lambda array: array[num_training:], arrays)
+
+
+def _map(function, arrays):
+    """`function` of each array in a structure that may hold `None`."""
+    return keras.tree.map_structure(lambda array: None if array is None else function(array), arrays)
+
+
+class _ConvertedDataset(keras.utils.PyDataset):
+    def __init__(self, dataset, preprocessor):
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self._dataset = dataset
+        self._preprocessor = preprocessor
+
+    @property
+    def num_batches(self):
+        return self._dataset.num_batches
+
+    def __getitem__(self, index):
+        batch = self._dataset[index]
+        return _convert_batch(self._preprocessor, batch if isinstance(batch, tuple) else (batch,))
+
+    def on_epoch_begin(self):
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._dataset.on_epoch_end()
+
+
+class _ConvertedArrays(keras.utils.PyDataset):
+    """Batches of arrays, converted as they are read: all at once, thousands of photographs would not fit in memory."""
+
+    def __init__(self, preprocessor, images, y, sample_weight, batch_size, shuffle):
+        super().__init__()
+        self._arrays = _map(_to_numpy, (images, y, sample_weight))
+        self._preprocessor = preprocessor
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._order = np.arange(len(images))
+
+    @property
+    def num_batches(self):
+        return -(-len(self._order) // self._batch_size)
+
+    def __getitem__(self, index):
+        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        images, y, sample_weight = _map(lambda array: array[rows], self._arrays)
+        images = keras.ops.convert_to_numpy(self._preprocessor(images))
+        return tuple(part for part in (images, y, sample_weight) if part is not None)
+
+    def on_epoch_begin(self):
+        if self._shuffle:
+            self._order = np.random.permutation(self._order)
+
+
+def _to_numpy(array):
+    return keras.ops.convert_to_numpy(array) if keras.ops.is_tensor(array) else np.asarray(array)

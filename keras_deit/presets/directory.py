@@ -1,0 +1,164 @@
+"""A preset as a directory of plain files.
+
+    config.json            the backbone's arguments
+    model.weights.h5       its weights
+    task.json              the classifier's own arguments
+    task.weights.h5        the weights of its head, apart, so that another head can take its place
+    preprocessor.json      what turns raw images into the model's input
+    labels.json            the names of the classes
+    metadata.json          versions, and each weights file's checksum and variables
+
+A backbone alone has the first two and the last.
+"""
+
+import inspect
+import json
+import pathlib
+
+import keras
+
+from keras_deit.presets import weights
+from keras_deit.presets.atomic import atomic_directory
+
+CONFIG = "config.json"
+WEIGHTS = "model.weights.h5"
+TASK = "task.json"
+TASK_WEIGHTS = "task.weights.h5"
+PREPROCESSOR = "preprocessor.json"
+LABELS = "labels.json"
+METADATA = "metadata.json"
+FILES = (CONFIG, WEIGHTS, TASK, TASK_WEIGHTS, PREPROCESSOR, LABELS, METADATA)
+
+FORMAT = 1
+
+
+def write_preset(directory, backbone, task_config=None, head=None, preprocessor=None, labels=None):
+    """Writes a preset directory, whole or not at all.
+
+    Args:
+        directory: path. A preset that is there is replaced; anything else is refused.
+        backbone: the backbone model.
+        task_config: dict, the classifier's own arguments; `None` for a backbone alone.
+        head: model of the classifier's layers after the backbone.
+        preprocessor: Keras layer or `None`.
+        labels: sequence of strings or `None`.
+    """
+    with atomic_directory(directory, replaceable=FILES) as folder:
+        files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
+        _write_json(folder / CONFIG, _class_and_config(backbone))
+        if task_config is not None:
+            files[TASK_WEIGHTS] = weights.save_weights(head, folder / TASK_WEIGHTS)
+            _write_json(folder / TASK, task_config)
+        if preprocessor is not None:
+            _write_json(folder / PREPROCESSOR, keras.saving.serialize_keras_object(preprocessor))
+        if labels is not None:
+            _write_json(folder / LABELS, list(labels))
+        _write_json(folder / METADATA, {"format": FORMAT, "keras_version": keras.__version__, "weights": files})
+
+
+class PresetDirectory:
+    """Reads what `write_preset` wrote, and says what is wrong with it."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        if not (self.path / CONFIG).is_file() or not (self.path / METADATA).is_file():
+            raise ValueError(
+                f"{self.path} is not a preset: a preset is a directory with {CONFIG} and {METADATA}, as `save_to_preset` writes it. "
+                f"Found: {self._listing()}"
+            )
+        metadata = self._read(METADATA)
+        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or "weights" not in metadata:
+            raise ValueError(
+                f"{self.path / METADATA} must be of format {FORMAT} and list the weights. "
+                "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
+            )
+        self._weights = metadata["weights"]
+
+    def backbone_config(self, cls):
+        content = self._read(CONFIG)
+        name = keras.saving.get_registered_name(cls)
+        if not isinstance(content, dict) or content.get("class_name") != name or "config" not in content:
+            raise ValueError(
+                f"{self.path / CONFIG} must hold the `config` of a {name}. Received: "
+                f"{content.get('class_name') if isinstance(content, dict) else content!r}"
+            )
+        _check_arguments(content["config"], cls, self.path / CONFIG)
+        return content["config"]
+
+    def task_config(self, cls, given_apart):
+        """The classifier's own arguments, or `None`. `given_apart`: arguments of `cls` that are not in this file."""
+        config = self._read(TASK)
+        if config is not None:
+            _check_arguments(config, cls, self.path / TASK, given_apart)
+        return config
+
+    def preprocessor_config(self):
+        """The serialized preprocessor, or `None`."""
+        config = self._read(PREPROCESSOR)
+        if config is not None and not (isinstance(config, dict) and isinstance(config.get("config"), dict)):
+            raise ValueError(f"{self.path / PREPROCESSOR} must hold a serialized Keras layer. Received: {config!r}")
+        return config
+
+    def labels(self, num_classes):
+        labels = self._read(LABELS)
+        if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
+            count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
+            raise ValueError(
+                f"{self.path / LABELS} must list one label for each of the {num_classes} classes in {TASK}. "
+                f"Received: {count}. Correct the list, or delete the file to do without labels."
+            )
+        return labels
+
+    def load_backbone(self, model):
+        self._load(model, WEIGHTS)
+
+    def load_head(self, model):
+        self._load(model, TASK_WEIGHTS)
+
+    def _load(self, model, name):
+        entry = self._weights.get(name)
+        if not isinstance(entry, dict) or not {"sha256", "variables"} <= set(entry):
+            raise ValueError(f"{self.path / METADATA} has no checksum and variables for {name}. Save the preset again.")
+        weights.load_weights(model, self.path / name, entry)
+
+    def _read(self, name):
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not valid JSON: {error}. Restore it, or save the preset again.") from error
+
+    def _listing(self):
+        if not self.path.exists():
+            return "no such directory"
+        if not self.path.is_dir():
+            return "a file"
+        return ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8]) or "an empty directory"
+
+
+def _class_and_config(model):
+    return {"class_name": keras.saving.get_registered_name(type(model)), "config": model.get_config()}
+
+
+def _write_json(file, content):
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_arguments(config, cls, file, given_apart=()):
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold the arguments of {cls.__name__}. Received: {config!r}")
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+        if name != "self" and name not in given_apart
+    }
+    unknown = sorted(set(config) - set(parameters))
+    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in config]
+    if unknown or missing:
+        raise ValueError(
+            f"{file} does not hold the arguments of {cls.__name__}. "
+            f"Missing: {', '.join(missing) or 'none'}. Unknown: {', '.join(unknown) or 'none'}. "
+            "Correct the file, or save the preset again."
+        )

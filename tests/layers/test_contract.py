@@ -1,0 +1,225 @@
+"""What every public layer keeps, one declarative case each."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_deit
+from keras_deit import layers
+from tests.conftest import BACKEND
+from tests.helpers import numpy, randomize, same_arrays
+from tests.witness import weights_of
+
+TOKENS = (5, 8)
+CASES = {
+    "patch_embedding": (layers.PatchEmbedding, {"hidden_dim": 8, "patch_size": (2, 4)}, (6, 8, 3)),
+    "patch_embedding_channels_first": (
+        layers.PatchEmbedding,
+        {"hidden_dim": 8, "patch_size": 2, "data_format": "channels_first"},
+        (3, 6, 8),
+    ),
+    "token_position_embedding": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 2, "grid_size": (1, 5), "dropout_rate": 0.5},
+        TOKENS,
+    ),
+    "token_position_embedding_patches": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 1, "grid_size": (5, 1), "position_scope": "patches"},
+        TOKENS,
+    ),
+    "token_position_embedding_bare": (layers.TokenPositionEmbedding, {"num_prefix_tokens": 0, "grid_size": (5, 1)}, TOKENS),
+    "attention": (
+        layers.MultiHeadSelfAttention,
+        {"num_heads": 2, "dropout_rate": 0.5, "attention_dropout_rate": 0.5},
+        TOKENS,
+    ),
+    "attention_without_bias": (layers.MultiHeadSelfAttention, {"num_heads": 2, "use_bias": False}, TOKENS),
+    "mlp": (layers.MLP, {"intermediate_dim": 12, "dropout_rate": 0.5}, TOKENS),
+    "mlp_relu": (layers.MLP, {"intermediate_dim": 12, "activation": "relu"}, TOKENS),
+    "layer_scale": (layers.LayerScale, {"init_value": 0.5}, TOKENS),
+    "drop_path": (layers.DropPath, {"rate": 0.5}, TOKENS),
+    "block": (layers.TransformerBlock, {"num_heads": 2, "intermediate_dim": 12}, TOKENS),
+    "block_with_all": (
+        layers.TransformerBlock,
+        {
+            "num_heads": 2,
+            "intermediate_dim": 12,
+            "dropout_rate": 0.5,
+            "attention_dropout_rate": 0.5,
+            "drop_path_rate": 0.5,
+            "layer_scale_init_value": 0.1,
+            "layer_norm_epsilon": 1e-5,
+        },
+        TOKENS,
+    ),
+    "distillation_head": (layers.DistillationHead, {"num_classes": 3}, TOKENS),
+}
+RANDOM = [name for name, (_, kwargs, _) in CASES.items() if any("rate" in key for key in kwargs)]
+TRAINABLE = [name for name in CASES if name != "drop_path"]
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+def make(case, **kwargs):
+    cls, arguments, shape = case
+    return cls(**arguments, **kwargs), shape
+
+
+def inputs_for(shape, rng, batch=3):
+    return rng.normal(size=(batch, *shape)).astype("float32")
+
+
+def test_every_public_layer_is_here():
+    public = {getattr(layers, name) for name in layers.__all__ if inspect.isclass(getattr(layers, name))}
+    # The converter has no weights and takes raw images: test_deit_image_converter.py holds it.
+    assert {cls for cls, _, _ in CASES.values()} == public - {layers.DeiTImageConverter}
+
+
+@pytest.mark.parametrize("name", layers.__all__)
+def test_is_registered_and_documented(name):
+    public = getattr(layers, name)
+    assert keras.saving.get_registered_name(public) == f"keras_deit>{name}"
+    assert public.__doc__ and "Reference" in public.__doc__
+
+
+def test_config_is_the_arguments(case):
+    layer, _ = make(case)
+    arguments = {name for name in inspect.signature(type(layer).__init__).parameters if name not in ("self", "kwargs")}
+    assert set(layer.get_config()) == arguments | {"name", "trainable", "dtype"}
+
+
+def test_config_round_trip_before_and_after_build(case, rng):
+    layer, shape = make(case, name="mine", dtype="mixed_bfloat16")
+    for _ in range(2):
+        config = json.loads(json.dumps(layer.get_config()))
+        twin = type(layer).from_config(config)
+        assert json.loads(json.dumps(twin.get_config())) == config
+        assert twin.dtype_policy.name == "mixed_bfloat16"
+        layer(inputs_for(shape, rng))
+
+
+def test_builds_by_shape_by_symbol_and_by_value_alike(case, rng):
+    (by_shape, shape), (by_symbol, _), (by_value, _) = make(case), make(case), make(case)
+    x = inputs_for(shape, rng)
+    by_shape.build((None, *shape))
+    symbol = by_symbol(keras.Input(shape))
+    value = by_value(x)
+    assert [tuple(v.shape) for v in by_shape.weights] == [tuple(v.shape) for v in by_value.weights]
+    assert [tuple(v.shape) for v in by_symbol.weights] == [tuple(v.shape) for v in by_value.weights]
+    for symbolic, eager in zip(keras.tree.flatten(symbol), keras.tree.flatten(value)):
+        assert symbolic.shape[0] is None
+        assert tuple(symbolic.shape[1:]) == tuple(eager.shape[1:])
+    expected = by_shape.compute_output_shape((3, *shape))
+    expected = expected if isinstance(expected[0], tuple) else (expected,)
+    assert [tuple(part.shape) for part in keras.tree.flatten(value)] == list(expected)
+
+
+def test_one_batch_of_three_is_three_batches_of_one(case, rng):
+    layer, shape = make(case)
+    x = inputs_for(shape, rng)
+    randomize_built(layer, x, rng)
+    together = keras.tree.flatten(layer(x))
+    alone = [keras.tree.flatten(layer(x[i : i + 1])) for i in range(3)]
+    for part, parts in zip(together, zip(*alone)):
+        np.testing.assert_allclose(numpy(part), np.concatenate([numpy(p) for p in parts]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_randomness_is_for_training_alone_and_follows_the_seed(name, rng):
+    outputs = []
+    for _ in range(2):
+        keras.utils.set_random_seed(7)
+        layer, shape = make(CASES[name])
+        x = inputs_for(shape, np.random.default_rng(2), batch=32)
+        outputs.append((layer(x), layer(x, training=False), layer(x, training=True), layer(x, training=True)))
+    default, inference, training, next_training = outputs[0]
+    same_arrays(default, inference)
+    assert not np.array_equal(numpy(training), numpy(inference))
+    assert not np.array_equal(numpy(training), numpy(next_training))
+    same_arrays(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_a_training_step_is_finite_and_reaches_every_weight(name, policy, rng):
+    layer, shape = make(CASES[name], dtype=policy)
+    x = inputs_for(shape, rng, batch=16)
+    model = functional(layer, shape)
+    before = [numpy(v) for v in layer.trainable_variables]
+    assert before
+    y = rng.normal(size=(16, 1)).astype("float32")
+    # Steps large enough to show in bfloat16's 8 bits.
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=BACKEND != "torch")
+    loss = model.train_on_batch(x, y)
+    assert np.isfinite(loss)
+    for variable, old in zip(layer.trainable_variables, before):
+        new = numpy(variable)
+        assert np.isfinite(new.astype("float32")).all()
+        assert not np.array_equal(new, old), f"{variable.path} got no gradient"
+
+
+def test_tensors_inside_stay_at_rank_4(case, rng):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        layer, shape = make(case)
+        layer.build((None, *shape))
+        graph = tf.function(layer).get_concrete_function(tf.TensorSpec((None, *shape))).graph
+        ranks = [t.shape.rank for op in graph.get_operations() for t in op.outputs if t.shape.rank is not None]
+        assert max(ranks) <= 4
+    else:
+        # The expressions are the same on every backend; TensorFlow's graph shows them.
+        ranks = [len(v.shape) for v in make(case)[0].weights]
+        assert all(rank <= 4 for rank in ranks)
+
+
+def functional(layer, shape):
+    """A user's own model of our layer and Keras' layers, with one output."""
+    inputs = keras.Input(shape)
+    x = layer(inputs)
+    parts = [keras.layers.Flatten()(part) for part in keras.tree.flatten(x)]
+    x = parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
+
+
+def randomize_built(layer, x, rng):
+    layer(x)
+    return randomize(layer, rng)
+
+
+def test_saved_models_load_bit_equal_in_a_process_with_keras_deit_alone(tmp_path, rng):
+    for name in CASES:
+        layer, shape = make(CASES[name], name=name)
+        model, x = functional(layer, shape), inputs_for(shape, rng)
+        model.save(tmp_path / f"{name}.keras")
+        np.savez(tmp_path / f"{name}.npz", x=x, y=numpy(model.predict(x, verbose=0)))
+    script = """
+import pathlib, sys
+import keras, numpy as np
+import keras_deit
+for file in sorted(pathlib.Path(sys.argv[1]).glob("*.keras")):
+    data = np.load(file.with_suffix(".npz"))
+    outputs = keras.saving.load_model(file).predict(data["x"], verbose=0)
+    assert np.array_equal(outputs, data["y"]), f"{file.stem}: {abs(outputs - data['y']).max()}"
+    print(file.stem)
+"""
+    root = os.path.dirname(os.path.dirname(keras_deit.__file__))
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+        timeout=180,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == sorted(CASES)
