@@ -19,8 +19,8 @@ import keras_deit
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output", "digits_preset", "Directory of the trained preset.")
-flags.DEFINE_integer("epochs", 150, "Epochs of the student.", lower_bound=1)
-flags.DEFINE_integer("teacher_epochs", 60, "Epochs of the teacher.", lower_bound=1)
+flags.DEFINE_integer("epochs", 200, "Epochs of the student.", lower_bound=1)
+flags.DEFINE_integer("teacher_epochs", 40, "Epochs of the teacher.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
 flags.DEFINE_bool("validate", False, "Train on the first 1150 and score on the next 287; the 360 stay unseen.")
 
@@ -102,7 +102,7 @@ def optimizer(learning_rate, epochs, num_batches, weight_decay):
     schedule = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0, decay_steps=max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, clipnorm=1.0)
+    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, clipnorm=1.0, use_ema=True, ema_momentum=0.99)
 
 
 def train_teacher(images, labels, epochs):
@@ -119,7 +119,7 @@ def distil(teacher, images, labels, epochs):
     two_heads = keras.Model(student.input, student.token_logits)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     two_heads.compile(
-        optimizer(1e-3, epochs, len(digits), weight_decay=0.05),
+        optimizer(2e-3, epochs, len(digits), weight_decay=0.05),
         loss={"class": loss, "distillation": loss},
         loss_weights={"class": 0.5, "distillation": 0.5},
         metrics={"class": ["accuracy"], "distillation": ["accuracy"]},

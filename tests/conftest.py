@@ -8,7 +8,6 @@ BACKEND = keras.backend.backend()
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Every test starts from the same seed, float32 and channels_last, and leaves them so."""
-    keras.utils.clear_session()
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy("float32")
     yield

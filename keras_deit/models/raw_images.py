@@ -37,6 +37,8 @@ class RawImageInputs:
                     validation_data = self._convert(validation_data)
             x = self._convert(x, y, sample_weight, batch_size, shuffle)
             y = sample_weight = batch_size = None
+            # Arrays are shuffled in the conversion, and tf.data shuffles itself.
+            shuffle = shuffle and isinstance(x, _ConvertedDataset)
         return super().fit(
             x,
             y,

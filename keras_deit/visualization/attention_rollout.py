@@ -12,7 +12,7 @@ def attention_rollout(scores, num_prefix_tokens, grid_size):
 
     Args:
         scores: `{"block_0": (batch, num_heads, tokens, tokens), ...}` from the first block to the last, as
-            `keras.Model(backbone.input, backbone.attention_scores)` gives it, or a list of such arrays.
+            `keras.Model(backbone.input, backbone.attention_scores)` gives it, or a list of such arrays in that order.
         num_prefix_tokens: int. `backbone.num_prefix_tokens`; the first token is the class token.
         grid_size: (rows, columns). `backbone.grid_size`.
 
@@ -24,17 +24,19 @@ def attention_rollout(scores, num_prefix_tokens, grid_size):
 
     Reference: [Abnar & Zuidema, 2020](https://arxiv.org/abs/2005.00928).
     """
-    layers = list(scores.values()) if isinstance(scores, dict) else list(scores)
+    if isinstance(scores, dict):
+        # JAX returns dicts with sorted keys, "block_10" before "block_2".
+        scores = [scores[f"block_{index}"] for index in range(len(scores))]
     num_tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
-    if not layers or any(len(layer.shape) != 4 or layer.shape[-1] != num_tokens for layer in layers):
+    if not scores or any(len(block.shape) != 4 or block.shape[-1] != num_tokens for block in scores):
         raise ValueError(
             f"`scores` must have, for each block, an array (batch, num_heads, {num_tokens}, {num_tokens}): "
             f"{num_prefix_tokens} prefix tokens and {grid_size[0]} x {grid_size[1]} patches. "
-            f"Received: {[tuple(layer.shape) for layer in layers]}"
+            f"Received: {[tuple(block.shape) for block in scores]}"
         )
     rollout = None
-    for layer in layers:
-        attention = keras.ops.convert_to_numpy(layer).astype("float64").mean(axis=1)  # (B, T, T)
+    for block in scores:
+        attention = keras.ops.convert_to_numpy(block).astype("float64").mean(axis=1)  # (B, T, T)
         attention = (attention + np.eye(num_tokens)) / 2
         attention /= attention.sum(axis=-1, keepdims=True)
         rollout = attention if rollout is None else attention @ rollout

@@ -1,0 +1,169 @@
+"""Each layer against the NumPy float64 witness, and what must not depend on how it is computed."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deit import layers
+from tests import witness
+from tests.helpers import numpy, randomize
+
+TOLERANCE = 1e-5
+
+
+def tokens(rng, batch=3, length=5, dim=8):
+    return rng.normal(size=(batch, length, dim)).astype("float32")
+
+
+def built(layer, x, rng):
+    layer(x)
+    return randomize(layer, rng)
+
+
+@pytest.mark.parametrize("patch_size", [2, (3, 2), (2, 4)])
+@pytest.mark.parametrize("channels", [1, 3, 10])
+def test_patch_embedding(patch_size, channels, rng):
+    x = rng.normal(size=(2, 6, 8, channels)).astype("float32")
+    layer = built(layers.PatchEmbedding(5, patch_size), x, rng)
+    expected = witness.patch_embedding(x.astype("float64"), witness.weights_of(layer), layer.patch_size)
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
+
+
+def test_patch_embedding_channels_first_is_channels_last_transposed(rng):
+    x = rng.normal(size=(2, 6, 8, 3)).astype("float32")
+    last = built(layers.PatchEmbedding(5, (3, 2), data_format="channels_last"), x, rng)
+    first = layers.PatchEmbedding(5, (3, 2), data_format="channels_first")
+    first.build((None, 3, 6, 8))
+    first.set_weights(last.get_weights())
+    np.testing.assert_array_equal(numpy(first(x.transpose(0, 3, 1, 2))), numpy(last(x)))
+
+
+@pytest.mark.parametrize("position_scope", ["all", "patches"])
+@pytest.mark.parametrize("num_prefix_tokens", [1, 2])
+def test_token_position_embedding(num_prefix_tokens, position_scope, rng):
+    x = tokens(rng, length=6)
+    layer = built(layers.TokenPositionEmbedding(num_prefix_tokens, (2, 3), position_scope), x, rng)
+    expected = witness.token_position_embedding(x.astype("float64"), witness.weights_of(layer), position_scope)
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_attention_and_its_scores(num_heads, use_bias, rng):
+    x = tokens(rng)
+    layer = built(layers.MultiHeadSelfAttention(num_heads, use_bias=use_bias), x, rng)
+    outputs, scores = witness.attention(x.astype("float64"), witness.weights_of(layer), num_heads)
+    np.testing.assert_allclose(numpy(layer(x)), outputs, atol=TOLERANCE)
+    with_scores = layer(x, return_attention_scores=True)
+    np.testing.assert_allclose(numpy(with_scores[0]), outputs, atol=TOLERANCE)
+    np.testing.assert_allclose(numpy(with_scores[1]), scores, atol=TOLERANCE)
+    assert numpy(with_scores[1]).shape == (3, num_heads, 5, 5)
+    np.testing.assert_allclose(numpy(with_scores[1]).sum(axis=-1), 1.0, atol=TOLERANCE)
+
+
+def test_attention_dropout_leaves_the_returned_scores_whole(rng):
+    """The scores are those of the softmax: dropout acts on what they weigh, as in keras.layers.MultiHeadAttention."""
+    x = tokens(rng)
+    layer = built(layers.MultiHeadSelfAttention(2, attention_dropout_rate=0.9), x, rng)
+    outputs, scores = layer(x, training=True, return_attention_scores=True)
+    np.testing.assert_allclose(numpy(scores).sum(axis=-1), 1.0, atol=TOLERANCE)
+    assert not np.allclose(numpy(outputs), numpy(layer(x)))
+
+
+def test_mlp(rng):
+    x = tokens(rng)
+    layer = built(layers.MLP(12), x, rng)
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.mlp(x.astype("float64"), witness.weights_of(layer)), atol=TOLERANCE
+    )
+
+
+def test_gelu_is_keras_exact_gelu():
+    x = np.linspace(-6, 6, 241).astype("float32")
+    np.testing.assert_allclose(numpy(layers.gelu(x)), numpy(keras.activations.gelu(x)), atol=1e-6)
+    np.testing.assert_allclose(numpy(layers.gelu(x)), witness.gelu(x.astype("float64")), atol=1e-6)
+
+
+def test_mlp_takes_any_activation(rng):
+    x = tokens(rng)
+    layer = built(layers.MLP(12, activation="relu"), x, rng)
+    weights = witness.weights_of(layer)
+    hidden = np.maximum(witness.dense(x, witness.under(weights, "intermediate")), 0)
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.dense(hidden, witness.under(weights, "projection")), atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("layer_scale_init_value", [None, 0.1])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-2])
+def test_block(epsilon, layer_scale_init_value, rng):
+    x = tokens(rng)
+    layer = layers.TransformerBlock(
+        4, 12, layer_scale_init_value=layer_scale_init_value, layer_norm_epsilon=epsilon, name="block"
+    )
+    built(layer, x, rng)
+    outputs, scores = witness.block(x.astype("float64"), witness.weights_of(layer), 4, epsilon)
+    np.testing.assert_allclose(numpy(layer(x)), outputs, atol=TOLERANCE)
+    with_scores = layer(x, return_attention_scores=True)
+    np.testing.assert_allclose(numpy(with_scores[0]), outputs, atol=TOLERANCE)
+    np.testing.assert_allclose(numpy(with_scores[1]), scores, atol=TOLERANCE)
+
+
+def test_distillation_head_reads_each_token_with_its_own_head(rng):
+    x = tokens(rng)
+    layer = built(layers.DistillationHead(3), x, rng)
+    weights = witness.weights_of(layer)
+    class_logits, distillation_logits = layer(x)
+    np.testing.assert_allclose(
+        numpy(class_logits), witness.dense(x[:, 0], witness.under(weights, "class_head")), atol=TOLERANCE
+    )
+    np.testing.assert_allclose(
+        numpy(distillation_logits), witness.dense(x[:, 1], witness.under(weights, "distillation_head")), atol=TOLERANCE
+    )
+
+
+def test_drop_path_by_its_value_set():
+    """One decision for a sample: all of it is 0 or x / (1 - rate), and the kept fraction is within 4 sigma."""
+    rate, batch = 0.3, 4000
+    x = np.ones((batch, 2, 3), "float32")
+    y = numpy(layers.DropPath(rate, seed=3)(x, training=True))
+    kept = y[:, 0, 0] != 0
+    np.testing.assert_allclose(y, np.where(kept[:, None, None], x / (1 - rate), 0.0), rtol=1e-6)
+    assert abs(kept.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / batch)
+
+
+@pytest.mark.parametrize("shape", [(32,), (32, 3), (32, 2, 3, 4)])
+def test_drop_path_takes_any_rank(shape):
+    y = numpy(layers.DropPath(0.5, seed=3)(np.ones(shape, "float32"), training=True)).reshape(32, -1)
+    assert set(np.unique(y)) == {0.0, 2.0}
+    assert (y == y[:, :1]).all()
+
+
+def test_drop_path_repeats_its_masks_with_its_seed():
+    x = np.ones((64, 2), "float32")
+    first, second = layers.DropPath(0.5, seed=9), layers.DropPath(0.5, seed=9)
+    for _ in range(2):
+        np.testing.assert_array_equal(numpy(first(x, training=True)), numpy(second(x, training=True)))
+
+
+def test_initialization_is_that_of_deit():
+    """Truncated normal of 0.02 (0.88 of it after truncation at two sigma) for kernels, tokens, positions; zero biases."""
+    block = layers.TransformerBlock(8, 256)
+    block.build((None, 10, 64))
+    embedding = layers.TokenPositionEmbedding(2, (40, 50))
+    embedding.build((None, 2000, 64))
+    patches = layers.PatchEmbedding(64, 16)
+    patches.build((None, 32, 32, 3))
+    for layer in (block, embedding, patches):
+        for variable in layer.weights:
+            values, name = numpy(variable), variable.path.rsplit("/", 1)[-1]
+            if name in ("bias", "beta"):
+                assert (values == 0).all(), variable.path
+            elif name == "gamma":
+                assert (values == 1).all(), variable.path
+            else:
+                assert abs(values).max() <= 0.04 + 1e-6, variable.path
+                assert values.std() == pytest.approx(0.02 * 0.88, rel=0.15), variable.path
+    kernels = [numpy(v) for v in block.weights if v.shape == (64, 256)]
+    assert len(kernels) == 1
+    assert not np.array_equal(numpy(patches.weights[0])[:64], numpy(block.attention.projection.kernel))

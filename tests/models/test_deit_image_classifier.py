@@ -1,0 +1,277 @@
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deit.layers import DeiTImageConverter
+from keras_deit.models import DeiTImageClassifier
+from tests import witness
+from tests.conftest import BACKEND
+from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone, tiny_classifier
+
+# Compilation is tested once; elsewhere it would take most of the time.
+LOSS = {
+    "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    "metrics": ["accuracy"],
+    "jit_compile": False,
+}
+
+
+def test_distilled_output_is_the_mean_of_the_heads(rng):
+    classifier = randomize(tiny_classifier(), rng)
+    x = images(rng)
+    heads = keras.Model(classifier.input, classifier.token_logits)(x)
+    tokens = numpy(classifier.backbone(x)).astype("float64")
+    weights = witness.weights_of(classifier)
+    for index, name in enumerate(("class", "distillation")):
+        expected = witness.dense(tokens[:, index], witness.under(weights, f"head/{name}_head"))
+        np.testing.assert_allclose(numpy(heads[name]), expected, atol=1e-5)
+    mean = (numpy(heads["class"]) + numpy(heads["distillation"])) / 2
+    np.testing.assert_allclose(numpy(classifier(x)), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_plain_classifier_reads_the_class_token_or_the_mean_of_the_patches(pooling, rng):
+    classifier = randomize(tiny_classifier({"use_distillation_token": False}, pooling=pooling), rng)
+    x = images(rng)
+    tokens = numpy(classifier.backbone(x)).astype("float64")
+    pooled = tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(axis=1)
+    expected = witness.dense(pooled, witness.under(witness.weights_of(classifier), "head"))
+    np.testing.assert_allclose(numpy(classifier(x)), expected, atol=1e-5)
+    with pytest.raises(AttributeError, match="`token_logits` needs two heads"):
+        classifier.token_logits  # noqa: B018
+
+
+def test_activation_is_applied_to_the_logits(rng):
+    classifier = randomize(tiny_classifier(activation="softmax"), rng)
+    logits = keras.Model(classifier.input, classifier.token_logits)(images(rng := np.random.default_rng(3)))
+    mean = (numpy(logits["class"]) + numpy(logits["distillation"])) / 2
+    np.testing.assert_allclose(numpy(classifier(images(np.random.default_rng(3)))), witness.softmax(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_head_dropout_acts_in_training_alone(distilled, rng):
+    """KerasHub's DeiT builds this layer and never calls it."""
+    classifier = randomize(tiny_classifier({"use_distillation_token": distilled}, dropout_rate=0.5), rng)
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(classifier(x)), numpy(classifier(x, training=False)))
+    assert not np.allclose(numpy(classifier(x)), numpy(classifier(x, training=True)))
+
+
+def test_config_is_the_arguments_and_comes_back():
+    classifier = tiny_classifier({"drop_path_rate": 0.1}, dropout_rate=0.2, activation="softmax")
+    config = classifier.get_config()
+    assert set(config) == set(inspect.signature(DeiTImageClassifier.__init__).parameters) - {"self"}
+    config = json.loads(json.dumps(config))
+    twin = DeiTImageClassifier.from_config(config)
+    assert json.loads(json.dumps(twin.get_config())) == config
+
+
+def test_raw_arrays_in_fit_evaluate_and_predict(rng):
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 20), rng.integers(0, 5, 20)
+    weights = np.ones(20, "float32")
+    history = classifier.fit(x, y, batch_size=8, epochs=2, validation_split=0.2, sample_weight=weights, verbose=0)
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    history = classifier.fit(
+        x, y, batch_size=8, validation_data=(x[:6], y[:6]), class_weight={i: 1.0 for i in range(5)}, verbose=0
+    )
+    expected = classifier(classifier.preprocessor(x))
+    np.testing.assert_allclose(classifier.predict(x, batch_size=7, verbose=0), numpy(expected), atol=1e-5)
+    np.testing.assert_allclose(classifier.predict_on_batch(x), numpy(expected), atol=1e-5)
+    results = classifier.evaluate(x, y, batch_size=7, verbose=0, return_dict=True)
+    assert results["accuracy"] == pytest.approx((numpy(expected).argmax(-1) == y).mean())
+    assert classifier.test_on_batch(x, y, return_dict=True)["accuracy"] == pytest.approx(results["accuracy"])
+    # The last validation of `fit` was on the converted images, as `evaluate` sees them.
+    val = classifier.evaluate(x[:6], y[:6], verbose=0, return_dict=True)
+    assert history.history["val_loss"][-1] == pytest.approx(val["loss"], abs=1e-5)
+    assert np.isfinite(classifier.train_on_batch(x, y)[0])
+
+
+def test_raw_images_from_tf_data(rng):
+    import tensorflow as tf
+
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 10), rng.integers(0, 5, 10)
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    classifier.fit(dataset, validation_data=dataset, verbose=0)
+    from_arrays = classifier.predict(x, verbose=0)
+    np.testing.assert_allclose(classifier.predict(dataset, verbose=0), from_arrays, atol=1e-4)
+    images_alone = tf.data.Dataset.from_tensor_slices(x).batch(4)
+    np.testing.assert_allclose(classifier.predict(images_alone, verbose=0), from_arrays, atol=1e-4)
+    results = classifier.evaluate(dataset, verbose=0, return_dict=True)
+    assert results["accuracy"] == pytest.approx((from_arrays.argmax(-1) == y).mean())
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y, self.epochs = x, y, 0
+
+    @property
+    def num_batches(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.x[5 * index : 5 * index + 5], self.y[5 * index : 5 * index + 5]
+
+    def on_epoch_end(self):
+        self.epochs += 1
+
+
+def test_raw_images_from_a_py_dataset(rng):
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 10), rng.integers(0, 5, 10)
+    dataset = Batches(x, y)
+    classifier.fit(dataset, epochs=2, shuffle=False, verbose=0)
+    assert dataset.epochs >= 2
+    np.testing.assert_allclose(classifier.predict(dataset, verbose=0), classifier.predict(x, verbose=0), atol=1e-5)
+
+
+def test_arrays_are_read_in_a_new_order_each_epoch_and_labels_follow(rng):
+    classifier = tiny_classifier()
+    x = np.broadcast_to(np.arange(10, dtype="uint8")[:, None, None, None], (10, 20, 30, 3))
+    y = np.arange(10)
+    dataset = classifier._convert(x, y, None, 4, shuffle=True)
+    orders = []
+    for _ in range(3):
+        dataset.on_epoch_begin()
+        batches = [dataset[i] for i in range(dataset.num_batches)]
+        labels = np.concatenate([labels for _, labels in batches])
+        values = np.concatenate([images for images, _ in batches])[:, 0, 0, 0]
+        np.testing.assert_array_equal(labels[np.argsort(values)], y)
+        orders.append(labels.tolist())
+    assert sorted(orders[0]) == y.tolist()
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_a_source_that_cannot_be_converted(rng):
+    classifier = tiny_classifier()
+    with raises(
+        "With a preprocessor attached, images come as an array, a tf.data.Dataset or a keras.utils.PyDataset. For anything "
+        "else, call `preprocessor(images)` in your own pipeline and use a classifier with `preprocessor=None`. "
+        "Received: generator",
+        kind=TypeError,
+    ):
+        classifier.predict(x for x in raw_images(rng))
+
+
+def test_without_a_preprocessor_the_methods_are_those_of_keras(rng):
+    classifier = tiny_classifier(preprocessor=None)
+    classifier.compile("adam", **LOSS)
+    x, y = images(rng, 10), rng.integers(0, 5, 10)
+    classifier.fit(x, y, validation_split=0.2, verbose=0)
+    np.testing.assert_allclose(classifier.predict(x, verbose=0), numpy(classifier(x)), atol=1e-5)
+
+
+def test_saved_model_keeps_preprocessor_labels_and_bits(rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    x = raw_images(rng)
+    classifier.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    same_arrays(loaded.predict(x, verbose=0), classifier.predict(x, verbose=0))
+    assert loaded.labels == classifier.labels
+    assert loaded.preprocessor.get_config() == classifier.preprocessor.get_config()
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+def test_a_training_step_is_finite_and_compiled(policy, rng):
+    classifier = tiny_classifier({"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4})
+    # A warning that compilation fell back would be an error: setup.cfg.
+    classifier.compile("sgd", **{**LOSS, "jit_compile": BACKEND != "torch"})
+    loss, _ = classifier.train_on_batch(raw_images(rng, 8), rng.integers(0, 5, 8))
+    assert np.isfinite(loss)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_int8_works_saves_and_loads(rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    x = raw_images(rng, 16)
+    before = classifier.predict(x, verbose=0)
+    classifier.quantize("int8")
+    quantized = classifier.predict(x, verbose=0)
+    assert not np.array_equal(quantized, before)
+    np.testing.assert_allclose(quantized, before, atol=0.15 * abs(before).max())
+    assert str(classifier.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
+    classifier.save(tmp_path / "int8.keras")
+    same_arrays(keras.saving.load_model(tmp_path / "int8.keras").predict(x, verbose=0), quantized)
+    classifier.save_to_preset(tmp_path / "int8")
+    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "int8").predict(x, verbose=0), quantized)
+
+
+def test_lora_on_the_fused_qkv_trains_saves_and_loads(rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    x, y = raw_images(rng, 16), rng.integers(0, 5, 16)
+    for block in classifier.backbone.blocks:
+        block.attention.qkv.enable_lora(2)
+    kernel = numpy(classifier.backbone.blocks[0].attention.qkv._kernel)
+    classifier.compile(keras.optimizers.SGD(0.1), **LOSS)
+    before = classifier.predict(x, verbose=0)
+    classifier.fit(x, y, verbose=0)
+    np.testing.assert_array_equal(numpy(classifier.backbone.blocks[0].attention.qkv._kernel), kernel)
+    after = classifier.predict(x, verbose=0)
+    assert not np.allclose(after, before)
+    classifier.save(tmp_path / "lora.keras")
+    np.testing.assert_allclose(
+        keras.saving.load_model(tmp_path / "lora.keras").predict(x, verbose=0), after, atol=1e-5
+    )
+    classifier.save_to_preset(tmp_path / "lora")
+    np.testing.assert_allclose(
+        DeiTImageClassifier.from_preset(tmp_path / "lora").predict(x, verbose=0), after, atol=1e-5
+    )
+
+
+def test_decode_predictions():
+    classifier = tiny_classifier()
+    logits = np.array([[0.0, 1.0, 2.0, 3.0, 4.0], [4.0, 0.0, 4.0, 0.0, 0.0]])
+    first, second = classifier.decode_predictions(logits, top=2)
+    assert [label for label, _ in first] == ["eel", "dog"]
+    assert first[0][1] == pytest.approx(witness.softmax(logits)[0, 4])
+    assert [label for label, _ in second] == ["ant", "cat"]
+    assert len(classifier.decode_predictions(logits, top=9)[0]) == 5
+    [[(label, score)]] = tiny_classifier(activation="softmax").decode_predictions([[0.1, 0.2, 0.3, 0.4, 0.0]], top=1)
+    assert (label, score) == ("dog", pytest.approx(0.4))
+
+
+def test_errors():
+    with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
+        tiny_classifier(pooling="max")
+    with raises(
+        "With a distillation token the two heads read their tokens: use `pooling=\"token\"`, or a backbone with "
+        "`use_distillation_token=False`. Received: pooling='mean'"
+    ):
+        tiny_classifier(pooling="mean")
+    with raises("`num_classes` must be a positive integer. Received: num_classes=0"):
+        tiny_classifier(num_classes=0)
+    with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
+        tiny_classifier(labels=["ant", "bee"])
+    with raises("`dropout_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: dropout_rate=-0.1"):
+        tiny_classifier(dropout_rate=-0.1)
+    with raises("`backbone` must be a `DeiTBackbone`. Received: backbone='deit'"):
+        DeiTImageClassifier("deit", 5)
+    with raises(
+        "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. Received: preprocessor='resize'"
+    ):
+        tiny_classifier(preprocessor="resize")
+    with raises(
+        "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or `from_preset`."
+    ):
+        tiny_classifier(labels=None).decode_predictions(np.zeros((1, 5)))
+    with raises("`logits` must be what `predict` returns, (batch, 5). Received: shape (1, 4)"):
+        tiny_classifier().decode_predictions(np.zeros((1, 4)))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'classes'"):
+        DeiTImageClassifier(tiny_backbone(), 5, classes=5)
+
+
+def test_a_backbone_serves_two_classifiers(rng):
+    backbone = tiny_backbone()
+    first = DeiTImageClassifier(backbone, 3)
+    second = DeiTImageClassifier(backbone, 4, preprocessor=DeiTImageConverter((12, 32)))
+    x = images(rng)
+    assert numpy(first(x)).shape == (4, 3)
+    assert numpy(second(x)).shape == (4, 4)

@@ -1,0 +1,291 @@
+"""save_to_preset, from_preset, and what a broken directory gets to hear."""
+
+import json
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deit.layers import DeiTImageConverter
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.presets.positions import resample_positions
+from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone, tiny_classifier
+
+FILES = {
+    "config.json",
+    "model.weights.h5",
+    "task.json",
+    "task.weights.h5",
+    "preprocessor.json",
+    "labels.json",
+    "metadata.json",
+}
+
+
+@pytest.fixture
+def saved(rng, tmp_path):
+    """A classifier and its directory."""
+    classifier = randomize(tiny_classifier({"drop_path_rate": 0.1}), rng)
+    classifier.save_to_preset(tmp_path / "preset")
+    return classifier, tmp_path / "preset"
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_round_trip(saved, rng):
+    classifier, directory = saved
+    assert {file.name for file in directory.iterdir()} == FILES
+    loaded = DeiTImageClassifier.from_preset(directory)
+    assert loaded.get_config() == classifier.get_config()
+    x = raw_images(rng)
+    same_arrays(loaded.predict(x, verbose=0), classifier.predict(x, verbose=0))
+
+
+def test_a_backbone_alone_and_out_of_a_classifier(saved, rng, tmp_path):
+    classifier, directory = saved
+    x = images(rng)
+    expected = numpy(classifier.backbone(x))
+    backbone = DeiTBackbone.from_preset(directory)
+    np.testing.assert_array_equal(numpy(backbone(x)), expected)
+    backbone.save_to_preset(tmp_path / "backbone")
+    assert {file.name for file in (tmp_path / "backbone").iterdir()} == {
+        "config.json",
+        "model.weights.h5",
+        "metadata.json",
+    }
+    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "backbone")(x)), expected)
+    with raises(
+        f"The preset {str(tmp_path / 'backbone')!r} is a backbone without a head. Give `num_classes=` for a fresh one."
+    ):
+        DeiTImageClassifier.from_preset(tmp_path / "backbone")
+    fresh = DeiTImageClassifier.from_preset(tmp_path / "backbone", num_classes=3)
+    np.testing.assert_array_equal(numpy(fresh.backbone(x)), expected)
+
+
+def test_saving_again_replaces(saved, rng):
+    classifier, directory = saved
+    randomize(classifier, rng)
+    classifier.save_to_preset(directory)
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(directory)(x)), numpy(classifier(x)))
+
+
+def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
+    classifier, directory = saved
+    with caplog.at_level(logging.INFO):
+        loaded = DeiTImageClassifier.from_preset(directory, num_classes=7)
+    assert caplog.messages == [f"The head for 7 classes is fresh: the preset {str(directory)!r} has none of that size."]
+    assert loaded.labels is None
+    x = images(rng)
+    assert numpy(loaded(x)).shape == (4, 7)
+    np.testing.assert_array_equal(numpy(loaded.backbone(x)), numpy(classifier.backbone(x)))
+    assert abs(numpy(loaded.head.class_head.kernel)).max() <= 0.04
+    same = DeiTImageClassifier.from_preset(directory, num_classes=5)
+    np.testing.assert_array_equal(numpy(same(x)), numpy(classifier(x)))
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"use_distillation_token": True}, {"position_scope": "patches"}, {"position_scope": "all"}]
+)
+def test_image_shape_resamples_positions(overrides, rng, tmp_path):
+    backbone = randomize(tiny_backbone(**overrides), rng)
+    classifier = DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter((12, 32), crop_ratio=1.0))
+    classifier.save_to_preset(tmp_path / "preset")
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(20, 16, 3))
+    assert loaded.backbone.grid_size == (5, 2)
+    assert loaded.preprocessor.image_size == (20, 16)
+    assert loaded.preprocessor.crop_ratio == 1.0
+    prefix = backbone.num_prefix_tokens if backbone.position_scope == "all" else 0
+    expected = resample_positions(numpy(backbone.token_position_embedding.positions), prefix, (3, 4), (5, 2))
+    np.testing.assert_array_equal(numpy(loaded.backbone.token_position_embedding.positions), expected)
+    for old, new in zip(backbone.weights, loaded.backbone.weights):
+        if not new.path.endswith("/positions"):
+            np.testing.assert_array_equal(numpy(old), numpy(new))
+    assert loaded.predict(raw_images(rng), verbose=0).shape == (4, 5)
+    same = DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(12, 32, 3))
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(same(x)), numpy(classifier(x)))
+
+
+def test_dtype_and_rates_are_overrides(saved, rng):
+    classifier, directory = saved
+    half = DeiTImageClassifier.from_preset(directory, dtype="mixed_bfloat16")
+    assert half.compute_dtype == half.backbone.compute_dtype == "bfloat16"
+    x = raw_images(rng)
+    expected = classifier.predict(x, verbose=0)
+    np.testing.assert_allclose(half.predict(x, verbose=0).astype("float32"), expected, atol=0.2 * abs(expected).max())
+    # Saved with drop path and loaded without, and the other way: a rate of 0 has no seed to restore.
+    for rate in (0.0, 0.4):
+        loaded = DeiTImageClassifier.from_preset(directory, drop_path_rate=rate, crop_ratio=1.0)
+        assert loaded.backbone.drop_path_rate == rate
+        assert loaded.preprocessor.crop_ratio == 1.0
+        np.testing.assert_array_equal(numpy(loaded(images(rng := np.random.default_rng(5)))), numpy(classifier(images(np.random.default_rng(5)))))
+
+
+def test_channels_first_survives(rng, tmp_path):
+    backbone = randomize(tiny_backbone(image_shape=(3, 12, 32), data_format="channels_first"), rng)
+    backbone.save_to_preset(tmp_path / "preset")
+    x = images(rng).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x)))
+
+
+def test_an_override_that_the_trained_weights_cannot_take(saved):
+    _, directory = saved
+    with pytest.raises(ValueError) as caught:
+        DeiTImageClassifier.from_preset(directory, num_layers=2, intermediate_dim=21)
+    message = str(caught.value)
+    assert message.startswith(
+        f"The weights of preset {str(directory)!r} do not fit the model. Only `image_shape`, `num_classes` and `dtype` adapt "
+        "trained weights: leave the other sizes as the preset has them, or give `load_weights=False`.\nMissing: none\n"
+        "Left over: block_2/attention_norm/gamma (8,); "
+    )
+    assert "and 4 more\nOther shape: block_0/mlp/intermediate/kernel is (8, 20), the model has (8, 21); " in message
+    assert DeiTImageClassifier.from_preset(directory, num_layers=2, load_weights=False).backbone.num_layers == 2
+
+
+def test_an_override_that_nothing_takes(saved):
+    _, directory = saved
+    with pytest.raises(ValueError, match="got an override that nothing takes: classes. What can be overridden: activation, "):
+        DeiTImageClassifier.from_preset(directory, classes=3)
+    with pytest.raises(ValueError, match="got an override that nothing takes: num_classes. What can be overridden: "):
+        DeiTBackbone.from_preset(directory, num_classes=3)
+
+
+def test_unknown_handles():
+    with raises(
+        "A preset handle is a built-in name or a directory, and 'deit_tiny_patch16_225' is neither a name nor an existing "
+        "path. Did you mean deit_tiny_patch16_224 or deit_tiny_distilled_patch16_224 or "
+        "deit_base_patch16_224?"
+    ):
+        DeiTBackbone.from_preset("deit_tiny_patch16_225")
+    with pytest.raises(ValueError, match="'resnet50' is neither a name nor an existing path. Known names: deit_nano_"):
+        DeiTImageClassifier.from_preset("resnet50")
+
+
+def test_a_directory_that_is_not_a_preset(tmp_path):
+    with raises(
+        f"{tmp_path} is not a preset: a preset is a directory with config.json and metadata.json, as `save_to_preset` writes "
+        "it. Found: an empty directory"
+    ):
+        DeiTBackbone.from_preset(tmp_path)
+    (tmp_path / "cat.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="Found: cat.jpg"):
+        DeiTBackbone.from_preset(tmp_path)
+    with pytest.raises(ValueError, match="Found: a file"):
+        DeiTBackbone.from_preset(tmp_path / "cat.jpg")
+
+
+@pytest.mark.parametrize("name", ["model.weights.h5", "task.weights.h5"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damaged_weights(saved, name, damage):
+    _, directory = saved
+    file = directory / name
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        file.unlink()
+        expected = f"The preset lacks its weights: {file} does not exist."
+    else:
+        if damage == "truncated":
+            content = content[: len(content) // 2]
+        else:
+            content[-100] ^= 1
+        file.write_bytes(content)
+        expected = f"The weights file was cut short or changed: {file} has SHA-256 "
+    with pytest.raises(ValueError) as caught:
+        DeiTImageClassifier.from_preset(directory)
+    assert str(caught.value).startswith(expected)
+    DeiTImageClassifier.from_preset(directory, load_weights=False)
+
+
+def test_weights_of_another_architecture(saved):
+    _, directory = saved
+    edit(directory / "config.json", lambda content: content["config"].update(num_layers=4, use_distillation_token=False))
+    with pytest.raises(ValueError) as caught:
+        DeiTBackbone.from_preset(directory)
+    message = str(caught.value)
+    assert message.startswith(f"The weights of {directory / 'model.weights.h5'} do not fit the model.")
+    assert "Missing: block_3/attention_norm/gamma (8,); " in message
+    assert "Left over: none" in message
+    assert "token_position_embedding/prefix_tokens is (2, 8), the model has (1, 8)" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("config.json", lambda c: c["config"].pop("num_heads"), "Missing: num_heads. Unknown: none."),
+        ("config.json", lambda c: c["config"].update(heads=2), "Missing: none. Unknown: heads."),
+        ("task.json", lambda c: c.pop("num_classes"), "Missing: num_classes. Unknown: none."),
+        ("task.json", lambda c: c.update(backbone={}), "Missing: none. Unknown: backbone."),
+    ],
+)
+def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
+    _, directory = saved
+    edit(directory / name, change)
+    cls = "DeiTBackbone" if name == "config.json" else "DeiTImageClassifier"
+    with raises(
+        f"{directory / name} does not hold the arguments of {cls}. {expected} Correct the file, or save the preset again."
+    ):
+        DeiTImageClassifier.from_preset(directory)
+
+
+def test_files_that_are_not_what_they_should_be(saved):
+    classifier, directory = saved
+    (directory / "task.json").write_text("{")
+    with pytest.raises(ValueError, match="task.json is not valid JSON: .* Restore it, or save the preset again."):
+        DeiTImageClassifier.from_preset(directory)
+    classifier.save_to_preset(directory)
+    (directory / "config.json").write_text('{"model_type": "vit"}')
+    with raises(f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. Received: None"):
+        DeiTImageClassifier.from_preset(directory)
+    classifier.save_to_preset(directory)
+    (directory / "labels.json").write_text('["ant"]')
+    with raises(
+        f"{directory / 'labels.json'} must list one label for each of the 5 classes in task.json. Received: 1. "
+        "Correct the list, or delete the file to do without labels."
+    ):
+        DeiTImageClassifier.from_preset(directory)
+    classifier.save_to_preset(directory)
+    (directory / "preprocessor.json").write_text("[]")
+    with raises(f"{directory / 'preprocessor.json'} must hold a serialized Keras layer. Received: []"):
+        DeiTImageClassifier.from_preset(directory)
+    classifier.save_to_preset(directory)
+    edit(directory / "metadata.json", lambda c: c.update(format=2))
+    with raises(
+        f"{directory / 'metadata.json'} must be of format 1 and list the weights. It was changed, or a later version of "
+        "keras_deit wrote it: save the preset again, or upgrade."
+    ):
+        DeiTImageClassifier.from_preset(directory)
+
+
+def test_a_failed_save_leaves_the_old_preset(saved, monkeypatch, rng):
+    classifier, directory = saved
+    x = images(rng)
+    expected = numpy(classifier(x))
+    monkeypatch.setattr(keras.Model, "save_weights", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    randomize(classifier, rng)
+    with pytest.raises(OSError, match="disk full"):
+        classifier.save_to_preset(directory)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(directory)(x)), expected)
+
+
+def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
+    classifier = tiny_classifier(preprocessor=keras.layers.Rescaling(1 / 255))
+    classifier.save_to_preset(tmp_path / "preset")
+    assert isinstance(DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling)
+    with raises(
+        "The preset's preprocessor is a Rescaling, which cannot follow {'image_size': (8, 16), 'data_format': "
+        "'channels_last'}. Give `preprocessor=` as well."
+    ):
+        DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
+    assert DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None).preprocessor is None
+
+
+def test_weights_of_a_published_name_are_not_silently_random():
+    with pytest.raises(ValueError, match="The trained weights of 'deit_tiny_patch16_224' cannot be loaded yet"):
+        DeiTBackbone.from_preset("deit_tiny_patch16_224")

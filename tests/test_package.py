@@ -1,0 +1,68 @@
+"""The package as a whole: what its import costs, who may import whom, what the README says."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import keras_deit
+
+ROOT = pathlib.Path(keras_deit.__file__).parent
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_direction_of_imports(file):
+    forbidden = {
+        "layers": ("keras_deit.models", "keras_deit.presets", "keras_deit.visualization"),
+        "presets": ("keras_deit.models", "keras_deit.layers", "keras_deit.visualization"),
+        "models": ("keras_deit.visualization",),
+        "visualization": ("keras_deit.models", "keras_deit.presets"),
+    }.get(file.relative_to(ROOT).parts[0], ())
+    for name in imports(file):
+        assert not name.startswith(("keras.src", "keras_hub", "tensorflow", "jax", "torch")), f"{file} imports {name}"
+        assert not name.startswith(forbidden), f"{file} imports {name}"
+
+
+def python(script, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent), **environment},
+        check=False,
+    )
+
+
+def test_import_brings_no_other_backend_and_no_pictures():
+    """A stand-in for JAX's Keras backend would be no test: this runs where that backend is installed, on it."""
+    script = """
+import sys
+import keras
+before = set(sys.modules)
+import keras_deit
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(new - {"keras_deit"}))
+print([name for name in ("tensorflow", "jax", "torch") if name in sys.modules and name != keras.backend.backend()])
+"""
+    result = python(script)
+    assert result.returncode == 0, result.stderr
+    new, other_backends = result.stdout.splitlines()
+    # What comes beyond Keras is small.
+    assert set(ast.literal_eval(new)) <= {"absl", "keras_deit"} | set(sys.stdlib_module_names)
+    if os.environ.get("KERAS_BACKEND") in ("jax", "torch"):
+        assert "tensorflow" not in other_backends
