@@ -29,7 +29,11 @@ logits = classifier.predict(images, verbose=0)
 # One head learned from the labels, the other from the teacher; the classifier's output is their mean.
 heads = keras.Model(classifier.input, classifier.token_logits)
 head_logits = heads.predict(classifier.preprocessor(images), verbose=0)
-for name, values in (("class head", head_logits["class"]), ("distillation head", head_logits["distillation"]), ("mean", logits)):
+for name, values in (
+    ("class head", head_logits["class"]),
+    ("distillation head", head_logits["distillation"]),
+    ("mean", logits),
+):
     correct = int((values.argmax(axis=-1) == labels).sum())
     print(f"{name:<18} {correct / len(labels):6.1%}  ({correct} of {len(labels)})")
 

@@ -63,9 +63,7 @@ def build_student():
         data_format="channels_last",
     )
     # The 8 x 8 pixels become 32 x 32, so that a patch of 4 is one pixel and what surrounds it.
-    converter = keras_deit.layers.DeiTImageConverter(
-        32, crop_ratio=1.0, mean=(0.3,), std=(0.35,), data_format="channels_last"
-    )
+    converter = keras_deit.layers.DeiTImageConverter(32, crop_ratio=1.0, mean=(0.3,), std=(0.35,), data_format="channels_last")
     return keras_deit.models.DeiTImageClassifier(
         backbone, num_classes=10, preprocessor=converter, labels=[str(digit) for digit in range(10)]
     )

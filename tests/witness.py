@@ -39,7 +39,10 @@ def patch_embedding(images, weights, patch_size):
     batch, height, width, _ = images.shape
     patch_height, patch_width = patch_size
     tokens = [
-        dense(images[:, top : top + patch_height, left : left + patch_width].reshape(batch, -1), under(weights, "projection"))
+        dense(
+            images[:, top : top + patch_height, left : left + patch_width].reshape(batch, -1),
+            under(weights, "projection"),
+        )
         for top in range(0, height, patch_height)
         for left in range(0, width, patch_width)
     ]
@@ -60,9 +63,7 @@ def attention(x, weights, num_heads):
     qkv = dense(x, under(weights, "qkv"))
     outputs, scores = [], []
     for head in range(num_heads):
-        query, key, value = (
-            qkv[..., part * dim + head * head_dim : part * dim + (head + 1) * head_dim] for part in range(3)
-        )
+        query, key, value = (qkv[..., part * dim + head * head_dim : part * dim + (head + 1) * head_dim] for part in range(3))
         scores.append(softmax(query @ key.swapaxes(1, 2) / math.sqrt(head_dim)))
         outputs.append(scores[-1] @ value)
     return dense(np.concatenate(outputs, axis=-1), under(weights, "projection")), np.stack(scores, axis=1)
@@ -74,9 +75,7 @@ def mlp(x, weights):
 
 def block(x, weights, num_heads, epsilon):
     """(outputs, scores)."""
-    branch, scores = attention(
-        layer_norm(x, under(weights, "attention_norm"), epsilon), under(weights, "attention"), num_heads
-    )
+    branch, scores = attention(layer_norm(x, under(weights, "attention_norm"), epsilon), under(weights, "attention"), num_heads)
     x = x + branch * weights.get("attention_scale/gamma", 1.0)
     branch = mlp(layer_norm(x, under(weights, "mlp_norm"), epsilon), under(weights, "mlp"))
     return x + branch * weights.get("mlp_scale/gamma", 1.0), scores

@@ -12,9 +12,7 @@ def check_positive_int(name, value):
 
 def check_rate(name, value):
     if not _is_finite(value) or not 0 <= value < 1:
-        raise ValueError(
-            f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: {name}={value!r}"
-        )
+        raise ValueError(f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: {name}={value!r}")
     return float(value)
 
 
@@ -35,9 +33,7 @@ def check_pair(name, value):
     """An int, or a (height, width) pair of ints, as a pair."""
     pair = (value, value) if isinstance(value, numbers.Integral) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(
-            f"`{name}` must be a positive integer or a (height, width) pair of them. Received: {name}={value!r}"
-        )
+        raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them. Received: {name}={value!r}")
     return tuple(check_positive_int(name, side) for side in pair)
 
 

@@ -67,8 +67,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         mean, std = _per_channel(mean), _per_channel(std)
         if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
             raise ValueError(
-                "`mean` and `std` must have one number, or one for each channel. "
-                f"Received: mean={mean!r}, std={std!r}"
+                f"`mean` and `std` must have one number, or one for each channel. Received: mean={mean!r}, std={std!r}"
             )
         for value in std:
             check_positive_number("std", value)

@@ -50,9 +50,7 @@ class MLP(CompositeLayer):
             dtype=self.dtype_policy,
             name="intermediate",
         )
-        self.intermediate_dropout = keras.layers.Dropout(
-            dropout_rate, dtype=self.dtype_policy, name="intermediate_dropout"
-        )
+        self.intermediate_dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="intermediate_dropout")
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape):

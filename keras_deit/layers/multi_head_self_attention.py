@@ -9,6 +9,17 @@ from keras_deit.layers.arguments import check_positive_int, check_rate, check_to
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 
+# `None` leaves the choice to Keras. On PyTorch its check of what the GPU can do breaks `torch.compile`, and PyTorch's
+# `scaled_dot_product_attention` takes the flash kernel by itself.
+_FLASH_ATTENTION = False if keras.backend.backend() == "torch" else None
+
+
+def _has_fused_attention(dtype):
+    """JAX's attention refuses float16 on a CPU: "The precision 'F16_F16_F32' is not supported"."""
+    if keras.backend.backend() != "jax" or dtype != "float16":
+        return True
+    return not keras.distribution.list_devices()[0].startswith("cpu")
+
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class MultiHeadSelfAttention(CompositeLayer):
@@ -60,9 +71,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.use_bias = bool(use_bias)
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
-        self.attention_dropout = keras.layers.Dropout(
-            attention_dropout_rate, dtype=self.dtype_policy, name="attention_dropout"
-        )
+        self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, dtype=self.dtype_policy, name="attention_dropout")
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
     def build(self, input_shape):
@@ -85,10 +94,11 @@ class MultiHeadSelfAttention(CompositeLayer):
         x = self.qkv(ops.reshape(inputs, (-1, hidden_dim)))  # (B * T, 3 * D)
         query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
         scores = None
-        if return_attention_scores or (training and self.attention_dropout_rate > 0):
+        needs_scores = return_attention_scores or (training and self.attention_dropout_rate > 0)
+        if needs_scores or not _has_fused_attention(self.compute_dtype):
             x, scores = self._attend(query, key, value, training)
         else:
-            x = ops.dot_product_attention(query, key, value)  # (B, T, heads, head_dim)
+            x = ops.dot_product_attention(query, key, value, flash_attention=_FLASH_ATTENTION)  # (B, T, heads, head_dim)
         x = self.projection(ops.reshape(x, (-1, hidden_dim)))  # (B * T, D)
         x = self.dropout(ops.reshape(x, (-1, tokens, hidden_dim)), training=training)
         return (x, scores) if return_attention_scores else x

@@ -77,9 +77,7 @@ class TokenPositionEmbedding(CompositeLayer):
             self.prefix_tokens = self.add_weight(
                 shape=(self.num_prefix_tokens, hidden_dim), initializer=deit_initializer(), name="prefix_tokens"
             )
-        self.positions = self.add_weight(
-            shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions"
-        )
+        self.positions = self.add_weight(shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions")
         self.dropout.build(self.compute_output_shape(input_shape))
         self.built = True
 

@@ -82,9 +82,7 @@ class TransformerBlock(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
 
         dtype = self.dtype_policy
-        self.attention_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=dtype, name="attention_norm"
-        )
+        self.attention_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name="attention_norm")
         self.attention = MultiHeadSelfAttention(
             num_heads,
             dropout_rate=dropout_rate,
@@ -118,9 +116,7 @@ class TransformerBlock(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None, return_attention_scores=False):
-        branch = self.attention(
-            self.attention_norm(inputs), training=training, return_attention_scores=return_attention_scores
-        )
+        branch = self.attention(self.attention_norm(inputs), training=training, return_attention_scores=return_attention_scores)
         scores = None
         if return_attention_scores:
             branch, scores = branch

@@ -12,7 +12,13 @@ from keras_deit.layers.composite import dtype_config
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
-from keras_deit.models.preset_model import PresetModel, argument_names, check_overrides, load_backbone_weights
+from keras_deit.models.preset_model import (
+    PresetModel,
+    argument_names,
+    check_overrides,
+    load_backbone_weights,
+    unique_name,
+)
 from keras_deit.presets.directory import write_preset
 from keras_deit.presets.handles import find_preset
 
@@ -101,9 +107,7 @@ class DeiTBackbone(PresetModel):
         num_layers = check_positive_int("num_layers", num_layers)
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
         check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
-        patch_embedding = PatchEmbedding(
-            hidden_dim, patch_size, data_format=data_format, dtype=dtype, name="patch_embedding"
-        )
+        patch_embedding = PatchEmbedding(hidden_dim, patch_size, data_format=data_format, dtype=dtype, name="patch_embedding")
         patch_embedding.build((None, *image_shape))  # refuses an image that the patch size does not divide
         height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
         grid_size = (height // patch_size[0], width // patch_size[1])
@@ -146,7 +150,7 @@ class DeiTBackbone(PresetModel):
         block_outputs, x = {}, embeddings
         for block in blocks:
             x = block_outputs[block.name] = block(x)
-        super().__init__(inputs=inputs, outputs=final_norm(x), name=name, trainable=trainable)
+        super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
 
         self.dtype_policy = dtype
         self.patch_embedding = patch_embedding
@@ -257,7 +261,5 @@ class DeiTBackbone(PresetModel):
 def _check_image_shape(image_shape, data_format):
     axes = "(channels, height, width)" if data_format == "channels_first" else "(height, width, channels)"
     if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        raise ValueError(
-            f"`image_shape` must be {axes} for data_format={data_format!r}. Received: image_shape={image_shape!r}"
-        )
+        raise ValueError(f"`image_shape` must be {axes} for data_format={data_format!r}. Received: image_shape={image_shape!r}")
     return tuple(check_positive_int("image_shape", size) for size in image_shape)

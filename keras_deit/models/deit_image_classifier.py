@@ -13,7 +13,13 @@ from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.models.deit_backbone import DeiTBackbone
-from keras_deit.models.preset_model import PresetModel, argument_names, check_overrides, load_backbone_weights
+from keras_deit.models.preset_model import (
+    PresetModel,
+    argument_names,
+    check_overrides,
+    load_backbone_weights,
+    unique_name,
+)
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets.directory import write_preset
 from keras_deit.presets.handles import find_preset
@@ -85,7 +91,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         check_choice("pooling", pooling, POOLINGS)
         if pooling == "mean" and backbone.use_distillation_token:
             raise ValueError(
-                "With a distillation token the two heads read their tokens: use `pooling=\"token\"`, or a backbone with "
+                'With a distillation token the two heads read their tokens: use `pooling="token"`, or a backbone with '
                 "`use_distillation_token=False`. Received: pooling='mean'"
             )
         dropout_rate = check_rate("dropout_rate", dropout_rate)
@@ -104,7 +110,6 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
         features = backbone(backbone.input)
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
-        token_logits = {}
         if backbone.use_distillation_token:
             head = DistillationHead(num_classes, dtype=dtype, name="head")
             class_logits, distillation_logits = head(dropout(features))
@@ -117,10 +122,12 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             else:
                 pooled = ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
             logits = head(dropout(pooled))
+            token_logits = {"class": logits}
         activation = keras.activations.get(activation)
         outputs = logits
         if activation is not keras.activations.linear:
             outputs = keras.layers.Activation(activation, dtype=dtype, name="activation")(logits)
+        name = name or unique_name("deit_image_classifier")
         super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=trainable)
 
         self.dtype_policy = dtype
@@ -139,13 +146,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     def token_logits(self):
         """`{"class": (batch, num_classes), "distillation": (batch, num_classes)}`: each head's logits, as symbolic tensors.
 
-        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation token there is one head,
-        whose logits are the output, and asking for them apart is an AttributeError.
+        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation token there is `"class"` alone.
         """
-        if not self._token_logits:
-            raise AttributeError(
-                "`token_logits` needs two heads: this backbone has `use_distillation_token=False`. Use `classifier.output`."
-            )
         return dict(self._token_logits)
 
     def decode_predictions(self, logits, top=5):

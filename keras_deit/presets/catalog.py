@@ -113,8 +113,7 @@ METADATA = types.MappingProxyType(
     {
         **{name: dataclasses.asdict(row) for name, row in ARCHITECTURES.items()},
         **{
-            name: {"version": "deit", "size": "nano", "patch_size": 4, "image_size": 32, "distilled": True}
-            for name in BUILT_IN
+            name: {"version": "deit", "size": "nano", "patch_size": 4, "image_size": 32, "distilled": True} for name in BUILT_IN
         },
     }
 )

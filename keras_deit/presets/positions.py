@@ -21,8 +21,6 @@ def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
     prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
     hidden_dim = positions.shape[-1]
     grid = patches.reshape(*grid_size, hidden_dim).astype("float32")
-    grid = keras.ops.image.resize(
-        grid, new_grid_size, interpolation="bicubic", antialias=True, data_format="channels_last"
-    )
+    grid = keras.ops.image.resize(grid, new_grid_size, interpolation="bicubic", antialias=True, data_format="channels_last")
     patches = keras.ops.convert_to_numpy(grid).reshape(-1, hidden_dim).astype(positions.dtype)
     return np.concatenate([prefix, patches])

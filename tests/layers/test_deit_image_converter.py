@@ -28,7 +28,9 @@ def pillow(image, size, cover):
     return np.asarray(image.crop((left, top, left + size, top + size))).astype("float64")
 
 
-@pytest.mark.parametrize(("size", "crop_ratio", "cover"), [(224, 0.875, 256), (224, 1.0, 224), (384, 0.875, 438), (224, 0.9, 248)])
+@pytest.mark.parametrize(
+    ("size", "crop_ratio", "cover"), [(224, 0.875, 256), (224, 1.0, 224), (384, 0.875, 438), (224, 0.9, 248)]
+)
 @pytest.mark.parametrize("upright", [False, True])
 def test_agrees_with_pillow_on_photographs(size, crop_ratio, cover, upright, photographs):
     converter = DeiTImageConverter(size, crop_ratio=crop_ratio)

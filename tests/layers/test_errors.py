@@ -47,9 +47,7 @@ def test_sizes(name, make, size):
 
 
 def test_pairs():
-    with raises(
-        "`patch_size` must be a positive integer or a (height, width) pair of them. Received: patch_size=(1, 2, 3)"
-    ):
+    with raises("`patch_size` must be a positive integer or a (height, width) pair of them. Received: patch_size=(1, 2, 3)"):
         layers.PatchEmbedding(8, (1, 2, 3))
     with raises("`patch_size` must be a positive integer. Received: patch_size=0"):
         layers.PatchEmbedding(8, 0)
@@ -72,8 +70,7 @@ def test_an_image_that_the_patch_size_does_not_divide():
 
 def test_images_of_another_rank():
     with raises(
-        "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. "
-        "Received: input shape (16, 16, 3)"
+        "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. Received: input shape (16, 16, 3)"
     ):
         layers.PatchEmbedding(8, 16).build((16, 16, 3))
     with raises(
@@ -84,9 +81,7 @@ def test_images_of_another_rank():
 
 
 def test_data_format():
-    with raises(
-        "`data_format` must be one of 'channels_last', 'channels_first'. Received: data_format='NHWC'"
-    ):
+    with raises("`data_format` must be one of 'channels_last', 'channels_first'. Received: data_format='NHWC'"):
         layers.PatchEmbedding(8, 16, data_format="NHWC")
 
 
@@ -164,9 +159,7 @@ def test_converter_arguments():
         "Received: crop_ratio=1.1"
     ):
         layers.DeiTImageConverter(32, crop_ratio=1.1)
-    with raises(
-        "`interpolation` must be one of 'bicubic', 'bilinear', 'nearest'. Received: interpolation='lanczos'"
-    ):
+    with raises("`interpolation` must be one of 'bicubic', 'bilinear', 'nearest'. Received: interpolation='lanczos'"):
         layers.DeiTImageConverter(32, interpolation="lanczos")
     with raises(
         "`mean` and `std` must have one number, or one for each channel. Received: mean=(0.1, 0.2), std=(0.1, 0.2, 0.3)"

@@ -32,9 +32,7 @@ def test_agrees_with_the_witness_at_every_depth(backbone, rng):
     expected = witness.backbone(x.astype("float64"), witness.weights_of(backbone), backbone.get_config())
     found = model(x)
     for block in ("block_0", "block_1", "block_2"):
-        np.testing.assert_allclose(
-            numpy(found["block_outputs"][block]), expected["block_outputs"][block], rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(numpy(found["block_outputs"][block]), expected["block_outputs"][block], rtol=1e-5, atol=1e-5)
         scores = numpy(found["attention_scores"][block])
         np.testing.assert_allclose(scores, expected["attention_scores"][block], atol=1e-5)
         assert scores.shape == (4, 2, backbone.num_prefix_tokens + 12, backbone.num_prefix_tokens + 12)
@@ -94,9 +92,7 @@ def test_paths_of_variables_are_the_names_of_attributes():
     assert paths[-1] == "final_norm/beta"
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"), [("linear", [0.0, 0.15, 0.3]), ("constant", [0.3, 0.3, 0.3])]
-)
+@pytest.mark.parametrize(("schedule", "expected"), [("linear", [0.0, 0.15, 0.3]), ("constant", [0.3, 0.3, 0.3])])
 def test_drop_path_schedule(schedule, expected):
     backbone = tiny_backbone(drop_path_rate=0.3, drop_path_schedule=schedule)
     assert [block.drop_path_rate for block in backbone.blocks] == pytest.approx(expected)
@@ -152,7 +148,9 @@ def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
     backbone.attention_scores  # noqa: B018
     calls = []
     monkeypatch.setattr(
-        MultiHeadSelfAttention, "_attend", lambda self, *args: calls.append(self.name) or (_ for _ in ()).throw(AssertionError)
+        MultiHeadSelfAttention,
+        "_attend",
+        lambda self, *args: calls.append(self.name) or (_ for _ in ()).throw(AssertionError),
     )
     backbone(images(rng))
     assert calls == []
@@ -176,9 +174,7 @@ def test_errors():
         tiny_backbone(drop_path_schedule="cosine")
     with raises("`num_layers` must be a positive integer. Received: num_layers=0"):
         tiny_backbone(num_layers=0)
-    with raises(
-        "`drop_path_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: drop_path_rate=1.0"
-    ):
+    with raises("`drop_path_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: drop_path_rate=1.0"):
         tiny_backbone(drop_path_rate=1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         tiny_backbone(depth=3)

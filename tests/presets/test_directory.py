@@ -124,7 +124,9 @@ def test_dtype_and_rates_are_overrides(saved, rng):
         loaded = DeiTImageClassifier.from_preset(directory, drop_path_rate=rate, crop_ratio=1.0)
         assert loaded.backbone.drop_path_rate == rate
         assert loaded.preprocessor.crop_ratio == 1.0
-        np.testing.assert_array_equal(numpy(loaded(images(rng := np.random.default_rng(5)))), numpy(classifier(images(np.random.default_rng(5)))))
+        np.testing.assert_array_equal(
+            numpy(loaded(images(rng := np.random.default_rng(5)))), numpy(classifier(images(np.random.default_rng(5))))
+        )
 
 
 def test_channels_first_survives(rng, tmp_path):

@@ -46,9 +46,7 @@ def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
     named = {f"block_{i}": scores[i] for i in range(12)}
     by_key = dict(sorted(named.items()))
     assert list(by_key) != list(named)
-    np.testing.assert_array_equal(
-        attention_rollout(by_key, 2, (2, 3)), attention_rollout(list(scores), 2, (2, 3))
-    )
+    np.testing.assert_array_equal(attention_rollout(by_key, 2, (2, 3)), attention_rollout(list(scores), 2, (2, 3)))
 
 
 def test_errors(rng):
@@ -58,8 +56,7 @@ def test_errors(rng):
     ):
         attention_rollout(list(scores_of(rng, blocks=1)), 1, (2, 3))
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. "
-        "Received: []"
+        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. Received: []"
     ):
         attention_rollout({}, 1, (2, 3))
 
