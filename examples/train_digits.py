@@ -4,9 +4,9 @@ A small convolutional teacher learns scikit-learn's handwritten digits and is di
 parameters. Both see the first 1437 digits only. The last 360, written by other people, are for the figure at the end alone:
 `--validate` holds out the last 287 of the 1437 in their place, and every choice below was made with it.
 
-    python examples/train_digits.py --output digits_preset
+    pip install ".[examples]" && python examples/train_digits.py --output digits_preset
 
-Takes about 10 minutes on two CPU cores. Printed for the weights that ship: see README.md.
+The distillation runs inside tf.data, so this example wants the TensorFlow backend.
 """
 
 import keras

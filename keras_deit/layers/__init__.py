@@ -12,11 +12,11 @@ from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 
 __all__ = [
+    "MLP",
     "DeiTImageConverter",
     "DistillationHead",
     "DropPath",
     "LayerScale",
-    "MLP",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
     "TokenPositionEmbedding",

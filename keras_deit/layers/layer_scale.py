@@ -23,8 +23,8 @@ class LayerScale(keras.layers.Layer):
 
     Example:
 
-    >>> LayerScale(init_value=0.5)(keras.ops.ones((1, 2, 2)))[0, 0]
-    [0.5, 0.5]
+    >>> LayerScale(init_value=0.5)(np.ones((1, 2, 2)))[0, 0]
+    (0.5, 0.5)
 
     Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239) (CaiT), section 2.
     """

@@ -14,7 +14,6 @@ import keras_deit
 from keras_deit import layers
 from tests.conftest import BACKEND
 from tests.helpers import numpy, randomize, same_arrays
-from tests.witness import weights_of
 
 TOKENS = (5, 8)
 CASES = {

@@ -1,0 +1,34 @@
+"""The examples in docstrings run and say what they say they do."""
+
+import ast
+import doctest
+
+import keras
+import numpy as np
+import pytest
+
+from keras_deit import layers, models
+
+PUBLIC = {**vars(layers), **vars(models)}
+CLASSES = [PUBLIC[name] for name in (*layers.__all__, *models.__all__) if isinstance(PUBLIC[name], type)]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_examples_run(cls):
+    names = {**PUBLIC, "keras": keras, "np": np}
+    examples = doctest.DocTestParser().get_examples(cls.__doc__)
+    assert any(example.want for example in examples)
+    for example in examples:
+        if example.want:
+            # Shapes and arrays print differently on each backend; their values are the same.
+            assert tuple(float(v) for v in eval(example.source, names)) == ast.literal_eval(example.want)
+        else:
+            exec(example.source, names)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_sections_stand_in_order(cls):
+    sections = ["Args:", "Input shape:", "Output shape:", "Raises:", "Example:", "Reference"]
+    places = [cls.__doc__.find(f"\n    {section}") for section in sections]
+    assert -1 not in places
+    assert places == sorted(places)

@@ -1,0 +1,61 @@
+"""The examples run as a user runs them: in a process of their own, in a directory of the user's."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+from keras_deit.models import DeiTImageClassifier
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(directory, example, *arguments):
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / example, *arguments],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_quickstart(tmp_path):
+    printed = run(tmp_path, "quickstart.py")
+    assert "outputs are bit-equal" in printed
+    assert {file.name for file in tmp_path.iterdir()} == {"quickstart.keras", "quickstart.png"}
+    # The README states the figures that the script prints.
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for line in printed.splitlines()[:3]:
+        assert f"    {line}\n" in readme
+
+
+def test_train_digits_writes_a_preset_that_loads(tmp_path):
+    printed = run(tmp_path, "train_digits.py", "--epochs", "1", "--teacher_epochs", "1", "--output", "preset")
+    assert "Wrote preset: 207,124 parameters" in printed
+    classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
+    assert classifier.labels == [str(digit) for digit in range(10)]
+
+
+def test_the_model_that_ships_reads_digits():
+    """Held down to what was printed when it was trained: a change in any layer would show here."""
+    digits = load_digits()
+    images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")
+    classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
+    accuracy = (classifier.predict(images, verbose=0).argmax(axis=-1) == digits.target[-360:]).mean()
+    assert accuracy >= 0.97
+    heads = keras.Model(classifier.input, classifier.token_logits)
+    for logits in heads.predict(classifier.preprocessor(images), verbose=0).values():
+        assert (logits.argmax(axis=-1) == digits.target[-360:]).mean() >= 0.96
+
+
+def test_the_weights_that_ship_are_under_a_megabyte():
+    folder = ROOT / "keras_deit" / "assets" / "deit_nano_distilled_patch4_32_digits"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
