@@ -1,6 +1,20 @@
-import keras
-import numpy as np
-import pytest
+import os
+
+from tests.hub_server import HubServer
+
+# The client of the Hugging Face Hub reads its environment when Keras imports it.
+HUB = HubServer()
+os.environ.update(
+    HF_ENDPOINT=HUB.url,
+    HF_HUB_DISABLE_XET="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DOWNLOAD_TIMEOUT="1",
+    HF_HUB_ETAG_TIMEOUT="1",
+)
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 BACKEND = keras.backend.backend()
 
@@ -26,3 +40,13 @@ def photographs():
     from sklearn.datasets import load_sample_images
 
     return load_sample_images().images
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub and an empty cache."""
+    from huggingface_hub import constants
+
+    HUB.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    return HUB

@@ -5,7 +5,7 @@ import inspect
 import keras
 
 from keras_deit.presets import catalog, weights
-from keras_deit.presets.positions import resample_positions
+from keras_deit.presets.adaptation import adapt_backbone
 
 
 class PresetModel(keras.Model):
@@ -38,14 +38,9 @@ def check_overrides(overrides, allowed):
 
 
 def load_backbone_weights(preset, backbone, saved_config, overridden, source):
-    """Gives `backbone` the preset's weights, which were saved with `saved_config`; positions adapt to its grid."""
+    """Gives `backbone` the preset's weights, adapted from the config they were saved with to its own."""
     if not overridden:
         preset.load_backbone(backbone)
         return
-    saved = type(backbone).from_config(saved_config)
-    preset.load_backbone(saved)
-    state = weights.state_of(saved)
-    path = backbone.token_position_embedding.positions.path
-    num_prefix_positions = saved.num_prefix_tokens if saved.position_scope == "all" else 0
-    state[path] = resample_positions(state[path], num_prefix_positions, saved.grid_size, backbone.grid_size)
-    weights.assign(state, backbone, source)
+    state = preset.backbone_state(lambda: type(backbone).from_config(saved_config))
+    weights.assign(adapt_backbone(state, saved_config, backbone.get_config(), source), backbone, source)

@@ -112,6 +112,12 @@ class PresetDirectory:
     def load_backbone(self, model):
         self._load(model, WEIGHTS)
 
+    def backbone_state(self, build_saved):
+        """{variable path: array}; `build_saved()` is a backbone with the config of the file."""
+        saved = build_saved()
+        self.load_backbone(saved)
+        return weights.state_of(saved)
+
     def load_head(self, model):
         self._load(model, TASK_WEIGHTS)
 

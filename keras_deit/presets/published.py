@@ -1,4 +1,8 @@
-"""A published model as a preset."""
+"""A published model as a preset: the original weights from the Hugging Face Hub, converted in memory."""
+
+from keras_deit.presets import weights
+from keras_deit.presets.hub import download
+from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names
 
 
 class PublishedPreset:
@@ -6,6 +10,8 @@ class PublishedPreset:
 
     def __init__(self, architecture):
         self._architecture = architecture
+        self._source = f"preset {architecture.name!r} ({architecture.timm_repository})"
+        self._tensors = None
 
     def backbone_config(self, cls):
         return self._architecture.backbone_config
@@ -25,13 +31,20 @@ class PublishedPreset:
         return None
 
     def load_backbone(self, model):
-        self._refuse()
+        weights.assign(self.backbone_state(), model, self._source)
 
     def load_head(self, model):
-        self._refuse()
+        weights.assign(self._state(of_head=True), model, self._source)
 
-    def _refuse(self):
-        raise ValueError(
-            f"The trained weights of {self._architecture.name!r} cannot be loaded yet: this version of keras_deit has its architecture "
-            "only. Give `load_weights=False` for a model with random weights."
-        )
+    def backbone_state(self, build_saved=None):
+        """{variable path: array}."""
+        return self._state(of_head=False)
+
+    def _state(self, of_head):
+        if self._tensors is None:
+            from safetensors.numpy import load_file
+
+            self._tensors = load_file(download(self._architecture.timm_repository, "model.safetensors"))
+        head = "distilled" if self._architecture.distilled else "plain"
+        state = to_keras(to_timm_names(self._tensors), rules(self._architecture.backbone_config, head), self._source)
+        return {path: array for path, array in state.items() if path.startswith("head/") == of_head}

@@ -4,6 +4,8 @@ import hashlib
 
 import keras
 
+from keras_deit.presets.listing import listed
+
 
 def save_weights(model, file):
     """Writes `file` and returns its entry for `metadata.json`: the checksum, and each variable with its shape."""
@@ -44,7 +46,7 @@ def assign(state, model, source):
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
         source=source,
-        advice="Only `image_shape`, `num_classes` and `dtype` adapt trained weights: leave the other sizes as the preset has them, "
+        advice="Trained weights adapt to another `image_shape`, `num_classes` and `dtype`: leave the other sizes as the preset has them, "
         "or give `load_weights=False`.",
     )
     for variable in model.weights:
@@ -68,15 +70,8 @@ def check_match(found, expected, source, advice):
     if missing or left_over or misshapen:
         raise ValueError(
             f"The weights of {source} do not fit the model. {advice}\n"
-            f"Missing: {_listed(missing)}\nLeft over: {_listed(left_over)}\nOther shape: {_listed(misshapen)}"
+            f"Missing: {listed(missing)}\nLeft over: {listed(left_over)}\nOther shape: {listed(misshapen)}"
         )
-
-
-def _listed(items, most=8):
-    if not items:
-        return "none"
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
 
 
 def checksum(file):

@@ -1,0 +1,56 @@
+"""Trained weights for another image size, another number of channels, or one more prefix token."""
+
+import math
+
+import numpy as np
+from absl import logging
+
+from keras_deit.presets.positions import resample_positions
+
+KERNEL = "patch_embedding/projection/kernel"
+PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
+POSITIONS = "token_position_embedding/positions"
+
+
+def adapt_backbone(state, saved_config, config, source):
+    """`state` of a backbone with `saved_config`, as one with `config` wants it.
+
+    Positions are resampled to the new grid. The patch kernel sums its channels for one channel, and repeats them, scaled to keep
+    the size of the sum, for other numbers. A distillation token that was not trained starts as the class token, which a log line
+    says. Whatever else differs stays as it is, for `weights.assign` to refuse.
+    """
+    state = dict(state)
+    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = _layout(saved_config), _layout(config)
+    scope_is_all = saved_config.get("position_scope", "all") == "all"
+    state[POSITIONS] = resample_positions(state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid)
+    if channels != new_channels:
+        state[KERNEL] = _adapt_channels(state[KERNEL], channels, new_channels)
+    if (prefix, new_prefix) == (1, 2):
+        logging.info("The distillation token is not trained: the %s has none, so it starts as the class token.", source)
+        state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
+        if scope_is_all:
+            state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
+    return state
+
+
+def _layout(config):
+    """(grid size, channels, prefix tokens) of a backbone's config."""
+    if config.get("data_format") == "channels_first":
+        channels, *image_size = config["image_shape"]
+    else:
+        *image_size, channels = config["image_shape"]
+    patch = config["patch_size"]
+    patch = (patch, patch) if isinstance(patch, int) else patch
+    grid = tuple(size // side for size, side in zip(image_size, patch))
+    return grid, channels, 2 if config.get("use_distillation_token") else 1
+
+
+def _adapt_channels(kernel, channels, new_channels):
+    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first convolution."""
+    kernel = kernel.reshape(-1, channels, kernel.shape[-1])
+    if new_channels == 1:
+        kernel = kernel.sum(axis=1, keepdims=True)
+    else:
+        repeats = math.ceil(new_channels / channels)
+        kernel = np.tile(kernel, (1, repeats, 1))[:, :new_channels] * (channels / new_channels)
+    return kernel.reshape(-1, kernel.shape[-1])

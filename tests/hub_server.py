@@ -1,0 +1,80 @@
+"""A small Hugging Face Hub on loopback: the file protocol that huggingface_hub's client speaks, and the ways it fails."""
+
+import hashlib
+import http.server
+import threading
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer:
+    """Serves `files[(repository, file)] = bytes`; `faults[(repository, file)]` names what goes wrong with it."""
+
+    def __init__(self):
+        self.files, self.faults, self.requests = {}, {}, []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                hub.answer(self, body=False)
+
+            def do_GET(self):
+                hub.answer(self, body=True)
+
+            def log_message(self, *arguments):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def clear(self):
+        self.files.clear()
+        self.faults.clear()
+        self.requests.clear()
+
+    def answer(self, request, body):
+        self.requests.append((request.command, request.path))
+        repository, _, rest = request.path.strip("/").partition("/resolve/")
+        file = rest.partition("/")[2]
+        fault = self.faults.get((repository, file))
+        if fault == "hang":
+            threading.Event().wait(30)
+        if fault == "forbidden":
+            return self._refuse(request, 401, "GatedRepo")
+        if repository not in {name for name, _ in self.files}:
+            # The hub does not tell a private repository from one that is not there.
+            return self._refuse(request, 401, "RepoNotFound")
+        content = self.files.get((repository, file))
+        if content is None:
+            return self._refuse(request, 404, "EntryNotFound")
+        etag = hashlib.sha256(content).hexdigest()
+        if fault == "altered" and body:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        start = 0
+        if body and (wanted := request.headers.get("Range")):
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+        request.send_response(206 if start else 200)
+        request.send_header("ETag", f'"{etag}"')
+        request.send_header("X-Repo-Commit", COMMIT)
+        request.send_header("Accept-Ranges", "bytes")
+        request.send_header("Content-Length", str(len(content) - start))
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.end_headers()
+        if body:
+            sent = content[start:]
+            if fault == "cut":
+                sent = sent[: len(sent) // 2]
+                request.close_connection = True
+            request.wfile.write(sent)
+
+    def _refuse(self, request, status, code):
+        request.send_response(status)
+        request.send_header("X-Error-Code", code)
+        request.send_header("X-Error-Message", code)
+        request.send_header("Content-Length", "0")
+        request.end_headers()

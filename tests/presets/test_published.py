@@ -1,0 +1,136 @@
+"""Published weights by name, through the real client of the hub."""
+
+import dataclasses
+import types
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.presets import catalog, handles
+from keras_deit.presets.tensor_names import rules, to_timm
+from keras_deit.presets.weights import state_of
+from tests.helpers import images, numpy, randomize
+
+NAME, PLAIN = "deit_tiny_distilled_patch16_32", "deit3_tiny_patch16_32"
+
+
+@pytest.fixture
+def published(hub, monkeypatch, rng):
+    """Two published models of two pixels' width, and what their weights say: {name: classifier}."""
+    monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
+    rows = [
+        catalog.Architecture("deit", "tiny", 16, 32, 0, 0.0, 0.0, distilled=True),
+        catalog.Architecture("deit3", "tiny", 16, 32, 0, 0.0, 0.0),
+    ]
+    rows = {row.name: row for row in rows}
+    monkeypatch.setattr(handles, "ARCHITECTURES", types.MappingProxyType(rows))
+    classifiers = {}
+    for name, row in rows.items():
+        classifier = randomize(DeiTImageClassifier.from_preset(name, load_weights=False), rng)
+        table = rules(row.backbone_config, "distilled" if row.distilled else "plain")
+        hub.files[(row.timm_repository, "model.safetensors")] = save(to_timm(state_of(classifier), table))
+        classifiers[name] = classifier
+    assert set(classifiers) == {NAME, PLAIN}
+    return classifiers
+
+
+def repository(name):
+    return handles.ARCHITECTURES[name].timm_repository
+
+
+@pytest.mark.parametrize("name", [NAME, PLAIN])
+def test_loads_classifier_and_backbone(name, published, rng):
+    x = images(rng, shape=(32, 32, 3))
+    classifier = DeiTImageClassifier.from_preset(name)
+    np.testing.assert_array_equal(numpy(classifier(x)), numpy(published[name](x)))
+    assert classifier.preprocessor.crop_ratio == (1.0 if name == PLAIN else 0.875)
+    backbone = DeiTBackbone.from_preset(name)
+    np.testing.assert_array_equal(numpy(backbone(x)), numpy(published[name].backbone(x)))
+
+
+def test_the_second_load_asks_the_hub_for_no_content_and_offline_for_nothing(published, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    DeiTBackbone.from_preset(NAME)
+    assert [method for method, _ in hub.requests] == ["HEAD", "GET"]
+    hub.requests.clear()
+    DeiTBackbone.from_preset(NAME)
+    assert [method for method, _ in hub.requests] == ["HEAD"]
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    DeiTBackbone.from_preset(NAME)
+    assert hub.requests == []
+    with pytest.raises(ConnectionError, match="is not in the cache and cannot be downloaded. Check the connection"):
+        DeiTBackbone.from_preset(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        ("hang", ConnectionError, "The download of model.safetensors of .* failed: timed out. What arrived is kept"),
+        ("forbidden", ValueError, "needs its authors' consent"),
+        ("altered", OSError, "and the hub promises [0-9a-f]{64}. It was removed from the cache: load again."),
+    ],
+)
+def test_a_fault_is_a_clear_error_and_the_next_load_a_good_model(fault, kind, message, published, hub, rng, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's pauses before it tries again
+    hub.faults[(repository(NAME), "model.safetensors")] = fault
+    with pytest.raises(kind, match=message):
+        DeiTBackbone.from_preset(NAME)
+    hub.faults.clear()
+    x = images(rng, shape=(32, 32, 3))
+    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(NAME)(x)), numpy(published[NAME].backbone(x)))
+
+
+def test_a_repository_or_a_file_that_is_not_there(published, hub):
+    content = hub.files.pop((repository(NAME), "model.safetensors"))
+    with pytest.raises(ValueError, match="There is no model.safetensors of .* or it is private. Check the name"):
+        DeiTBackbone.from_preset(NAME)
+    hub.files[(repository(NAME), "pytorch_model.bin")] = content
+    with pytest.raises(ValueError, match=r"There is no model.safetensors of 'timm/.*' on the Hugging Face Hub\. "):
+        DeiTBackbone.from_preset(NAME)
+
+
+def test_tensors_of_another_architecture_are_refused_with_both_lists(published, hub):
+    hub.files[(repository(NAME), "model.safetensors")] = hub.files[(repository(PLAIN), "model.safetensors")]
+    with pytest.raises(ValueError) as caught:
+        DeiTImageClassifier.from_preset(NAME)
+    message = str(caught.value)
+    assert "Missing: dist_token; head_dist.weight; head_dist.bias\n" in message
+    assert "Left over: blocks.0.ls1.gamma (8,); " in message
+
+
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_other_numbers_of_channels(channels, published, rng):
+    """The sum for one channel; repeated, and scaled so that a gray image keeps its answer, for others."""
+    backbone = DeiTBackbone.from_preset(NAME, image_shape=(32, 32, channels))
+    gray = images(rng, shape=(32, 32, 1))
+    found = numpy(backbone(np.repeat(gray, channels, axis=-1)))
+    expected = numpy(published[NAME].backbone(np.repeat(gray, 3, axis=-1)))
+    if channels in (1, 6):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    else:
+        kernel = numpy(published[NAME].backbone.patch_embedding.projection.kernel).reshape(256, 3, 8)
+        repeated = np.concatenate([kernel, kernel[:, :1]], axis=1) * 0.75
+        np.testing.assert_allclose(
+            numpy(backbone.patch_embedding.projection.kernel), repeated.reshape(-1, 8), rtol=1e-6
+        )
+
+
+def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(published, rng, caplog):
+    with caplog.at_level("INFO"):
+        backbone = DeiTBackbone.from_preset(PLAIN, use_distillation_token=True)
+    assert any(message.startswith("The distillation token is not trained: ") for message in caplog.messages)
+    tokens = numpy(backbone.token_position_embedding.prefix_tokens)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    x = images(rng, shape=(32, 32, 3))
+    assert numpy(backbone(x)).shape == (4, 6, 8)
+
+
+def test_rows_are_data():
+    row = catalog.ARCHITECTURES["deit_tiny_patch16_224"]
+    assert dataclasses.is_dataclass(row)
+    assert isinstance(keras.tree.map_structure(str, row.backbone_config), dict)
