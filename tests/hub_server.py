@@ -41,7 +41,7 @@ class HubServer:
         repository, _, rest = request.path.strip("/").partition("/resolve/")
         file = rest.partition("/")[2]
         fault = self.faults.get((repository, file))
-        if fault == "hang":
+        if fault == "hang" and body:
             threading.Event().wait(30)
         if fault == "forbidden":
             return self._refuse(request, 401, "GatedRepo")

@@ -16,7 +16,7 @@ from keras_deit.models.preset_model import (
     PresetModel,
     argument_names,
     check_overrides,
-    load_backbone_weights,
+    load_backbone,
     unique_name,
 )
 from keras_deit.presets.directory import write_preset
@@ -218,12 +218,7 @@ class DeiTBackbone(PresetModel):
                 cannot take.
         """
         check_overrides(overrides, argument_names(cls))
-        preset = find_preset(handle)
-        config = preset.backbone_config(cls)
-        backbone = cls.from_config({**config, **overrides})
-        if load_weights:
-            load_backbone_weights(preset, backbone, config, bool(overrides), source=f"preset {str(handle)!r}")
-        return backbone
+        return load_backbone(cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}")
 
     def save_to_preset(self, directory):
         """Writes the backbone as a directory of plain files, which `from_preset` reads.

@@ -17,7 +17,7 @@ from keras_deit.models.preset_model import (
     PresetModel,
     argument_names,
     check_overrides,
-    load_backbone_weights,
+    load_backbone,
     unique_name,
 )
 from keras_deit.models.raw_images import RawImageInputs
@@ -200,13 +200,11 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         own, for_backbone, for_converter = _sort_overrides(cls, overrides)
         preset = find_preset(handle)
         source = f"preset {str(handle)!r}"
-        backbone_config = preset.backbone_config(DeiTBackbone)
-        backbone = DeiTBackbone.from_config({**backbone_config, **for_backbone})
-
         saved = preset.task_config(cls, _GIVEN_APART)
         if saved is None and "num_classes" not in own:
             raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
         config = {**(saved or {}), **own}
+        backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
         if "preprocessor" not in own:
             config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
@@ -215,7 +213,6 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         classifier = cls(backbone, **config)
 
         if load_weights:
-            load_backbone_weights(preset, backbone, backbone_config, bool(for_backbone), source)
             if same_classes:
                 preset.load_head(classifier._head_model)
             else:

@@ -4,6 +4,7 @@ import inspect
 
 import keras
 
+from keras_deit.layers.initialization import weights_follow
 from keras_deit.presets import catalog, weights
 from keras_deit.presets.adaptation import adapt_backbone
 
@@ -37,10 +38,17 @@ def check_overrides(overrides, allowed):
         )
 
 
-def load_backbone_weights(preset, backbone, saved_config, overridden, source):
-    """Gives `backbone` the preset's weights, adapted from the config they were saved with to its own."""
-    if not overridden:
-        preset.load_backbone(backbone)
-        return
-    state = preset.backbone_state(lambda: type(backbone).from_config(saved_config))
+def load_backbone(cls, preset, load_weights, overrides, source):
+    """The preset's backbone, a `cls`, with its trained weights adapted to the overrides, or with random ones."""
+    saved_config = preset.backbone_config(cls)
+    config = {**saved_config, **overrides}
+    if not load_weights:
+        return cls.from_config(config)
+    with weights_follow():
+        backbone = cls.from_config(config)
+        if not overrides:
+            preset.load_backbone(backbone)
+            return backbone
+        state = preset.backbone_state(lambda: cls.from_config(saved_config))
     weights.assign(adapt_backbone(state, saved_config, backbone.get_config(), source), backbone, source)
+    return backbone

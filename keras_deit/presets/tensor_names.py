@@ -51,9 +51,7 @@ def rules(backbone_config, head="none"):
             lambda *tokens: np.concatenate(tokens, axis=1)[0],
             lambda tokens: [token[None, None] for token in tokens],
         ),
-        Rule(
-            ("pos_embed",), "token_position_embedding/positions", lambda positions: positions[0], lambda array: [array[None]]
-        ),
+        Rule(("pos_embed",), "token_position_embedding/positions", lambda positions: positions[0], lambda array: [array[None]]),
     ]
     for index in range(backbone_config["num_layers"]):
         name, path = f"blocks.{index}", f"block_{index}"

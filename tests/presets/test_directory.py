@@ -286,5 +286,3 @@ def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
     assert DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None).preprocessor is None
-
-

@@ -115,9 +115,7 @@ def test_other_numbers_of_channels(channels, published, rng):
     else:
         kernel = numpy(published[NAME].backbone.patch_embedding.projection.kernel).reshape(256, 3, 8)
         repeated = np.concatenate([kernel, kernel[:, :1]], axis=1) * 0.75
-        np.testing.assert_allclose(
-            numpy(backbone.patch_embedding.projection.kernel), repeated.reshape(-1, 8), rtol=1e-6
-        )
+        np.testing.assert_allclose(numpy(backbone.patch_embedding.projection.kernel), repeated.reshape(-1, 8), rtol=1e-6)
 
 
 def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(published, rng, caplog):
