@@ -12,6 +12,9 @@ os.environ.update(
     HF_HUB_ETAG_TIMEOUT="1",
 )
 
+# Tests compile much and compute little. Fusion and layout stay as they are.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

@@ -1,6 +1,7 @@
 """How a raw image becomes what the model was trained on."""
 
 import keras
+import numpy as np
 
 from keras_deit.layers.arguments import check_choice, check_pair, check_positive_number
 
@@ -71,6 +72,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
             )
         for value in std:
             check_positive_number("std", value)
+        if not np.isfinite(mean).all():
+            raise ValueError(f"`mean` must be finite. Received: mean={mean!r}")
         # In half precision a resized photograph would lose its lowest bits, so the global policy does not apply here.
         kwargs.setdefault("dtype", "float32")
         super().__init__(scale=1.0, **kwargs)
@@ -84,6 +87,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         mean, std = mean * (num_channels // len(mean)), std * (num_channels // len(std))
         self.scale = [1 / (255 * s) for s in std]
         self.offset = [-m / s for m, s in zip(mean, std)]
+        self.built = True  # no weights: `quantize` on a model refuses layers that are not
 
     def call(self, inputs):
         self._check_images(inputs.shape)
@@ -169,7 +173,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
 
 
 def _per_channel(value):
-    return tuple(float(v) for v in value) if isinstance(value, (tuple, list)) else (float(value),)
+    return tuple(float(v) for v in np.atleast_1d(value))
 
 
 def _half_to_even(difference):

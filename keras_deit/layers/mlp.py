@@ -41,22 +41,26 @@ class MLP(CompositeLayer):
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        self.activation = gelu if activation == "gelu" else keras.activations.get(activation)
+        activation = keras.activations.get(activation)
+        # Keras' own is the same function in another form.
+        self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
         self.intermediate = keras.layers.Dense(
             intermediate_dim,
             activation=self.activation,
             kernel_initializer=deit_initializer(),
-            dtype=self.dtype_policy,
+            dtype=self.dtype_of("intermediate"),
             name="intermediate",
         )
-        self.intermediate_dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="intermediate_dropout")
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+        self.intermediate_dropout = keras.layers.Dropout(
+            dropout_rate, dtype=self.dtype_of("intermediate_dropout"), name="intermediate_dropout"
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
         self.projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_policy, name="projection"
+            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_of("projection"), name="projection"
         )
         self.intermediate.build((None, hidden_dim))
         self.projection.build((None, self.intermediate_dim))

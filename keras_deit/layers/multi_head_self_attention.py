@@ -71,8 +71,10 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.use_bias = bool(use_bias)
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
-        self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, dtype=self.dtype_policy, name="attention_dropout")
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+        self.attention_dropout = keras.layers.Dropout(
+            attention_dropout_rate, dtype=self.dtype_of("attention_dropout"), name="attention_dropout"
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
 
     def build(self, input_shape):
         check_token_sequence("MultiHeadSelfAttention", input_shape)
@@ -108,16 +110,17 @@ class MultiHeadSelfAttention(CompositeLayer):
         query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, T, head_dim)
         key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
         value = ops.transpose(value, (0, 2, 1, 3))  # (B, heads, T, head_dim)
-        logits = ops.matmul(query, key)  # (B, heads, T, T)
+        # Scaled before the product, which would overflow in float16 first.
+        logits = ops.matmul(query / math.sqrt(query.shape[-1]), key)  # (B, heads, T, T)
         # Half precision has too few digits for a sum over hundreds of tokens.
-        logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32")) / math.sqrt(query.shape[-1])
+        logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
         scores = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         x = ops.matmul(self.attention_dropout(scores, training=training), value)  # (B, heads, T, head_dim)
         return ops.transpose(x, (0, 2, 1, 3)), scores
 
     def _dense(self, units, name):
         return keras.layers.Dense(
-            units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_policy, name=name
+            units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False):

@@ -48,41 +48,33 @@ class PatchEmbedding(CompositeLayer):
         self.patch_size = patch_size
         self.data_format = data_format
         self.projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_policy, name="projection"
+            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_of("projection"), name="projection"
         )
 
     def build(self, input_shape):
-        height, width, channels = self._image_shape(input_shape)
+        _, _, channels = self._image_shape(input_shape)
         patch_height, patch_width = self.patch_size
         if channels is None:
             raise ValueError(
                 f"`PatchEmbedding` must know the number of channels when it is built. "
                 f"Received: input shape {tuple(input_shape)}, data_format={self.data_format!r}"
             )
-        for side, size, patch in (("height", height, patch_height), ("width", width, patch_width)):
-            if size is not None and size % patch:
-                smaller, larger = size // patch * patch, -(-size // patch) * patch
-                advice = f"{smaller} or {larger}" if smaller else f"{larger}"
-                raise ValueError(
-                    f"`patch_size` must divide the image: {side} {size} is not a multiple of {patch}. "
-                    f"Use {advice}, or resize first. "
-                    f"Received: input shape {tuple(input_shape)}, data_format={self.data_format!r}, "
-                    f"patch_size={self.patch_size}"
-                )
         self.projection.build((None, patch_height * patch_width * channels))
         self.built = True
 
     def call(self, inputs):
+        self._image_shape(inputs.shape)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        _, height, width, channels = ops.shape(inputs)
+        batch, height, width, channels = ops.shape(inputs)
         patch_height, patch_width = self.patch_size
         rows, columns = height // patch_height, width // patch_width
         # Rank 4 throughout: mobile delegates refuse the usual rank 6 reshape.
         x = ops.reshape(inputs, (-1, patch_height, columns, patch_width * channels))  # (B * rows, ph, columns, pw * C)
         x = ops.transpose(x, (0, 2, 1, 3))  # (B * rows, columns, ph, pw * C)
         x = ops.reshape(x, (-1, patch_height * patch_width * channels))  # (B * rows * columns, ph * pw * C)
-        return ops.reshape(self.projection(x), (-1, rows * columns, self.hidden_dim))
+        # With -1 for the batch, an image that the patch size does not divide would make another batch.
+        return ops.reshape(self.projection(x), (batch, rows * columns, self.hidden_dim))
 
     def compute_output_shape(self, input_shape):
         height, width, _ = self._image_shape(input_shape)
@@ -91,6 +83,7 @@ class PatchEmbedding(CompositeLayer):
         return (input_shape[0], num_patches, self.hidden_dim)
 
     def _image_shape(self, input_shape):
+        """(height, width, channels) of images that the patch size divides."""
         if len(input_shape) != 4:
             raise ValueError(
                 "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. "
@@ -100,6 +93,16 @@ class PatchEmbedding(CompositeLayer):
             _, channels, height, width = input_shape
         else:
             _, height, width, channels = input_shape
+        for side, size, patch in zip(("height", "width"), (height, width), self.patch_size):
+            if size is not None and size % patch:
+                smaller, larger = size // patch * patch, -(-size // patch) * patch
+                advice = f"{smaller} or {larger}" if smaller else f"{larger}"
+                raise ValueError(
+                    f"`patch_size` must divide the image: {side} {size} is not a multiple of {patch}. "
+                    f"Use {advice}, or resize first. "
+                    f"Received: input shape {tuple(input_shape)}, data_format={self.data_format!r}, "
+                    f"patch_size={self.patch_size}"
+                )
         return height, width, channels
 
     def get_config(self):

@@ -59,7 +59,7 @@ class TokenPositionEmbedding(CompositeLayer):
         self.grid_size = grid_size
         self.position_scope = position_scope
         self.dropout_rate = dropout_rate
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
 
     def build(self, input_shape):
         check_token_sequence("TokenPositionEmbedding", input_shape)
@@ -79,6 +79,8 @@ class TokenPositionEmbedding(CompositeLayer):
             )
         self.positions = self.add_weight(shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions")
         self.dropout.build(self.compute_output_shape(input_shape))
+        # A single patch would broadcast to all positions.
+        self.input_spec = keras.InputSpec(ndim=3, axes={1: num_patches, -1: hidden_dim})
         self.built = True
 
     def call(self, inputs, training=None):

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int, check_rate
-from keras_deit.layers.composite import dtype_config
+from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
@@ -107,7 +107,13 @@ class DeiTBackbone(PresetModel):
         num_layers = check_positive_int("num_layers", num_layers)
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
         check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
-        patch_embedding = PatchEmbedding(hidden_dim, patch_size, data_format=data_format, dtype=dtype, name="patch_embedding")
+        patch_embedding = PatchEmbedding(
+            hidden_dim,
+            patch_size,
+            data_format=data_format,
+            dtype=sublayer_policy(dtype, "patch_embedding"),
+            name="patch_embedding",
+        )
         patch_embedding.build((None, *image_shape))  # refuses an image that the patch size does not divide
         height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
         grid_size = (height // patch_size[0], width // patch_size[1])
@@ -117,7 +123,7 @@ class DeiTBackbone(PresetModel):
             grid_size,
             position_scope=position_scope,
             dropout_rate=dropout_rate,
-            dtype=dtype,
+            dtype=sublayer_policy(dtype, "token_position_embedding"),
             name="token_position_embedding",
         )
         if drop_path_schedule == "linear":
@@ -133,12 +139,14 @@ class DeiTBackbone(PresetModel):
                 drop_path_rate=float(rate),
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
-                dtype=dtype,
+                dtype=sublayer_policy(dtype, f"block_{index}"),
                 name=f"block_{index}",
             )
             for index, rate in enumerate(drop_path_rates)
         ]
-        final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, dtype=dtype, name="final_norm")
+        final_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=sublayer_policy(dtype, "final_norm"), name="final_norm"
+        )
 
         inputs = keras.Input(image_shape, name="images")
         embeddings = token_position_embedding(patch_embedding(inputs))
@@ -152,7 +160,7 @@ class DeiTBackbone(PresetModel):
             x = block_outputs[block.name] = block(x)
         super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
 
-        self.dtype_policy = dtype
+        self.dtype_policy = own_policy(dtype)
         self.patch_embedding = patch_embedding
         self.token_position_embedding = token_position_embedding
         self.blocks = blocks
@@ -234,7 +242,7 @@ class DeiTBackbone(PresetModel):
         return {
             "name": self.name,
             "trainable": self.trainable,
-            "dtype": dtype_config(self),
+            "dtype": dtype_config(self.dtype_policy, self.layers),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "num_layers": self.num_layers,

@@ -8,7 +8,7 @@ from absl import logging
 from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_positive_int, check_rate
-from keras_deit.layers.composite import dtype_config
+from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer
@@ -100,23 +100,26 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
                 "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. "
                 f"Received: preprocessor={preprocessor!r}"
             )
+        if isinstance(labels, str):
+            raise ValueError(f"`labels` must be a sequence of strings, one for each class. Received: labels={labels!r}")
         if labels is not None:
             labels = [str(label) for label in labels]
             if len(labels) != num_classes:
                 raise ValueError(
                     f"`labels` must have one string for each of the {num_classes} classes. Received: {len(labels)} labels"
                 )
-        dtype = backbone.dtype_policy if dtype is None else keras.dtype_policies.get(dtype)
+        dtype = backbone.dtype_policy if dtype is None else dtype
+        dtype, head_dtype = own_policy(dtype), sublayer_policy(dtype, "head")
 
         features = backbone(backbone.input)
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
         if backbone.use_distillation_token:
-            head = DistillationHead(num_classes, dtype=dtype, name="head")
+            head = DistillationHead(num_classes, dtype=head_dtype, name="head")
             class_logits, distillation_logits = head(dropout(features))
             token_logits = {"class": class_logits, "distillation": distillation_logits}
             logits = keras.layers.Average(dtype=dtype, name="mean_logits")([class_logits, distillation_logits])
         else:
-            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), dtype=dtype, name="head")
+            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), dtype=head_dtype, name="head")
             if pooling == "token":
                 pooled = features[:, 0]
             else:
@@ -134,6 +137,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         self.backbone = backbone
         self.head = head
         self.num_classes = num_classes
+        if preprocessor is not None and not preprocessor.built:
+            preprocessor.build((None, *backbone.image_shape))  # `quantize` refuses layers that are not built
         self.preprocessor = preprocessor
         self.pooling = pooling
         self.dropout_rate = dropout_rate
@@ -205,11 +210,18 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
         config = {**(saved or {}), **own}
         backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
+        if "preprocessor" in own and for_converter:
+            raise ValueError(
+                "Overrides of the preset's preprocessor and another `preprocessor=` exclude each other. "
+                f"Received: preprocessor={own['preprocessor']!r} and {for_converter}"
+            )
         if "preprocessor" not in own:
             config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
         if "labels" not in own and same_classes:
             config["labels"] = preset.labels(saved["num_classes"])
+        if not (same_classes and load_weights):
+            config["dtype"] = own_policy(config.get("dtype") or backbone.dtype_policy)  # a fresh head is not quantized
         classifier = cls(backbone, **config)
 
         if load_weights:
@@ -241,7 +253,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         return {
             "name": self.name,
             "trainable": self.trainable,
-            "dtype": dtype_config(self),
+            "dtype": dtype_config(self.dtype_policy, [self.head]),
             "backbone": serialize(self.backbone),
             "num_classes": self.num_classes,
             "preprocessor": None if self.preprocessor is None else serialize(self.preprocessor),

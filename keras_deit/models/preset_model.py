@@ -4,6 +4,7 @@ import inspect
 
 import keras
 
+from keras_deit.layers.composite import own_policy
 from keras_deit.layers.initialization import weights_follow
 from keras_deit.presets import catalog, weights
 from keras_deit.presets.adaptation import adapt_backbone
@@ -43,7 +44,8 @@ def load_backbone(cls, preset, load_weights, overrides, source):
     saved_config = preset.backbone_config(cls)
     config = {**saved_config, **overrides}
     if not load_weights:
-        return cls.from_config(config)
+        # Random weights are not quantized: int8 kernels would be zeros that do not train.
+        return cls.from_config({**config, "dtype": own_policy(config.get("dtype"))})
     with weights_follow():
         backbone = cls.from_config(config)
         if not overrides:

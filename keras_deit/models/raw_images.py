@@ -27,6 +27,11 @@ class RawImageInputs:
     ):
         if self.preprocessor is not None:
             if validation_split and validation_data is None:
+                if not hasattr(x, "shape"):
+                    raise ValueError(
+                        "`validation_split` is for arrays. Split the dataset before, and give `validation_data`. "
+                        f"Received: x={type(x).__name__}"
+                    )
                 (x, y, sample_weight), validation_data = _split(validation_split, x, y, sample_weight)
                 validation_split = 0.0
             if validation_data is not None:
@@ -80,6 +85,13 @@ class RawImageInputs:
 
     def _convert(self, data, y=None, sample_weight=None, batch_size=None, shuffle=False):
         """Images and what goes with them as one dataset that yields converted batches."""
+        if (hasattr(data, "element_spec") or isinstance(data, keras.utils.PyDataset)) and (
+            y is not None or sample_weight is not None
+        ):
+            raise ValueError(
+                "A dataset brings its own targets and sample weights: yield (images, y) or (images, y, sample_weight), and leave "
+                "`y` and `sample_weight` out."
+            )
         if hasattr(data, "element_spec"):  # a tf.data.Dataset, told without importing TensorFlow
             return data.map(lambda *batch: _convert_batch(self.preprocessor, batch), num_parallel_calls=-1).prefetch(-1)
         if isinstance(data, keras.utils.PyDataset):
@@ -136,7 +148,15 @@ class _ConvertedArrays(keras.utils.PyDataset):
 
     def __init__(self, preprocessor, images, y, sample_weight, batch_size, shuffle):
         super().__init__()
+        # Keras reads a list as several outputs; a list of labels is one array.
+        y = np.asarray(y) if isinstance(y, list) else y
         self._arrays = _map(_to_numpy, (images, y, sample_weight))
+        lengths = {len(array) for array in keras.tree.flatten(self._arrays) if array is not None}
+        if len(lengths) > 1:
+            raise ValueError(
+                "Images, targets and sample weights must be as many. "
+                f"Received: {', '.join(str(_map(np.shape, part)) for part in self._arrays)}"
+            )
         self._preprocessor = preprocessor
         self._batch_size = batch_size
         self._shuffle = shuffle

@@ -20,7 +20,7 @@ def atomic_directory(directory, replaceable):
     Raises:
         ValueError: `directory` is a file, or holds anything that is not replaceable.
     """
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(directory).absolute()
     _check_replaceable(directory, replaceable)
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -48,7 +48,7 @@ def _check_replaceable(directory, replaceable):
         return
     if not directory.is_dir():
         raise ValueError(f"A preset is a directory, but {directory} is a file. Give another path.")
-    others = sorted(entry.name for entry in directory.iterdir() if entry.name not in replaceable)
+    others = sorted(entry.name for entry in directory.iterdir() if entry.name not in replaceable or not entry.is_file())
     if others:
         raise ValueError(
             f"Saving would replace the directory {directory}, which holds files that are not of a preset: "

@@ -13,6 +13,7 @@ A backbone alone has the first two and the last.
 
 import inspect
 import json
+import os
 import pathlib
 
 import keras
@@ -43,6 +44,8 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
         preprocessor: Keras layer or `None`.
         labels: sequence of strings or `None`.
     """
+    if os.path.isdir(directory) and os.listdir(directory):
+        PresetDirectory(directory)  # refuses to replace anything else
     with atomic_directory(directory, replaceable=FILES) as folder:
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
@@ -53,7 +56,8 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
             _write_json(folder / PREPROCESSOR, keras.saving.serialize_keras_object(preprocessor))
         if labels is not None:
             _write_json(folder / LABELS, list(labels))
-        _write_json(folder / METADATA, {"format": FORMAT, "keras_version": keras.__version__, "weights": files})
+        names = sorted(file.name for file in folder.iterdir())
+        _write_json(folder / METADATA, {"format": FORMAT, "keras_version": keras.__version__, "files": names, "weights": files})
 
 
 class PresetDirectory:
@@ -67,12 +71,18 @@ class PresetDirectory:
                 f"Found: {self._listing()}"
             )
         metadata = self._read(METADATA)
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or "weights" not in metadata:
+        if not _is_metadata(metadata):
             raise ValueError(
-                f"{self.path / METADATA} must be of format {FORMAT} and list the weights. "
+                f"{self.path / METADATA} must be of format {FORMAT} and list the files, and the weights with their variables. "
                 "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
             )
         self._weights = metadata["weights"]
+        for name in metadata["files"]:
+            # Without labels a model is whole; without its preprocessor or head it would be another one.
+            if name in (TASK, PREPROCESSOR) and not (self.path / name).is_file():
+                raise ValueError(
+                    f"The preset lacks one of its files: {self.path / name} does not exist. Copy the preset again."
+                )
 
     def backbone_config(self, cls):
         content = self._read(CONFIG)
@@ -122,10 +132,9 @@ class PresetDirectory:
         self._load(model, TASK_WEIGHTS)
 
     def _load(self, model, name):
-        entry = self._weights.get(name)
-        if not isinstance(entry, dict) or not {"sha256", "variables"} <= set(entry):
+        if name not in self._weights:
             raise ValueError(f"{self.path / METADATA} has no checksum and variables for {name}. Save the preset again.")
-        weights.load_weights(model, self.path / name, entry)
+        weights.load_weights(model, self.path / name, self._weights[name])
 
     def _read(self, name):
         file = self.path / name
@@ -142,6 +151,21 @@ class PresetDirectory:
         if not self.path.is_dir():
             return "a file"
         return ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8]) or "an empty directory"
+
+
+def _is_metadata(content):
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return False
+    files, entries = content.get("files"), content.get("weights")
+    if not isinstance(files, list) or not isinstance(entries, dict):
+        return False
+    return all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("variables"), dict)
+        and all(isinstance(shape, list) for shape in entry["variables"].values())
+        for entry in entries.values()
+    )
 
 
 def _class_and_config(model):

@@ -23,6 +23,8 @@ def find_preset(handle):
     Raises:
         ValueError: no such preset, or a directory that is not one.
     """
+    if not isinstance(handle, (str, os.PathLike)):
+        raise ValueError(f"A preset handle is a built-in name or the path of a directory. Received: {handle!r}")
     handle = os.fspath(handle)
     if handle in BUILT_IN:
         return PresetDirectory(_ASSETS / handle)

@@ -26,7 +26,10 @@ def attention_rollout(scores, num_prefix_tokens, grid_size):
     """
     if isinstance(scores, dict):
         # JAX returns dicts with sorted keys, "block_10" before "block_2".
-        scores = [scores[f"block_{index}"] for index in range(len(scores))]
+        names = [f"block_{index}" for index in range(len(scores))]
+        if set(names) != set(scores):
+            raise ValueError(f"`scores` must have the scores of every block, {names}. Received: {list(scores)}")
+        scores = [scores[name] for name in names]
     num_tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
     if not scores or any(len(block.shape) != 4 or block.shape[-1] != num_tokens for block in scores):
         raise ValueError(

@@ -68,6 +68,21 @@ def test_an_image_that_the_patch_size_does_not_divide():
         layers.PatchEmbedding(8, 16, data_format="channels_first").build((None, 3, 16, 9))
 
 
+def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
+    """A reshape with -1 for the batch made 36 samples of 32."""
+    layer = layers.PatchEmbedding(16, 2, data_format="channels_last")
+    layer.build((None, None, None, 3))
+    with raises(
+        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, or resize first. "
+        "Received: input shape (32, 9, 8, 3), data_format='channels_last', patch_size=(2, 2)"
+    ):
+        layer.call(np.zeros((32, 9, 8, 3), "float32"))
+    tokens = layers.TokenPositionEmbedding(0, (2, 3))
+    tokens.build((None, None, 8))
+    with pytest.raises(ValueError, match="expected axis 1 of input shape to have value 6"):
+        tokens(np.zeros((2, 1, 8), "float32"))
+
+
 def test_images_of_another_rank():
     with raises(
         "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. Received: input shape (16, 16, 3)"
@@ -165,6 +180,10 @@ def test_converter_arguments():
         "`mean` and `std` must have one number, or one for each channel. Received: mean=(0.1, 0.2), std=(0.1, 0.2, 0.3)"
     ):
         layers.DeiTImageConverter(32, mean=(0.1, 0.2), std=(0.1, 0.2, 0.3))
+
+    with raises("`mean` must be finite. Received: mean=(nan,)"):
+        layers.DeiTImageConverter(32, mean=float("nan"), std=1.0)
+    assert layers.DeiTImageConverter(32, mean=np.array([0.5]), std=np.float32(0.5)).mean == (0.5,)
 
 
 def test_images_that_the_converter_cannot_take():

@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 import json
 
@@ -5,11 +6,18 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.layers import DeiTImageConverter
+from keras_deit.layers import DeiTImageConverter, TransformerBlock
 from keras_deit.models import DeiTImageClassifier
 from tests import witness
 from tests.conftest import BACKEND
-from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone, tiny_classifier
+from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
+from tests.helpers import tiny_classifier as any_tiny_classifier
+
+
+def tiny_classifier(backbone_overrides=None, **overrides):
+    """One block: the backbone has tests of its own, and a classifier compiles."""
+    return any_tiny_classifier({"num_layers": 1, **(backbone_overrides or {})}, **overrides)
+
 
 # Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack does.
 LOSS = {
@@ -162,6 +170,30 @@ def test_a_source_that_cannot_be_converted(rng):
         classifier.predict(x for x in raw_images(rng))
 
 
+def test_data_that_does_not_fit_together(rng):
+    import tensorflow as tf
+
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x = raw_images(rng, 6)
+    with raises("Images, targets and sample weights must be as many. Received: (6, 20, 30, 3), (8,), None"):
+        classifier.fit(x, np.zeros(8), verbose=0)
+    with raises("Images, targets and sample weights must be as many. Received: (6, 20, 30, 3), (6,), (7,)"):
+        classifier.evaluate(x, np.zeros(6), sample_weight=np.ones(7), verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.zeros(6))).batch(2)
+    with raises(
+        "A dataset brings its own targets and sample weights: yield (images, y) or (images, y, sample_weight), and leave `y` "
+        "and `sample_weight` out."
+    ):
+        classifier.fit(dataset, np.zeros(6), verbose=0)
+    with raises(
+        "`validation_split` is for arrays. Split the dataset before, and give `validation_data`. "
+        f"Received: x={type(dataset).__name__}"
+    ):
+        classifier.fit(dataset, validation_split=0.5, verbose=0)
+    assert classifier._convert(x, [0, 1, 2, 3, 4, 0], None, 4)[0][1].tolist() == [0, 1, 2, 3]
+
+
 def test_without_a_preprocessor_the_methods_are_those_of_keras(rng):
     classifier = tiny_classifier(preprocessor=None)
     classifier.compile("adam", **LOSS)
@@ -189,8 +221,11 @@ def test_a_training_step_is_finite_and_compiled(policy, rng):
     assert np.isfinite(loss)
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
-def test_int8_works_saves_and_loads(rng, tmp_path):
+quantizing = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+
+
+@quantizing
+def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
     x = raw_images(rng, 16)
     before = classifier.predict(x, verbose=0)
@@ -199,10 +234,57 @@ def test_int8_works_saves_and_loads(rng, tmp_path):
     assert not np.array_equal(quantized, before)
     np.testing.assert_allclose(quantized, before, atol=0.15 * abs(before).max())
     assert str(classifier.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
-    classifier.save(tmp_path / "int8.keras")
-    same_arrays(keras.saving.load_model(tmp_path / "int8.keras").predict(x, verbose=0), quantized)
+    # What was loaded saves as well: sub-layers must not keep the map of policies that their config came with.
+    for turn in range(2):
+        classifier.save(tmp_path / f"{turn}.keras")
+        classifier = keras.saving.load_model(tmp_path / f"{turn}.keras")
+        same_arrays(classifier.predict(x, verbose=0), quantized)
+        classifier.save_to_preset(tmp_path / "int8")
+        classifier = DeiTImageClassifier.from_preset(tmp_path / "int8")
+        same_arrays(classifier.predict(x, verbose=0), quantized)
+
+
+@quantizing
+def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
+    """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never called before."""
+    for preprocessor in (DeiTImageConverter((12, 32)), keras.layers.Rescaling(1 / 255)):
+        tiny_classifier(preprocessor=preprocessor).save_to_preset(tmp_path / "preset")
+        classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
+        classifier.quantize("int8")
+        assert classifier.head.class_head.quantization_mode == "int8"
+
+
+@quantizing
+def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    classifier.quantize("int8")
     classifier.save_to_preset(tmp_path / "int8")
-    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "int8").predict(x, verbose=0), quantized)
+    fresh = DeiTImageClassifier.from_preset(tmp_path / "int8", num_classes=3)
+    assert fresh.head.class_head.quantization_mode is None
+    assert fresh.backbone.blocks[0].mlp.projection.quantization_mode == "int8"
+    assert len(fresh.head.trainable_variables) == 4
+    random = DeiTImageClassifier.from_preset(tmp_path / "int8", load_weights=False)
+    assert all(layer.quantization_mode is None for layer in random.backbone.layers + [random.head.class_head])
+    assert random.backbone.blocks[0].mlp.projection.quantization_mode is None
+
+
+@quantizing
+@pytest.mark.parametrize("place", ["functional", "sequential", "named scope"])
+def test_a_quantized_block_loads_wherever_it_stands(place, rng, tmp_path):
+    layers = [keras.Input((5, 8)), TransformerBlock(2, 12, name="mine"), keras.layers.Dense(3)]
+    if place == "sequential":
+        model = keras.Sequential(layers)
+    else:
+        with keras.name_scope("outer") if place == "named scope" else contextlib.nullcontext():
+            model = keras.Model(layers[0], layers[2](layers[1](layers[0])))
+    randomize(model, rng)
+    model.quantize("int8")
+    x = rng.normal(size=(4, 5, 8)).astype("float32")
+    expected = numpy(model(x))
+    for _ in range(2):
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+        same_arrays(model(x), expected)
 
 
 def test_lora_on_the_fused_qkv_trains_saves_and_loads(rng, tmp_path):
@@ -247,6 +329,8 @@ def test_errors():
         tiny_classifier(num_classes=0)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
         tiny_classifier(labels=["ant", "bee"])
+    with raises("`labels` must be a sequence of strings, one for each class. Received: labels='abcde'"):
+        tiny_classifier(labels="abcde")
     with raises("`dropout_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: dropout_rate=-0.1"):
         tiny_classifier(dropout_rate=-0.1)
     with raises("`backbone` must be a `DeiTBackbone`. Received: backbone='deit'"):

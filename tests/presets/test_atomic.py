@@ -83,6 +83,9 @@ def test_nothing_of_the_users_is_replaced(tmp_path):
         "Give another path, or an empty directory."
     ):
         write(tmp_path, "new")
+    (tmp_path / "folder" / "a.txt").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"files that are not of a preset: a\.txt"):
+        write(tmp_path / "folder", "new")
     file = tmp_path / "thesis.tex"
     with raises(f"A preset is a directory, but {file} is a file. Give another path."):
         write(file, "new")

@@ -142,8 +142,9 @@ def test_an_override_that_the_trained_weights_cannot_take(saved):
         DeiTImageClassifier.from_preset(directory, num_layers=2, intermediate_dim=21)
     message = str(caught.value)
     assert message.startswith(
-        f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to another `image_shape`, "
-        "`num_classes` and `dtype`: leave the other sizes as the preset has them, or give `load_weights=False`.\nMissing: none\n"
+        f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to another `image_shape` and "
+        "`num_classes`, and to another `dtype` if they are not quantized: leave the rest as the preset has it, or give "
+        "`load_weights=False`.\nMissing: none\n"
         "Left over: block_2/attention_norm/gamma (8,); "
     )
     assert "and 4 more\nOther shape: block_0/mlp/intermediate/kernel is (8, 20), the model has (8, 21); " in message
@@ -167,6 +168,70 @@ def test_unknown_handles():
         DeiTBackbone.from_preset("deit_tiny_patch16_225")
     with pytest.raises(ValueError, match="'resnet50' is neither a name nor an existing path. Known names: deit_nano_"):
         DeiTImageClassifier.from_preset("resnet50")
+
+
+def test_handles_of_another_type():
+    with raises("A preset handle is a built-in name or the path of a directory. Received: None"):
+        DeiTBackbone.from_preset(None)
+
+
+@pytest.mark.parametrize("name", ["preprocessor.json", "task.json"])
+def test_a_lost_file_does_not_make_another_model(saved, name):
+    """Without its preprocessor the model would classify raw images as if they were normalised."""
+    _, directory = saved
+    (directory / name).unlink()
+    with raises(f"The preset lacks one of its files: {directory / name} does not exist. Copy the preset again."):
+        DeiTImageClassifier.from_preset(directory, num_classes=5)
+
+
+def test_labels_may_be_deleted(saved):
+    _, directory = saved
+    (directory / "labels.json").unlink()
+    assert DeiTImageClassifier.from_preset(directory).labels is None
+
+
+def test_a_folder_of_the_users_is_not_replaced_whatever_its_files_are_called(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a preset: .* Found: config.json"):
+        tiny_backbone().save_to_preset(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_model_made_in_a_name_scope(rng, tmp_path):
+    with keras.name_scope("teacher"):
+        backbone = randomize(tiny_backbone(), rng)
+    backbone.save_to_preset(tmp_path / "preset")
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x)))
+    with keras.name_scope("student"):
+        loaded = DeiTBackbone.from_preset(tmp_path / "preset", image_shape=(12, 32, 3))
+    np.testing.assert_array_equal(numpy(loaded(x)), numpy(backbone(x)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(weights=[]),
+        lambda c: c.update(weights=None),
+        lambda c: c["weights"]["model.weights.h5"].update(variables=[1]),
+        lambda c: c["weights"]["model.weights.h5"].update(variables={"a": 1}),
+        lambda c: c["weights"]["model.weights.h5"].pop("sha256"),
+        lambda c: c.pop("files"),
+    ],
+)
+def test_metadata_of_another_form(saved, change):
+    _, directory = saved
+    edit(directory / "metadata.json", change)
+    with pytest.raises(ValueError, match="must be of format 1 and list the files, and the weights with their variables"):
+        DeiTImageClassifier.from_preset(directory)
+
+
+def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
+    _, directory = saved
+    with pytest.raises(
+        ValueError, match="another `preprocessor=` exclude each other. Received: preprocessor=None and {'crop_r"
+    ):
+        DeiTImageClassifier.from_preset(directory, preprocessor=None, crop_ratio=1.0)
 
 
 def test_a_directory_that_is_not_a_preset(tmp_path):
@@ -258,8 +323,8 @@ def test_files_that_are_not_what_they_should_be(saved):
     classifier.save_to_preset(directory)
     edit(directory / "metadata.json", lambda c: c.update(format=2))
     with raises(
-        f"{directory / 'metadata.json'} must be of format 1 and list the weights. It was changed, or a later version of "
-        "keras_deit wrote it: save the preset again, or upgrade."
+        f"{directory / 'metadata.json'} must be of format 1 and list the files, and the weights with their variables. "
+        "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
     ):
         DeiTImageClassifier.from_preset(directory)
 

@@ -60,6 +60,9 @@ def test_errors(rng):
     ):
         attention_rollout({}, 1, (2, 3))
 
+    with raises("`scores` must have the scores of every block, ['block_0']. Received: ['block_2']"):
+        attention_rollout({"block_2": scores_of(rng)[0]}, 2, (2, 3))
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_plot(channels, rng, tmp_path):
