@@ -22,7 +22,6 @@ flags.DEFINE_string("output", "digits_preset", "Directory of the trained preset.
 flags.DEFINE_integer("epochs", 200, "Epochs of the student.", lower_bound=1)
 flags.DEFINE_integer("teacher_epochs", 40, "Epochs of the teacher.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
-flags.DEFINE_bool("jit", True, "Compile with XLA.")
 flags.DEFINE_bool("validate", False, "Train on the first 1150 and score on the next 287; the 360 stay unseen.")
 
 NUM_TRAINING = 1437
@@ -107,7 +106,7 @@ def optimizer(learning_rate, epochs, num_batches, weight_decay):
 def train_teacher(images, labels, epochs):
     teacher, digits = build_teacher(), augmented(images, labels)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    teacher.compile(optimizer(2e-3, epochs, len(digits), weight_decay=1e-3), loss, metrics=["accuracy"], jit_compile=FLAGS.jit)
+    teacher.compile(optimizer(2e-3, epochs, len(digits), weight_decay=1e-3), loss, metrics=["accuracy"])
     teacher.fit(digits, epochs=epochs, shuffle=False, verbose=2)
     teacher.trainable = False
     return teacher
@@ -122,7 +121,6 @@ def distil(teacher, images, labels, epochs):
         loss={"class": loss, "distillation": loss},
         loss_weights={"class": 0.5, "distillation": 0.5},
         metrics={"class": ["accuracy"], "distillation": ["accuracy"]},
-        jit_compile=FLAGS.jit,
     )
     two_heads.fit(digits, epochs=epochs, shuffle=False, verbose=2)
     return student

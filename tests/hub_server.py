@@ -37,8 +37,9 @@ class HubServer:
         self.requests.clear()
 
     def answer(self, request, body):
-        self.requests.append((request.command, request.path))
-        repository, _, rest = request.path.strip("/").partition("/resolve/")
+        repository, asks_for_file, rest = request.path.strip("/").partition("/resolve/")
+        if asks_for_file:
+            self.requests.append((request.command, request.path))
         file = rest.partition("/")[2]
         fault = self.faults.get((repository, file))
         if fault == "hang" and body:
