@@ -217,13 +217,16 @@ class DeiTBackbone(PresetModel):
         """A backbone by name or from a directory.
 
         Args:
-            handle: a name of `DeiTBackbone.presets`, or a directory that `save_to_preset` wrote (a classifier's, too).
+            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging Face Hub (the digits model's are
+                in the package), or a directory that `save_to_preset` wrote (a classifier's, too).
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
             **overrides: any argument of `DeiTBackbone`. With another `image_shape` the trained positions are resampled.
 
         Raises:
             ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
                 cannot take.
+            ConnectionError: the hub cannot be reached, and the weights are not in its cache.
+            OSError: the download is not what the hub promises.
         """
         check_overrides(overrides, argument_names(cls))
         return load_backbone(cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}")

@@ -191,8 +191,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         """A classifier by name or from a directory, with the preprocessing that its weights were trained for.
 
         Args:
-            handle: a name of `DeiTImageClassifier.presets`, or a directory that `save_to_preset` wrote. A backbone's directory
-                takes `num_classes=` and gets a fresh head.
+            handle: a name of `DeiTImageClassifier.presets`, whose original weights come from the Hugging Face Hub (the digits
+                model's are in the package), or a directory that `save_to_preset` wrote. A backbone's directory takes `num_classes=`
+                and gets a fresh head.
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
             **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
                 both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh, which a log
@@ -201,6 +202,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         Raises:
             ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
                 cannot take.
+            ConnectionError: the hub cannot be reached, and the weights are not in its cache.
+            OSError: the download is not what the hub promises.
         """
         own, for_backbone, for_converter = _sort_overrides(cls, overrides)
         preset = find_preset(handle)
