@@ -206,6 +206,11 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             OSError: the download is not what the hub promises.
         """
         own, for_backbone, for_converter = _sort_overrides(cls, overrides)
+        if "preprocessor" in own and for_converter:
+            raise ValueError(
+                "Overrides of the preset's preprocessor and another `preprocessor=` exclude each other. "
+                f"Received: preprocessor={own['preprocessor']!r} and {for_converter}"
+            )
         preset = find_preset(handle)
         source = f"preset {str(handle)!r}"
         saved = preset.task_config(cls, _GIVEN_APART)
@@ -213,11 +218,6 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
         config = {**(saved or {}), **own}
         backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
-        if "preprocessor" in own and for_converter:
-            raise ValueError(
-                "Overrides of the preset's preprocessor and another `preprocessor=` exclude each other. "
-                f"Received: preprocessor={own['preprocessor']!r} and {for_converter}"
-            )
         if "preprocessor" not in own:
             config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]

@@ -1,5 +1,7 @@
 """A published model as a preset: the original weights from the Hugging Face Hub, converted in memory."""
 
+import functools
+
 from keras_deit.presets import weights
 from keras_deit.presets.hub import download
 from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names
@@ -11,7 +13,6 @@ class PublishedPreset:
     def __init__(self, architecture):
         self._architecture = architecture
         self._source = f"preset {architecture.name!r} ({architecture.timm_repository})"
-        self._tensors = None
 
     def backbone_config(self, cls):
         return self._architecture.backbone_config
@@ -34,17 +35,19 @@ class PublishedPreset:
         weights.assign(self.backbone_state(), model, self._source)
 
     def load_head(self, model):
-        weights.assign(self._state(of_head=True), model, self._source)
+        weights.assign(self._part(of_head=True), model, self._source)
 
     def backbone_state(self, build_saved=None):
         """{variable path: array}."""
-        return self._state(of_head=False)
+        return self._part(of_head=False)
 
-    def _state(self, of_head):
-        if self._tensors is None:
-            from safetensors.numpy import load_file
+    def _part(self, of_head):
+        return {path: array for path, array in self._state.items() if path.startswith("head/") == of_head}
 
-            self._tensors = load_file(download(self._architecture.timm_repository, "model.safetensors"))
+    @functools.cached_property
+    def _state(self):
+        from safetensors.numpy import load_file
+
+        tensors = to_timm_names(load_file(download(self._architecture.timm_repository, "model.safetensors")))
         head = "distilled" if self._architecture.distilled else "plain"
-        state = to_keras(to_timm_names(self._tensors), rules(self._architecture.backbone_config, head), self._source)
-        return {path: array for path, array in state.items() if path.startswith("head/") == of_head}
+        return to_keras(tensors, rules(self._architecture.backbone_config, head), self._source)
