@@ -75,6 +75,8 @@ class HubServer:
 
     def _refuse(self, request, status, code):
         request.send_response(status)
+        if code == "EntryNotFound":
+            request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("X-Error-Code", code)
         request.send_header("X-Error-Message", code)
         request.send_header("Content-Length", "0")

@@ -20,6 +20,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
         image_size: int or (height, width) of the result, in pixels.
         crop_ratio: float in (0, 1]. Share of the resized image that the crop keeps, along each side. The official evaluation has
             0.875 for DeiT and 1.0 for DeiT III. Defaults to 0.875.
+        crop_to_aspect_ratio: bool, as of `keras.layers.Resizing`. `False` resizes to exactly `image_size / crop_ratio`, which squeezes
+            what has another shape; some of transformers' processors do. Defaults to `True`.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`. Defaults to `"bicubic"`.
         mean: float, or one for each channel, of the channel as a fraction of 255. Defaults to ImageNet's.
         std: float above 0, or one for each channel, as a fraction of 255. Defaults to ImageNet's.
@@ -49,6 +51,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         self,
         image_size,
         crop_ratio=0.875,
+        crop_to_aspect_ratio=True,
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
@@ -79,6 +82,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         super().__init__(scale=1.0, **kwargs)
         self.image_size = image_size
         self.crop_ratio = crop_ratio
+        self.crop_to_aspect_ratio = bool(crop_to_aspect_ratio)
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
@@ -102,13 +106,17 @@ class DeiTImageConverter(keras.layers.Rescaling):
         return self.backend.cast(images, self.compute_dtype)
 
     def _resize(self, images):
-        """(..., H, W, C), any size, to one that just covers the uncropped size."""
+        """(..., H, W, C), any size, to the uncropped size, or to one that just covers it."""
         height, width = self.backend.shape(images)[-3:-1]
-        cover_height, cover_width = (int(side / self.crop_ratio) for side in self.image_size)
-        # Sizes are tensors where tf.data does not know them.
-        larger = max if isinstance(height, int) and isinstance(width, int) else self.backend.numpy.maximum
-        new_height = larger(cover_height, height * cover_width // width)
-        new_width = larger(cover_width, width * cover_height // height)
+        # A ratio such as 16 / 93 must give 93 back.
+        new_height, new_width = (int(side / self.crop_ratio + 1e-6) for side in self.image_size)
+        if self.crop_to_aspect_ratio:
+            # Sizes are tensors where tf.data does not know them.
+            larger = max if isinstance(height, int) and isinstance(width, int) else self.backend.numpy.maximum
+            new_height, new_width = (
+                larger(new_height, height * new_width // width),
+                larger(new_width, width * new_height // height),
+            )
         for size in ((height, new_width), (new_height, new_width)):
             images = self.backend.image.resize(
                 images, size, interpolation=self.interpolation, antialias=True, data_format="channels_last"
@@ -161,6 +169,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
             **config,
             "image_size": self.image_size,
             "crop_ratio": self.crop_ratio,
+            "crop_to_aspect_ratio": self.crop_to_aspect_ratio,
             "interpolation": self.interpolation,
             "mean": self.mean,
             "std": self.std,

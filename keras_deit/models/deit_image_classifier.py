@@ -11,7 +11,7 @@ from keras_deit.layers.arguments import check_choice, check_positive_int, check_
 from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
-from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.initialization import deit_initializer, weights_follow
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.preset_model import (
     PresetModel,
@@ -21,8 +21,11 @@ from keras_deit.models.preset_model import (
     unique_name,
 )
 from keras_deit.models.raw_images import RawImageInputs
+from keras_deit.presets import weights
+from keras_deit.presets.adaptation import adapt_head
 from keras_deit.presets.directory import write_preset
 from keras_deit.presets.handles import find_preset
+from keras_deit.presets.layout import has_two_heads
 
 POOLINGS = ("token", "mean")
 _GIVEN_APART = ("backbone", "preprocessor", "labels")
@@ -33,7 +36,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     """A DeiT image classifier: a backbone and its head, as a functional graph.
 
     With a distillation token in the backbone, each of the two prefix tokens has a head of its own and the output is the mean of
-    their logits. Without, `pooling` says what the one head reads.
+    their logits. Without, or with `use_distillation_head=False`, there is one head, and `pooling` says what it reads.
 
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
     `classifier(classifier.preprocessor(images))`.
@@ -43,6 +46,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         num_classes: int.
         preprocessor: Keras layer from raw images to the backbone's input, as `DeiTImageConverter` is. Defaults to `None`.
         pooling: `"token"` (the class token) or `"mean"` (the mean of the patch tokens). Defaults to `"token"`.
+        use_distillation_head: bool. Whether the distillation token has a head of its own. `False` is a distilled backbone fine-tuned on
+            labels alone, as transformers' `DeiTForImageClassification`. Defaults to whether the backbone has that token.
         dropout_rate: float in [0, 1). Dropout before the head, in training. Defaults to 0.0.
         activation: name or callable, applied to the logits. Defaults to `None`: the output is logits.
         labels: sequence of `num_classes` strings, for `decode_predictions`. Defaults to `None`.
@@ -57,7 +62,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         (batch, num_classes).
 
     Raises:
-        ValueError: an argument out of range, `pooling="mean"` with a distillation token, or labels of another number.
+        ValueError: an argument out of range, `pooling="mean"` with two heads, a distillation head without its token, or labels of
+            another number.
 
     Example:
 
@@ -78,6 +84,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         num_classes,
         preprocessor=None,
         pooling="token",
+        use_distillation_head=None,
         dropout_rate=0.0,
         activation=None,
         labels=None,
@@ -89,10 +96,17 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             raise ValueError(f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}")
         num_classes = check_positive_int("num_classes", num_classes)
         check_choice("pooling", pooling, POOLINGS)
-        if pooling == "mean" and backbone.use_distillation_token:
+        if use_distillation_head is None:
+            use_distillation_head = backbone.use_distillation_token
+        if use_distillation_head and not backbone.use_distillation_token:
             raise ValueError(
-                'With a distillation token the two heads read their tokens: use `pooling="token"`, or a backbone with '
-                "`use_distillation_token=False`. Received: pooling='mean'"
+                "The distillation head reads the distillation token, which the backbone lacks. Use a backbone with "
+                f"`use_distillation_token=True`. Received: use_distillation_head={use_distillation_head!r}"
+            )
+        if pooling == "mean" and use_distillation_head:
+            raise ValueError(
+                'With a distillation head the two heads read their tokens: use `pooling="token"`, or '
+                "`use_distillation_head=False`. Received: pooling='mean'"
             )
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
@@ -113,7 +127,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
         features = backbone(backbone.input)
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
-        if backbone.use_distillation_token:
+        if use_distillation_head:
             head = DistillationHead(num_classes, dtype=head_dtype, name="head")
             class_logits, distillation_logits = head(dropout(features))
             token_logits = {"class": class_logits, "distillation": distillation_logits}
@@ -141,6 +155,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             preprocessor.build((None, *backbone.image_shape))  # `quantize` refuses layers that are not built
         self.preprocessor = preprocessor
         self.pooling = pooling
+        self.use_distillation_head = bool(use_distillation_head)
         self.dropout_rate = dropout_rate
         self.activation = activation
         self.labels = labels
@@ -151,7 +166,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     def token_logits(self):
         """`{"class": (batch, num_classes), "distillation": (batch, num_classes)}`: each head's logits, as symbolic tensors.
 
-        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation token there is `"class"` alone.
+        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation head there is `"class"` alone.
         """
         return dict(self._token_logits)
 
@@ -217,6 +232,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         if saved is None and "num_classes" not in own:
             raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
         config = {**(saved or {}), **own}
+        if "use_distillation_token" in for_backbone and "use_distillation_head" not in own:
+            config.pop("use_distillation_head", None)  # who asks for the token asks for its head
         backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
         if "preprocessor" not in own:
             config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
@@ -227,11 +244,10 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             config["dtype"] = own_policy(config.get("dtype") or backbone.dtype_policy)  # a fresh head is not quantized
         classifier = cls(backbone, **config)
 
-        if load_weights:
-            if same_classes:
-                preset.load_head(classifier._head_model)
-            else:
-                logging.info("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
+        if load_weights and same_classes:
+            _load_head(classifier, preset, saved, source)
+        elif load_weights:
+            logging.info("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
         return classifier
 
     def save_to_preset(self, directory):
@@ -261,6 +277,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             "num_classes": self.num_classes,
             "preprocessor": None if self.preprocessor is None else serialize(self.preprocessor),
             "pooling": self.pooling,
+            "use_distillation_head": self.use_distillation_head,
             "dropout_rate": self.dropout_rate,
             "activation": keras.activations.serialize(self.activation),
             "labels": self.labels,
@@ -277,7 +294,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
 def _sort_overrides(cls, overrides):
     """Who takes which override: (classifier's, backbone's, converter's)."""
-    converter_names = ("crop_ratio", "interpolation", "mean", "std")
+    converter_names = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "mean", "std")
     classifier_names = [name for name in argument_names(cls) if name != "backbone"]
     backbone_names = [name for name in argument_names(DeiTBackbone) if name not in classifier_names or name == "dtype"]
     check_overrides(overrides, {*classifier_names, *backbone_names, *converter_names})
@@ -286,6 +303,17 @@ def _sort_overrides(cls, overrides):
         {key: value for key, value in overrides.items() if key in backbone_names},
         {key: value for key, value in overrides.items() if key in converter_names},
     )
+
+
+def _load_head(classifier, preset, saved, source):
+    """The preset's trained head; a second one starts as the first where the preset has one."""
+    saved_backbone = preset.backbone_config(DeiTBackbone)
+    if has_two_heads(saved, saved_backbone) or not classifier.use_distillation_head:
+        preset.load_head(classifier._head_model)
+        return
+    with weights_follow():
+        state = preset.head_state(lambda: type(classifier)(DeiTBackbone.from_config(saved_backbone), **saved)._head_model)
+    weights.assign(adapt_head(state, source), classifier._head_model, source)
 
 
 def _preprocessor(config, backbone, for_backbone, for_converter):

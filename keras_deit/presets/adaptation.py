@@ -5,6 +5,7 @@ import math
 import numpy as np
 from absl import logging
 
+from keras_deit.presets.layout import layout
 from keras_deit.presets.positions import resample_positions
 
 KERNEL = "patch_embedding/projection/kernel"
@@ -20,7 +21,7 @@ def adapt_backbone(state, saved_config, config, source):
     says. Whatever else differs stays as it is, for `weights.assign` to refuse.
     """
     state = dict(state)
-    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = _layout(saved_config), _layout(config)
+    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = layout(saved_config), layout(config)
     scope_is_all = saved_config.get("position_scope", "all") == "all"
     state[POSITIONS] = resample_positions(state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid)
     if channels != new_channels:
@@ -33,16 +34,11 @@ def adapt_backbone(state, saved_config, config, source):
     return state
 
 
-def _layout(config):
-    """(grid size, channels, prefix tokens) of a backbone's config."""
-    if config.get("data_format") == "channels_first":
-        channels, *image_size = config["image_shape"]
-    else:
-        *image_size, channels = config["image_shape"]
-    patch = config["patch_size"]
-    patch = (patch, patch) if isinstance(patch, int) else patch
-    grid = tuple(size // side for size, side in zip(image_size, patch))
-    return grid, channels, 2 if config.get("use_distillation_token") else 1
+def adapt_head(state, source):
+    """`state` of one head as two want it: the distillation head starts as the class head, which a log line says."""
+    logging.info("The distillation head is not trained: the %s has one head, of which it starts as a copy.", source)
+    names = {path.removeprefix("head/"): array for path, array in state.items()}
+    return {f"head/{head}/{name}": array for head in ("class_head", "distillation_head") for name, array in names.items()}
 
 
 def _adapt_channels(kernel, channels, new_channels):

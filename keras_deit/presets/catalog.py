@@ -46,6 +46,11 @@ class Architecture:
         return f"timm/{self.name.removesuffix('_in21k')}.{'fb_in22k_ft_in1k' if self.in21k else 'fb_in1k'}"
 
     @property
+    def transformers_repository(self):
+        """Of facebook's; there is none for DeiT III."""
+        return f"facebook/{self.name.replace('_', '-')}" if self.version == "deit" else None
+
+    @property
     def backbone_config(self):
         num_layers, num_heads, hidden_dim = SIZES[self.size]
         config = {
@@ -71,7 +76,6 @@ class Architecture:
         return {
             "image_size": self.image_size,
             "crop_ratio": 1.0 if self.version == "deit3" else 0.875,
-            "data_format": "channels_last",
         }
 
 

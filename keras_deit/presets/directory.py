@@ -14,12 +14,12 @@ A backbone alone has the first two and the last.
 import inspect
 import json
 import os
-import pathlib
 
 import keras
 
 from keras_deit.presets import weights
 from keras_deit.presets.atomic import atomic_directory
+from keras_deit.presets.files import Folder, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
@@ -45,7 +45,7 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
         labels: sequence of strings or `None`.
     """
     if os.path.isdir(directory) and os.listdir(directory):
-        PresetDirectory(directory)  # refuses to replace anything else
+        PresetDirectory(Folder(directory))  # refuses to replace anything else
     with atomic_directory(directory, replaceable=FILES) as folder:
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
@@ -63,25 +63,25 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
 class PresetDirectory:
     """Reads what `write_preset` wrote, and says what is wrong with it."""
 
-    def __init__(self, path):
-        self.path = pathlib.Path(path)
-        if not (self.path / CONFIG).is_file() or not (self.path / METADATA).is_file():
+    def __init__(self, files):
+        self._files = files
+        if files.find(CONFIG) is None or files.find(METADATA) is None:
             raise ValueError(
-                f"{self.path} is not a preset: a preset is a directory with {CONFIG} and {METADATA}, as `save_to_preset` writes it. "
-                f"Found: {self._listing()}"
+                f"{files} is not a preset: a preset has {CONFIG} and {METADATA}, as `save_to_preset` writes them, or the "
+                f"{CONFIG} of timm or transformers. Found: {files.listing()}"
             )
         metadata = self._read(METADATA)
         if not _is_metadata(metadata):
             raise ValueError(
-                f"{self.path / METADATA} must be of format {FORMAT} and list the files, and the weights with their variables. "
+                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and the weights with their variables. "
                 "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
             )
         self._weights = metadata["weights"]
         for name in metadata["files"]:
             # Without labels a model is whole; without its preprocessor or head it would be another one.
-            if name in (TASK, PREPROCESSOR) and not (self.path / name).is_file():
+            if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
                 raise ValueError(
-                    f"The preset lacks one of its files: {self.path / name} does not exist. Copy the preset again."
+                    f"The preset lacks one of its files: {self._files.where(name)} does not exist. Copy the preset again."
                 )
 
     def backbone_config(self, cls):
@@ -89,24 +89,24 @@ class PresetDirectory:
         name = keras.saving.get_registered_name(cls)
         if not isinstance(content, dict) or content.get("class_name") != name or "config" not in content:
             raise ValueError(
-                f"{self.path / CONFIG} must hold the `config` of a {name}. Received: "
+                f"{self._files.where(CONFIG)} must hold the `config` of a {name}. Received: "
                 f"{content.get('class_name') if isinstance(content, dict) else content!r}"
             )
-        _check_arguments(content["config"], cls, self.path / CONFIG)
+        _check_arguments(content["config"], cls, self._files.where(CONFIG))
         return content["config"]
 
     def task_config(self, cls, given_apart):
         """The classifier's own arguments, or `None`. `given_apart`: arguments of `cls` that are not in this file."""
         config = self._read(TASK)
         if config is not None:
-            _check_arguments(config, cls, self.path / TASK, given_apart)
+            _check_arguments(config, cls, self._files.where(TASK), given_apart)
         return config
 
     def preprocessor_config(self):
         """The serialized preprocessor, or `None`."""
         config = self._read(PREPROCESSOR)
         if config is not None and not (isinstance(config, dict) and isinstance(config.get("config"), dict)):
-            raise ValueError(f"{self.path / PREPROCESSOR} must hold a serialized Keras layer. Received: {config!r}")
+            raise ValueError(f"{self._files.where(PREPROCESSOR)} must hold a serialized Keras layer. Received: {config!r}")
         return config
 
     def labels(self, num_classes):
@@ -114,7 +114,7 @@ class PresetDirectory:
         if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
             count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
             raise ValueError(
-                f"{self.path / LABELS} must list one label for each of the {num_classes} classes in {TASK}. "
+                f"{self._files.where(LABELS)} must list one label for each of the {num_classes} classes in {TASK}. "
                 f"Received: {count}. Correct the list, or delete the file to do without labels."
             )
         return labels
@@ -131,26 +131,19 @@ class PresetDirectory:
     def load_head(self, model):
         self._load(model, TASK_WEIGHTS)
 
+    def head_state(self, build_saved):
+        """{variable path: array}; `build_saved()` is a head with the config of the file."""
+        saved = build_saved()
+        self.load_head(saved)
+        return weights.state_of(saved)
+
     def _load(self, model, name):
         if name not in self._weights:
-            raise ValueError(f"{self.path / METADATA} has no checksum and variables for {name}. Save the preset again.")
-        weights.load_weights(model, self.path / name, self._weights[name])
+            raise ValueError(f"{self._files.where(METADATA)} has no checksum and variables for {name}. Save the preset again.")
+        weights.load_weights(model, self._files.find(name), self._weights[name], self._files.where(name))
 
     def _read(self, name):
-        file = self.path / name
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is not valid JSON: {error}. Restore it, or save the preset again.") from error
-
-    def _listing(self):
-        if not self.path.exists():
-            return "no such directory"
-        if not self.path.is_dir():
-            return "a file"
-        return ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8]) or "an empty directory"
+        return read_json(self._files, name)
 
 
 def _is_metadata(content):

@@ -1,4 +1,4 @@
-"""Where the files of a preset handle come from."""
+"""Where the files of a preset handle come from, and in which layout."""
 
 import difflib
 import os
@@ -6,8 +6,13 @@ import pathlib
 
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN
 from keras_deit.presets.directory import PresetDirectory
-from keras_deit.presets.published import PublishedPreset
+from keras_deit.presets.files import Folder, Repository, read_json
+from keras_deit.presets.imagenet import imagenet_labels
+from keras_deit.presets.original import OriginalPreset
+from keras_deit.presets.timm_layout import timm_preset
+from keras_deit.presets.transformers_layout import transformers_preset
 
+HUB = "hf://"
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
@@ -15,26 +20,52 @@ def find_preset(handle):
     """The preset that a handle names.
 
     Args:
-        handle: a name of `Cls.presets`, or the path of a directory that `save_to_preset` wrote.
+        handle: a name of `Cls.presets`, `"hf://owner/repo"`, or the path of a directory: as `save_to_preset` wrote it, or timm's
+            or transformers'. The directory's config.json tells which.
 
     Returns:
-        `PublishedPreset` for a name of the catalog, `PresetDirectory` otherwise.
+        `OriginalPreset` for PyTorch weights, `PresetDirectory` for this package's own.
 
     Raises:
         ValueError: no such preset, or a directory that is not one.
     """
     if not isinstance(handle, (str, os.PathLike)):
-        raise ValueError(f"A preset handle is a built-in name or the path of a directory. Received: {handle!r}")
+        raise ValueError(
+            f"A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. Received: {handle!r}"
+        )
     handle = os.fspath(handle)
     if handle in BUILT_IN:
-        return PresetDirectory(_ASSETS / handle)
+        return PresetDirectory(Folder(_ASSETS / handle))
     if handle in ARCHITECTURES:
-        return PublishedPreset(ARCHITECTURES[handle])
-    if os.path.exists(handle):
-        return PresetDirectory(handle)
+        row = ARCHITECTURES[handle]
+        return _published(row, Repository(row.timm_repository))
+    if handle.startswith(HUB):
+        files = Repository(handle.removeprefix(HUB))
+        for row in ARCHITECTURES.values():
+            # facebook's configs have another epsilon than the training, and some another preprocessing: the catalog knows better.
+            if row.transformers_repository == files.name:
+                return _published(row, files)
+    elif os.path.exists(handle):
+        files = Folder(handle)
+    else:
+        raise ValueError(_unknown(handle))
+    config = read_json(files, "config.json")
+    if isinstance(config, dict) and "architecture" in config:
+        return timm_preset(files, config)
+    if isinstance(config, dict) and "model_type" in config:
+        return transformers_preset(files, config)
+    return PresetDirectory(files)
+
+
+def _published(row, files):
+    return OriginalPreset(files, row.backbone_config, row.classifier_config, row.converter_config, list(imagenet_labels()))
+
+
+def _unknown(handle):
     names = (*BUILT_IN, *ARCHITECTURES)
     close = difflib.get_close_matches(handle, names, n=3)
     known = f"Did you mean {' or '.join(close)}?" if close else f"Known names: {', '.join(names)}."
-    raise ValueError(
-        f"A preset handle is a built-in name or a directory, and {handle!r} is neither a name nor an existing path. {known}"
+    return (
+        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, "
+        f"and {handle!r} is neither a name nor an existing path. {known}"
     )

@@ -5,12 +5,14 @@ renamed to it first. Layouts: facebookresearch/deit at 7e160fe (models.py, model
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 
 import numpy as np
 
-from keras_deit.presets.listing import listed
+from keras_deit.presets.layout import has_two_heads, layout, pair
+from keras_deit.presets.matching import check_match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,70 +20,81 @@ class Rule:
     """Which tensors make a variable, and how each comes from the other."""
 
     names: tuple
+    shapes: tuple  # of the tensors, in the order of `names`
     path: str
     to_keras: Callable  # arrays in the order of `names` -> array
     to_timm: Callable  # array -> list of arrays in the order of `names`
 
 
-def rules(backbone_config, head="none"):
+def rules(backbone_config, classifier_config=None):
     """The table for one architecture.
 
     Args:
         backbone_config: dict, the arguments of a `DeiTBackbone`.
-        head: `"none"` for a backbone alone, `"plain"` or `"distilled"` for a classifier.
+        classifier_config: dict, the arguments of a `DeiTImageClassifier`; `None` for a backbone alone.
 
     Returns:
         List of `Rule`, one for each variable.
     """
-    patch_size = backbone_config["patch_size"]
-    patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-    prefix = ("cls_token", "dist_token") if backbone_config.get("use_distillation_token") else ("cls_token",)
+    grid_size, channels, num_prefix_tokens = layout(backbone_config)
+    patch_size = pair(backbone_config["patch_size"])
+    dim, intermediate_dim = backbone_config["hidden_dim"], backbone_config["intermediate_dim"]
+    num_positions = math.prod(grid_size)
+    if backbone_config.get("position_scope", "all") == "all":
+        num_positions += num_prefix_tokens
     table = [
         Rule(
             ("patch_embed.proj.weight",),
+            ((dim, channels, *patch_size),),
             "patch_embedding/projection/kernel",
             # (D, C, ph, pw) -> (ph * pw * C, D)
-            lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
-            lambda kernel: [kernel.reshape(*patch_size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)],
+            lambda w: w.transpose(2, 3, 1, 0).reshape(-1, dim),
+            lambda kernel: [kernel.reshape(*patch_size, channels, dim).transpose(3, 2, 0, 1)],
         ),
-        _as_it_is("patch_embed.proj.bias", "patch_embedding/projection/bias"),
+        _as_it_is("patch_embed.proj.bias", (dim,), "patch_embedding/projection/bias"),
         Rule(
-            prefix,
+            ("cls_token", "dist_token")[:num_prefix_tokens],
+            ((1, 1, dim),) * num_prefix_tokens,
             "token_position_embedding/prefix_tokens",
             lambda *tokens: np.concatenate(tokens, axis=1)[0],
             lambda tokens: [token[None, None] for token in tokens],
         ),
-        Rule(("pos_embed",), "token_position_embedding/positions", lambda positions: positions[0], lambda array: [array[None]]),
+        Rule(
+            ("pos_embed",),
+            ((1, num_positions, dim),),
+            "token_position_embedding/positions",
+            lambda positions: positions[0],
+            lambda array: [array[None]],
+        ),
     ]
     for index in range(backbone_config["num_layers"]):
         name, path = f"blocks.{index}", f"block_{index}"
-        table += _norm(f"{name}.norm1", f"{path}/attention_norm")
-        table += _dense(f"{name}.attn.qkv", f"{path}/attention/qkv")
-        table += _dense(f"{name}.attn.proj", f"{path}/attention/projection")
-        table += _norm(f"{name}.norm2", f"{path}/mlp_norm")
-        table += _dense(f"{name}.mlp.fc1", f"{path}/mlp/intermediate")
-        table += _dense(f"{name}.mlp.fc2", f"{path}/mlp/projection")
+        table += _norm(f"{name}.norm1", dim, f"{path}/attention_norm")
+        table += _dense(f"{name}.attn.qkv", (3 * dim, dim), f"{path}/attention/qkv")
+        table += _dense(f"{name}.attn.proj", (dim, dim), f"{path}/attention/projection")
+        table += _norm(f"{name}.norm2", dim, f"{path}/mlp_norm")
+        table += _dense(f"{name}.mlp.fc1", (intermediate_dim, dim), f"{path}/mlp/intermediate")
+        table += _dense(f"{name}.mlp.fc2", (dim, intermediate_dim), f"{path}/mlp/projection")
         if backbone_config.get("layer_scale_init_value") is not None:
-            table.append(_as_it_is(f"{name}.ls1.gamma", f"{path}/attention_scale/gamma"))
-            table.append(_as_it_is(f"{name}.ls2.gamma", f"{path}/mlp_scale/gamma"))
-    table += _norm("norm", "final_norm")
-    if head == "plain":
-        table += _dense("head", "head")
-    elif head == "distilled":
-        table += _dense("head", "head/class_head") + _dense("head_dist", "head/distillation_head")
+            table.append(_as_it_is(f"{name}.ls1.gamma", (dim,), f"{path}/attention_scale/gamma"))
+            table.append(_as_it_is(f"{name}.ls2.gamma", (dim,), f"{path}/mlp_scale/gamma"))
+    table += _norm("norm", dim, "final_norm")
+    if classifier_config is not None:
+        head_shape = (classifier_config["num_classes"], dim)
+        if has_two_heads(classifier_config, backbone_config):
+            table += _dense("head", head_shape, "head/class_head") + _dense("head_dist", head_shape, "head/distillation_head")
+        else:
+            table += _dense("head", head_shape, "head")
     return table
 
 
 def to_keras(tensors, table, source):
     """{tensor name: array} to {variable path: array}; every tensor is used once, or a ValueError lists what does not fit."""
-    expected = [name for rule in table for name in rule.names]
-    missing = [name for name in expected if name not in tensors]
-    left_over = [f"{name} {tuple(tensors[name].shape)}" for name in tensors if name not in set(expected)]
-    if missing or left_over:
-        raise ValueError(
-            f"The tensors of {source} are not those of the architecture.\n"
-            f"Missing: {listed(missing)}\nLeft over: {listed(left_over)}"
-        )
+    check_match(
+        {name: tuple(array.shape) for name, array in tensors.items()},
+        {name: shape for rule in table for name, shape in zip(rule.names, rule.shapes)},
+        f"The tensors of {source} are not those of the architecture.",
+    )
     return {rule.path: rule.to_keras(*(tensors[name] for name in rule.names)) for rule in table}
 
 
@@ -134,14 +147,14 @@ def _rename(name):
     return name
 
 
-def _as_it_is(name, path):
-    return Rule((name,), path, lambda tensor: tensor, lambda array: [array])
+def _as_it_is(name, shape, path):
+    return Rule((name,), (shape,), path, lambda tensor: tensor, lambda array: [array])
 
 
-def _norm(name, path):
-    return [_as_it_is(f"{name}.weight", f"{path}/gamma"), _as_it_is(f"{name}.bias", f"{path}/beta")]
+def _norm(name, dim, path):
+    return [_as_it_is(f"{name}.weight", (dim,), f"{path}/gamma"), _as_it_is(f"{name}.bias", (dim,), f"{path}/beta")]
 
 
-def _dense(name, path):
-    kernel = Rule((f"{name}.weight",), f"{path}/kernel", lambda weight: weight.T, lambda kernel: [kernel.T])
-    return [kernel, _as_it_is(f"{name}.bias", f"{path}/bias")]
+def _dense(name, shape, path):
+    kernel = Rule((f"{name}.weight",), (shape,), f"{path}/kernel", lambda weight: weight.T, lambda kernel: [kernel.T])
+    return [kernel, _as_it_is(f"{name}.bias", shape[:1], f"{path}/bias")]

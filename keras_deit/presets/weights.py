@@ -5,7 +5,9 @@ import hashlib
 import h5py
 import keras
 
-from keras_deit.presets.listing import listed
+from keras_deit.presets.matching import check_match
+
+_LARGE = 2**24  # bytes; beyond, the groups do not matter and a second copy takes time
 
 
 def save_weights(model, file):
@@ -15,23 +17,30 @@ def save_weights(model, file):
     return {"sha256": checksum(file), "variables": {path: list(shape) for path, shape in shapes(model).items()}}
 
 
-def load_weights(model, file, entry):
-    """Reads what `save_weights` wrote into a model of the same architecture, or raises a ValueError."""
+def load_weights(model, file, entry, source):
+    """Reads what `save_weights` wrote into a model of the same architecture, or raises a ValueError.
+
+    Args:
+        model: Keras model.
+        file: path, or `None` if the file is missing.
+        entry: dict, what `save_weights` returned.
+        source: the file in words.
+    """
     check_match(
         {path: tuple(shape) for path, shape in entry["variables"].items()},
         shapes(model),
-        source=f"{file}",
-        advice="`config.json` or `task.json` has changed since the weights were written: restore it, or save the preset again.",
+        f"The weights of {source} do not fit the model. "
+        "`config.json` or `task.json` has changed since the weights were written: restore it, or save the preset again.",
     )
-    if not file.is_file():
+    if file is None:
         raise ValueError(
-            f"The preset lacks its weights: {file} does not exist. "
+            f"The preset lacks its weights: {source} does not exist. "
             "Copy the file, or give `load_weights=False` for a model with random weights."
         )
     found = checksum(file)
     if found != entry["sha256"]:
         raise ValueError(
-            f"The weights file was cut short or changed: {file} has SHA-256 {found}, and `metadata.json` says {entry['sha256']}. "
+            f"The weights file was cut short or changed: {source} has SHA-256 {found}, and `metadata.json` says {entry['sha256']}. "
             "Copy the preset again, or save it again."
         )
     model.load_weights(file)
@@ -47,8 +56,8 @@ def assign(state, model, source):
     check_match(
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
-        source=source,
-        advice="Trained weights adapt to another `image_shape` and `num_classes`, and to another `dtype` if they are not quantized: "
+        f"The weights of {source} do not fit the model. "
+        "Trained weights adapt to another `image_shape` and `num_classes`, and to another `dtype` if they are not quantized: "
         "leave the rest as the preset has it, or give `load_weights=False`.",
     )
     for path, variable in variables_of(model).items():
@@ -67,24 +76,10 @@ def variables_of(model):
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
 
 
-def check_match(found, expected, source, advice):
-    """Raises a ValueError unless the {path: shape} that came is the one expected."""
-    missing = [f"{path} {shape}" for path, shape in expected.items() if path not in found]
-    left_over = [f"{path} {shape}" for path, shape in found.items() if path not in expected]
-    misshapen = [
-        f"{path} is {found[path]}, the model has {shape}"
-        for path, shape in expected.items()
-        if path in found and found[path] != shape
-    ]
-    if missing or left_over or misshapen:
-        raise ValueError(
-            f"The weights of {source} do not fit the model. {advice}\n"
-            f"Missing: {listed(missing)}\nLeft over: {listed(left_over)}\nOther shape: {listed(misshapen)}"
-        )
-
-
 def _compact(file):
     """The same file in HDF5's newer format: in the oldest, which Keras writes, the groups of a small model take 0.1 MB."""
+    if file.stat().st_size > _LARGE:
+        return
     new = file.with_suffix(".compact")
     with h5py.File(file) as source, h5py.File(new, "w", libver="latest") as target:
 

@@ -321,10 +321,15 @@ def test_errors():
     with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
         tiny_classifier(pooling="max")
     with raises(
-        'With a distillation token the two heads read their tokens: use `pooling="token"`, or a backbone with '
-        "`use_distillation_token=False`. Received: pooling='mean'"
+        'With a distillation head the two heads read their tokens: use `pooling="token"`, or `use_distillation_head=False`. '
+        "Received: pooling='mean'"
     ):
         tiny_classifier(pooling="mean")
+    with raises(
+        "The distillation head reads the distillation token, which the backbone lacks. Use a backbone with "
+        "`use_distillation_token=True`. Received: use_distillation_head=True"
+    ):
+        tiny_classifier({"use_distillation_token": False}, use_distillation_head=True)
     with raises("`num_classes` must be a positive integer. Received: num_classes=0"):
         tiny_classifier(num_classes=0)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
@@ -354,3 +359,17 @@ def test_a_backbone_serves_two_classifiers(rng):
     x = images(rng)
     assert numpy(first(x)).shape == (4, 3)
     assert numpy(second(x)).shape == (4, 4)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_one_head_on_a_distilled_backbone(pooling, rng, tmp_path):
+    """As transformers' DeiTForImageClassification: the class token is read, or the patches, and never the distillation token."""
+    classifier = randomize(tiny_classifier(use_distillation_head=False, pooling=pooling), rng)
+    assert list(classifier.token_logits) == ["class"]
+    x = images(rng)
+    tokens = numpy(classifier.backbone(x))
+    pooled = tokens[:, 0] if pooling == "token" else tokens[:, 2:].mean(axis=1)
+    expected = pooled @ numpy(classifier.head.kernel) + numpy(classifier.head.bias)
+    np.testing.assert_allclose(numpy(classifier(x)), expected, atol=1e-4)
+    classifier.save_to_preset(tmp_path / "preset")
+    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(tmp_path / "preset")(x)), numpy(classifier(x)))

@@ -147,7 +147,7 @@ def test_an_override_that_the_trained_weights_cannot_take(saved):
         "`load_weights=False`.\nMissing: none\n"
         "Left over: block_2/attention_norm/gamma (8,); "
     )
-    assert "and 4 more\nOther shape: block_0/mlp/intermediate/kernel is (8, 20), the model has (8, 21); " in message
+    assert "and 4 more\nOther shape: block_0/mlp/intermediate/kernel is (8, 20), not (8, 21); " in message
     assert DeiTImageClassifier.from_preset(directory, num_layers=2, load_weights=False).backbone.num_layers == 2
 
 
@@ -161,8 +161,8 @@ def test_an_override_that_nothing_takes(saved):
 
 def test_unknown_handles():
     with raises(
-        "A preset handle is a built-in name or a directory, and 'deit_tiny_patch16_225' is neither a name nor an existing "
-        "path. Did you mean deit_tiny_patch16_224 or deit_tiny_distilled_patch16_224 or "
+        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and 'deit_tiny_patch16_225' is neither a name "
+        "nor an existing path. Did you mean deit_tiny_patch16_224 or deit_tiny_distilled_patch16_224 or "
         "deit_base_patch16_224?"
     ):
         DeiTBackbone.from_preset("deit_tiny_patch16_225")
@@ -171,7 +171,7 @@ def test_unknown_handles():
 
 
 def test_handles_of_another_type():
-    with raises("A preset handle is a built-in name or the path of a directory. Received: None"):
+    with raises("A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. Received: None"):
         DeiTBackbone.from_preset(None)
 
 
@@ -236,8 +236,8 @@ def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
 
 def test_a_directory_that_is_not_a_preset(tmp_path):
     with raises(
-        f"{tmp_path} is not a preset: a preset is a directory with config.json and metadata.json, as `save_to_preset` writes "
-        "it. Found: an empty directory"
+        f"{tmp_path} is not a preset: a preset has config.json and metadata.json, as `save_to_preset` writes them, or the "
+        "config.json of timm or transformers. Found: an empty directory"
     ):
         DeiTBackbone.from_preset(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(b"")
@@ -278,7 +278,7 @@ def test_weights_of_another_architecture(saved):
     assert message.startswith(f"The weights of {directory / 'model.weights.h5'} do not fit the model.")
     assert "Missing: block_3/attention_norm/gamma (8,); " in message
     assert "Left over: none" in message
-    assert "token_position_embedding/prefix_tokens is (2, 8), the model has (1, 8)" in message
+    assert "token_position_embedding/prefix_tokens is (2, 8), not (1, 8)" in message
 
 
 @pytest.mark.parametrize(
@@ -306,8 +306,8 @@ def test_files_that_are_not_what_they_should_be(saved):
     with pytest.raises(ValueError, match="task.json is not valid JSON: .* Restore it, or save the preset again."):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
-    (directory / "config.json").write_text('{"model_type": "vit"}')
-    with raises(f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. Received: None"):
+    (directory / "config.json").write_text('{"class_name": "ViT"}')
+    with raises(f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. Received: 'ViT'"):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "labels.json").write_text('["ant"]')

@@ -5,6 +5,7 @@ from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names
 from keras_deit.presets.weights import state_of
 from tests.helpers import raises, randomize, tiny_backbone
+from tests.hub_layouts import transformers_names
 
 VARIANTS = {
     "plain": {},
@@ -17,7 +18,7 @@ VARIANTS = {
 def case(request, rng):
     """(classifier, its table, its tensors in timm's layout)."""
     classifier = randomize(DeiTImageClassifier(tiny_backbone(**VARIANTS[request.param]), 5), rng)
-    table = rules(classifier.backbone.get_config(), "distilled" if request.param == "distilled" else "plain")
+    table = rules(classifier.backbone.get_config(), classifier.get_config())
     return classifier, table, to_timm(state_of(classifier), table)
 
 
@@ -44,48 +45,10 @@ def test_shapes_are_those_of_timm(case):
     assert tensors["head.weight"].shape == (5, 8)
 
 
-def transformers_names(tensors, version):
-    """timm's tensors as transformers 4 and 5 name them, written out once more, the other way."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        if name.startswith("blocks."):
-            _, index, rest = name.split(".", 2)
-            stem = f"deit.encoder.layer.{index}" if version == 4 else f"deit.layers.{index}"
-            part = rest.rsplit(".", 1)[1]
-            if rest.startswith("attn.qkv"):
-                thirds = np.split(tensor, 3)
-                names = ("query", "key", "value") if version == 4 else ("q_proj", "k_proj", "v_proj")
-                inner = "attention.attention" if version == 4 else "attention"
-                renamed.update({f"{stem}.{inner}.{n}.{part}": third for n, third in zip(names, thirds)})
-                continue
-            module = {
-                "attn.proj": ("attention.output.dense", "attention.o_proj"),
-                "mlp.fc1": ("intermediate.dense", "mlp.fc1"),
-                "mlp.fc2": ("output.dense", "mlp.fc2"),
-                "norm1": ("layernorm_before",) * 2,
-                "norm2": ("layernorm_after",) * 2,
-            }[rest.rsplit(".", 1)[0]][version - 4]
-            renamed[f"{stem}.{module}.{part}"] = tensor
-        else:
-            start, _, part = name.partition(".")
-            renamed[
-                {
-                    "cls_token": "deit.embeddings.cls_token",
-                    "dist_token": "deit.embeddings.distillation_token",
-                    "pos_embed": "deit.embeddings.position_embeddings",
-                    "patch_embed": f"deit.embeddings.patch_embeddings.projection.{part.removeprefix('proj.')}",
-                    "norm": f"deit.layernorm.{part}",
-                    "head": f"cls_classifier.{part}",
-                    "head_dist": f"distillation_classifier.{part}",
-                }[start]
-            ] = tensor
-    return renamed
-
-
 @pytest.mark.parametrize("version", [4, 5])
 def test_names_of_transformers(version, rng):
     classifier = randomize(DeiTImageClassifier(tiny_backbone(use_distillation_token=True), 5), rng)
-    table = rules(classifier.backbone.get_config(), "distilled")
+    table = rules(classifier.backbone.get_config(), classifier.get_config())
     tensors = to_timm(state_of(classifier), table)
     found = to_timm_names(transformers_names(tensors, version))
     assert set(found) == set(tensors)
@@ -103,6 +66,7 @@ def test_a_renamed_tensor_is_named_on_both_sides(case):
     _, table, tensors = case
     tensors["model.norm.weight"] = tensors.pop("norm.weight")
     with raises(
-        "The tensors of my file are not those of the architecture.\nMissing: norm.weight\nLeft over: model.norm.weight (8,)"
+        "The tensors of my file are not those of the architecture.\nMissing: norm.weight (8,)\n"
+        "Left over: model.norm.weight (8,)\nOther shape: none"
     ):
         to_keras(tensors, table, "my file")

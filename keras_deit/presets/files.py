@@ -1,0 +1,74 @@
+"""Where a preset's files are: a folder, or a repository on the Hugging Face Hub."""
+
+import json
+import pathlib
+import re
+
+from keras_deit.presets import hub
+
+
+class Folder:
+    """Files on this machine."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+
+    def __str__(self):
+        return str(self.path)
+
+    def find(self, name):
+        """The path of a file, or `None`."""
+        file = self.path / name
+        return file if file.is_file() else None
+
+    def where(self, name):
+        """The file in words."""
+        return str(self.path / name)
+
+    def listing(self):
+        if not self.path.is_dir():
+            return "a file"
+        return ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8]) or "an empty directory"
+
+
+class Repository:
+    """Files on the Hugging Face Hub, each downloaded when it is first asked for."""
+
+    def __init__(self, name):
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            raise ValueError(
+                f"A preset on the Hugging Face Hub is named by its owner and repository, 'hf://owner/repo'. Received: 'hf://{name}'"
+            )
+        self.name = name
+
+    def __str__(self):
+        return f"{self.name!r} on the Hugging Face Hub"
+
+    def find(self, name):
+        path = hub.download(self.name, name)
+        return None if path is None else pathlib.Path(path)
+
+    def where(self, name):
+        return f"{name} of {self}"
+
+    def listing(self):
+        return "a repository without them"
+
+
+def need(files, name, advice):
+    """The path of a file that must be there."""
+    path = files.find(name)
+    if path is None:
+        raise ValueError(f"There is no {files.where(name)}. {advice}")
+    return path
+
+
+def read_json(files, name):
+    """The content of a JSON file, or `None` where there is no such file."""
+    path = files.find(name)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{files.where(name)} is not valid JSON: {error}. Restore it, or save the preset again.") from error

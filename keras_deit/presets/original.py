@@ -1,0 +1,70 @@
+"""Weights in the layout of the original PyTorch models, as a preset: converted in memory, nothing is written."""
+
+import dataclasses
+import functools
+
+from keras_deit.presets import weights
+from keras_deit.presets.files import Folder, Repository, need
+from keras_deit.presets.tensor_names import rules, to_keras
+from keras_deit.presets.tensors import read_tensors
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclasses.dataclass
+class OriginalPreset:
+    """Read as `PresetDirectory` is. What it holds was found in the catalog, or in the config of timm or transformers."""
+
+    files: Folder | Repository
+    backbone: dict  # arguments of DeiTBackbone
+    classifier: dict | None  # arguments of DeiTImageClassifier, `None` for a backbone alone
+    converter: dict | None  # arguments of DeiTImageConverter
+    label_names: list | None
+
+    def backbone_config(self, cls):
+        return self.backbone
+
+    def task_config(self, cls, given_apart):
+        return self.classifier
+
+    def preprocessor_config(self):
+        if self.converter is None:
+            return None
+        return {
+            "module": None,
+            "class_name": "DeiTImageConverter",
+            "registered_name": "keras_deit>DeiTImageConverter",
+            "config": {**self.converter, "data_format": "channels_last"},
+        }
+
+    def labels(self, num_classes):
+        return self.label_names
+
+    def load_backbone(self, model):
+        weights.assign(self.backbone_state(), model, self._source)
+
+    def load_head(self, model):
+        weights.assign(self.head_state(), model, self._source)
+
+    def backbone_state(self, build_saved=None):
+        """{variable path: array}."""
+        return self._part(of_head=False)
+
+    def head_state(self, build_saved=None):
+        return self._part(of_head=True)
+
+    def _part(self, of_head):
+        return {path: array for path, array in self._state.items() if path.startswith("head/") == of_head}
+
+    @property
+    def _source(self):
+        return self.files.where(WEIGHTS)
+
+    @functools.cached_property
+    def _state(self):
+        path = need(
+            self.files,
+            WEIGHTS,
+            "Weights in pickles (.bin, .pth) are not opened here: convert them once, with tools/convert_checkpoint.py.",
+        )
+        return to_keras(read_tensors(path), rules(self.backbone, self.classifier), self._source)
