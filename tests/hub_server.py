@@ -3,12 +3,14 @@
 import hashlib
 import http.server
 import threading
+import time
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """Serves `files[(repository, file)] = bytes`; `faults[(repository, file)]` names what goes wrong with it."""
+    """Serves `files[(repository, file)] = bytes`; `faults[(repository, file)]` names what goes wrong with it; with "together",
+    the content waits for a second process to ask."""
 
     def __init__(self):
         self.files, self.faults, self.requests = {}, {}, []
@@ -42,6 +44,9 @@ class HubServer:
             self.requests.append((request.command, request.path))
         file = rest.partition("/")[2]
         fault = self.faults.get((repository, file))
+        if fault == "together" and body:
+            while sum(requested == ("HEAD", request.path) for requested in self.requests) < 2:
+                time.sleep(0.05)
         if fault == "hang" and body:
             threading.Event().wait(30)
         if fault == "forbidden":

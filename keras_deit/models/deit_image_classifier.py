@@ -324,17 +324,13 @@ def _preprocessor(config, backbone, for_backbone, for_converter):
                 f"The preset has no preprocessor to override. Give `preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
             )
         return None
-    preprocessor = keras.saving.deserialize_keras_object(config)
     changes = dict(for_converter)
     if "image_shape" in for_backbone or "data_format" in for_backbone:
         channels_first = backbone.data_format == "channels_first"
         changes["image_size"] = backbone.image_shape[1:] if channels_first else backbone.image_shape[:2]
         changes["data_format"] = backbone.data_format
-    if not changes:
-        return preprocessor
-    if not isinstance(preprocessor, DeiTImageConverter):
+    if changes and config.get("registered_name") != keras.saving.get_registered_name(DeiTImageConverter):
         raise ValueError(
-            f"The preset's preprocessor is a {type(preprocessor).__name__}, which cannot follow {changes}. "
-            "Give `preprocessor=` as well."
+            f"The preset's preprocessor is a {config.get('class_name')}, which cannot follow {changes}. Give `preprocessor=` as well."
         )
-    return DeiTImageConverter.from_config({**preprocessor.get_config(), **changes})
+    return keras.saving.deserialize_keras_object({**config, "config": {**config["config"], **changes}})

@@ -52,5 +52,6 @@ def load_backbone(cls, preset, load_weights, overrides, source):
             preset.load_backbone(backbone)
             return backbone
         state = preset.backbone_state(lambda: cls.from_config(saved_config))
-    weights.assign(adapt_backbone(state, saved_config, backbone.get_config(), source), backbone, source)
+    config["data_format"] = backbone.data_format
+    weights.assign(adapt_backbone(state, saved_config, config, source), backbone, source)
     return backbone

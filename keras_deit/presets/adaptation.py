@@ -14,13 +14,12 @@ POSITIONS = "token_position_embedding/positions"
 
 
 def adapt_backbone(state, saved_config, config, source):
-    """`state` of a backbone with `saved_config`, as one with `config` wants it.
+    """Changes the `state` of a backbone with `saved_config` into what one with `config` wants, and returns it.
 
     Positions are resampled to the new grid. The patch kernel sums its channels for one channel, and repeats them, scaled to keep
     the size of the sum, for other numbers. A distillation token that was not trained starts as the class token, which a log line
     says. Whatever else differs stays as it is, for `weights.assign` to refuse.
     """
-    state = dict(state)
     (grid, channels, prefix), (new_grid, new_channels, new_prefix) = layout(saved_config), layout(config)
     scope_is_all = saved_config.get("position_scope", "all") == "all"
     state[POSITIONS] = resample_positions(state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid)

@@ -47,14 +47,14 @@ class OriginalPreset:
         weights.assign(self.head_state(), model, self._source)
 
     def backbone_state(self, build_saved=None):
-        """{variable path: array}."""
-        return self._part(of_head=False)
+        """{variable path: array}, once."""
+        return self._take(of_head=False)
 
     def head_state(self, build_saved=None):
-        return self._part(of_head=True)
+        return self._take(of_head=True)
 
-    def _part(self, of_head):
-        return {path: array for path, array in self._state.items() if path.startswith("head/") == of_head}
+    def _take(self, of_head):
+        return {path: self._state.pop(path) for path in list(self._state) if path.startswith("head/") == of_head}
 
     @property
     def _source(self):

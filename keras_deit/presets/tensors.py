@@ -19,7 +19,7 @@ def read_tensors(path):
     from safetensors.numpy import load_file
 
     try:
-        tensors = to_timm_names(load_file(path))
+        tensors = to_timm_names(load_file(path, backend="pread"))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Copy or download it again.") from error
     pooler = [name for name in tensors if name.startswith("pooler.")]

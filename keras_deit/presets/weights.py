@@ -52,7 +52,10 @@ def state_of(model):
 
 
 def assign(state, model, source):
-    """Gives every variable of `model` its array of `state`, and uses every array, or raises a ValueError."""
+    """Gives every variable of `model` its array of `state`, and uses every array, or raises a ValueError.
+
+    `state` is empty afterwards: each array can go when the model has it, so that large models do not take twice their size.
+    """
     check_match(
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
@@ -61,7 +64,7 @@ def assign(state, model, source):
         "leave the rest as the preset has it, or give `load_weights=False`.",
     )
     for path, variable in variables_of(model).items():
-        variable.assign(state[path])
+        variable.assign(state.pop(path))
 
 
 def shapes(model):

@@ -1,5 +1,9 @@
 """Published weights by name, through the real client of the hub."""
 
+import ast
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -8,7 +12,7 @@ from safetensors.numpy import save
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets import catalog, handles
-from tests.helpers import images, numpy, randomize
+from tests.helpers import images, numpy, randomize, tiny_classifier
 from tests.hub_layouts import timm_tensors
 
 NAME, PLAIN = "deit_tiny_distilled_patch16_32", "deit3_tiny_patch16_32"
@@ -68,6 +72,11 @@ def test_the_second_load_asks_the_hub_for_no_content_and_offline_for_nothing(pub
     [
         ("hang", ConnectionError, "The download of model.safetensors of .* failed: timed out. What arrived is kept"),
         ("forbidden", ValueError, "needs its authors' consent"),
+        (
+            "cut",
+            ConnectionError,
+            "The download of model.safetensors of .* failed: .* What arrived is kept: load again to go on.",
+        ),
         ("altered", OSError, "and the hub promises [0-9a-f]{64}. It was removed from the cache: load again."),
     ],
 )
@@ -122,3 +131,30 @@ def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(publish
     np.testing.assert_array_equal(tokens[0], tokens[1])
     x = images(rng, shape=(32, 32, 3))
     assert numpy(backbone(x)).shape == (4, 6, 8)
+
+
+def test_two_processes_that_load_at_once_both_succeed(hub, rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    classifier.save_to_preset(tmp_path / "own")
+    for file in (tmp_path / "own").iterdir():
+        hub.files[("someone/own", file.name)] = file.read_bytes()
+    hub.faults[("someone/own", "model.weights.h5")] = "together"
+    script = """
+import keras_deit
+print(keras_deit.models.DeiTImageClassifier.from_preset("hf://someone/own").head.class_head.bias.numpy().tolist())
+"""
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "60",
+        "HF_HUB_ETAG_TIMEOUT": "60",
+        "PYTHONPATH": os.getcwd(),
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
+    np.testing.assert_allclose(ast.literal_eval(outputs[0]), numpy(classifier.head.class_head.bias), rtol=1e-6)
+    assert outputs[0] == outputs[1]
+    methods = [method for method, path in hub.requests if path.endswith("model.weights.h5")]
+    assert sorted(methods) == ["GET", "HEAD", "HEAD"]
