@@ -1,7 +1,9 @@
 """A small Hugging Face Hub on loopback: the file protocol that huggingface_hub's client speaks, and the ways it fails."""
 
+import base64
 import hashlib
 import http.server
+import json
 import threading
 import time
 
@@ -24,6 +26,9 @@ class HubServer:
 
             def do_GET(self):
                 hub.answer(self, body=True)
+
+            def do_POST(self):
+                hub.take(self)
 
             def log_message(self, *arguments):
                 pass
@@ -77,6 +82,26 @@ class HubServer:
                 sent = sent[: len(sent) // 2]
                 request.close_connection = True
             request.wfile.write(sent)
+
+    def take(self, request):
+        """What `upload_folder` asks for: every file goes into the commit itself."""
+        content = request.rfile.read(int(request.headers["Content-Length"]))
+        _, _, owner, name, action = request.path.split("/", 5)[1:] if "/api/models/" in request.path else [""] * 5
+        answer = {"errors": [], "warnings": []}  # of the model card's front matter
+        if action.startswith("preupload/"):
+            files = json.loads(content)["files"]
+            answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+        elif action.startswith("commit/"):
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    self.files[(f"{owner}/{name}", line["value"]["path"])] = base64.b64decode(line["value"]["content"])
+            answer = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.url}/{owner}/{name}/commit/{COMMIT}"}
+        body = json.dumps(answer).encode()
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
 
     def _refuse(self, request, status, code):
         request.send_response(status)

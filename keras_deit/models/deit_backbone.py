@@ -217,13 +217,14 @@ class DeiTBackbone(PresetModel):
         """A backbone by name or from a directory.
 
         Args:
-            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging Face Hub (the digits model's are
-                in the package), or a directory that `save_to_preset` wrote (a classifier's, too).
+            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging Face Hub (the digits model's are in
+                the package); `"hf://owner/repo"`; or a directory. Repositories and directories are as `save_to_preset` writes them
+                or as timm and transformers do (weights in safetensors; no pickle is opened). A classifier's serves, too.
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
             **overrides: any argument of `DeiTBackbone`. With another `image_shape` the trained positions are resampled.
 
         Raises:
-            ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
+            ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights
                 cannot take.
             ConnectionError: the hub cannot be reached, and the weights are not in its cache.
             OSError: the download is not what the hub promises.
@@ -232,14 +233,14 @@ class DeiTBackbone(PresetModel):
         return load_backbone(cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}")
 
     def save_to_preset(self, directory):
-        """Writes the backbone as a directory of plain files, which `from_preset` reads.
+        """Writes the backbone as a directory of plain files, which `from_preset` reads and `huggingface_hub.upload_folder` publishes.
 
-        A preset that is there is replaced, whole or not at all.
+        A preset that is there is replaced, whole or not at all; its README.md, the model card, stays if you have edited it.
 
         Raises:
             ValueError: `directory` is a file, or holds files that are not of a preset.
         """
-        write_preset(directory, self)
+        write_preset(directory, self, origin=self._origin)
 
     def get_config(self):
         return {

@@ -206,16 +206,17 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         """A classifier by name or from a directory, with the preprocessing that its weights were trained for.
 
         Args:
-            handle: a name of `DeiTImageClassifier.presets`, whose original weights come from the Hugging Face Hub (the digits
-                model's are in the package), or a directory that `save_to_preset` wrote. A backbone's directory takes `num_classes=`
-                and gets a fresh head.
+            handle: a name of `DeiTImageClassifier.presets`, whose original weights come from the Hugging Face Hub (the digits model's are in
+                the package); `"hf://owner/repo"`; or a directory. Repositories and directories are as `save_to_preset` writes them
+                or as timm and transformers do (weights in safetensors; no pickle is opened). A backbone's takes `num_classes=` and
+                gets a fresh head.
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
             **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
                 both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh, which a log
                 line says. With another `image_shape` the trained positions are resampled and the preprocessor follows.
 
         Raises:
-            ValueError: no such preset, files that are not as `save_to_preset` left them, or an override that the trained weights
+            ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights
                 cannot take.
             ConnectionError: the hub cannot be reached, and the weights are not in its cache.
             OSError: the download is not what the hub promises.
@@ -251,16 +252,25 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         return classifier
 
     def save_to_preset(self, directory):
-        """Writes the classifier as a directory of plain files, which `from_preset` reads: backbone, head, preprocessing, labels.
+        """Writes the classifier as a directory of plain files: backbone, head, preprocessing, labels, and a model card.
 
-        A preset that is there is replaced, whole or not at all.
+        `from_preset` reads it, and `huggingface_hub.upload_folder` publishes it as it is. A preset that is there is replaced, whole
+        or not at all; its README.md, the model card, stays if you have edited it.
 
         Raises:
             ValueError: `directory` is a file, or holds files that are not of a preset.
         """
         config = self.get_config()
         task_config = {key: value for key, value in config.items() if key not in _GIVEN_APART}
-        write_preset(directory, self.backbone, task_config, self._head_model, self.preprocessor, self.labels)
+        write_preset(
+            directory,
+            self.backbone,
+            task_config,
+            self._head_model,
+            self.preprocessor,
+            self.labels,
+            origin=self.backbone._origin,
+        )
 
     @functools.cached_property
     def _head_model(self):

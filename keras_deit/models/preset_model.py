@@ -14,6 +14,7 @@ class PresetModel(keras.Model):
     """Base of the models that `from_preset` makes and `save_to_preset` writes."""
 
     presets = catalog.METADATA
+    _origin = None  # the preset that the weights come from, for the model card
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -48,6 +49,7 @@ def load_backbone(cls, preset, load_weights, overrides, source):
         return cls.from_config({**config, "dtype": own_policy(config.get("dtype"))})
     with weights_follow():
         backbone = cls.from_config(config)
+        backbone._origin = preset.origin
         if not overrides:
             preset.load_backbone(backbone)
             return backbone

@@ -7,18 +7,21 @@
     preprocessor.json      what turns raw images into the model's input
     labels.json            the names of the classes
     metadata.json          versions, and each weights file's checksum and variables
+    README.md              the model card
 
-A backbone alone has the first two and the last.
+A backbone alone has the first two and the last two.
 """
 
 import inspect
 import json
-import os
+import pathlib
+import shutil
 
 import keras
 
 from keras_deit.presets import weights
 from keras_deit.presets.atomic import atomic_directory
+from keras_deit.presets.card import model_card
 from keras_deit.presets.files import Folder, read_json
 
 CONFIG = "config.json"
@@ -28,24 +31,28 @@ TASK_WEIGHTS = "task.weights.h5"
 PREPROCESSOR = "preprocessor.json"
 LABELS = "labels.json"
 METADATA = "metadata.json"
-FILES = (CONFIG, WEIGHTS, TASK, TASK_WEIGHTS, PREPROCESSOR, LABELS, METADATA)
+CARD = "README.md"
+FILES = (CONFIG, WEIGHTS, TASK, TASK_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD)
 
 FORMAT = 1
 
 
-def write_preset(directory, backbone, task_config=None, head=None, preprocessor=None, labels=None):
+def write_preset(directory, backbone, task_config=None, head=None, preprocessor=None, labels=None, origin=None):
     """Writes a preset directory, whole or not at all.
 
     Args:
-        directory: path. A preset that is there is replaced; anything else is refused.
+        directory: path. A preset that is there is replaced, but for a model card that someone has edited; anything else is refused.
         backbone: the backbone model.
         task_config: dict, the classifier's own arguments; `None` for a backbone alone.
         head: model of the classifier's layers after the backbone.
         preprocessor: Keras layer or `None`.
         labels: sequence of strings or `None`.
+        origin: handle of the preset that the weights come from, or `None`.
     """
-    if os.path.isdir(directory) and os.listdir(directory):
-        PresetDirectory(Folder(directory))  # refuses to replace anything else
+    directory = pathlib.Path(directory).absolute()
+    replaced = None
+    if directory.is_dir() and any(directory.iterdir()):
+        replaced = PresetDirectory(Folder(directory))  # refuses to replace anything else
     with atomic_directory(directory, replaceable=FILES) as folder:
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
@@ -57,7 +64,20 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
         if labels is not None:
             _write_json(folder / LABELS, list(labels))
         names = sorted(file.name for file in folder.iterdir())
-        _write_json(folder / METADATA, {"format": FORMAT, "keras_version": keras.__version__, "files": names, "weights": files})
+        parameters = backbone.count_params() + (0 if head is None else head.count_params())
+        card = model_card(directory.name, backbone.get_config(), task_config, parameters, origin)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        metadata = {
+            "format": FORMAT,
+            "keras_version": keras.__version__,
+            "origin": origin,
+            "files": names,
+            "weights": files,
+            "card_sha256": weights.checksum(folder / CARD),
+        }
+        if replaced is not None and replaced.card_is_edited():
+            shutil.copyfile(directory / CARD, folder / CARD)
+        _write_json(folder / METADATA, metadata)
 
 
 class PresetDirectory:
@@ -77,6 +97,8 @@ class PresetDirectory:
                 "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
             )
         self._weights = metadata["weights"]
+        self._card_sha256 = metadata.get("card_sha256")
+        self.origin = files.handle or metadata.get("origin")
         for name in metadata["files"]:
             # Without labels a model is whole; without its preprocessor or head it would be another one.
             if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
@@ -136,6 +158,11 @@ class PresetDirectory:
         saved = build_saved()
         self.load_head(saved)
         return weights.state_of(saved)
+
+    def card_is_edited(self):
+        """Whether there is a model card that `write_preset` did not write."""
+        card = self._files.find(CARD)
+        return card is not None and weights.checksum(card) != self._card_sha256
 
     def _load(self, model, name):
         if name not in self._weights:

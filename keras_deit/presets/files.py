@@ -6,9 +6,13 @@ import re
 
 from keras_deit.presets import hub
 
+HUB = "hf://"
+
 
 class Folder:
     """Files on this machine."""
+
+    handle = None  # a path is nothing to publish
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
@@ -37,9 +41,10 @@ class Repository:
     def __init__(self, name):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ValueError(
-                f"A preset on the Hugging Face Hub is named by its owner and repository, 'hf://owner/repo'. Received: 'hf://{name}'"
+                f"A preset on the Hugging Face Hub is named by its owner and repository, '{HUB}owner/repo'. Received: '{HUB}{name}'"
             )
         self.name = name
+        self.handle = f"{HUB}{name}"
 
     def __str__(self):
         return f"{self.name!r} on the Hugging Face Hub"

@@ -6,13 +6,12 @@ import pathlib
 
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN
 from keras_deit.presets.directory import PresetDirectory
-from keras_deit.presets.files import Folder, Repository, read_json
+from keras_deit.presets.files import HUB, Folder, Repository, read_json
 from keras_deit.presets.imagenet import imagenet_labels
 from keras_deit.presets.original import OriginalPreset
 from keras_deit.presets.timm_layout import timm_preset
 from keras_deit.presets.transformers_layout import transformers_preset
 
-HUB = "hf://"
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
@@ -38,13 +37,13 @@ def find_preset(handle):
         return PresetDirectory(Folder(_ASSETS / handle))
     if handle in ARCHITECTURES:
         row = ARCHITECTURES[handle]
-        return _published(row, Repository(row.timm_repository))
+        return _published(row, Repository(row.timm_repository), origin=handle)
     if handle.startswith(HUB):
         files = Repository(handle.removeprefix(HUB))
         for row in ARCHITECTURES.values():
             # facebook's configs have another epsilon than the training, and some another preprocessing: the catalog knows better.
             if row.transformers_repository == files.name:
-                return _published(row, files)
+                return _published(row, files, origin=files.handle)
     elif os.path.exists(handle):
         files = Folder(handle)
     else:
@@ -57,8 +56,10 @@ def find_preset(handle):
     return PresetDirectory(files)
 
 
-def _published(row, files):
-    return OriginalPreset(files, row.backbone_config, row.classifier_config, row.converter_config, list(imagenet_labels()))
+def _published(row, files, origin):
+    return OriginalPreset(
+        files, origin, row.backbone_config, row.classifier_config, row.converter_config, list(imagenet_labels())
+    )
 
 
 def _unknown(handle):

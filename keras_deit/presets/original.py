@@ -16,6 +16,7 @@ class OriginalPreset:
     """Read as `PresetDirectory` is. What it holds was found in the catalog, or in the config of timm or transformers."""
 
     files: Folder | Repository
+    origin: str | None  # the handle, for model cards; `None` for a folder, whose path concerns nobody else
     backbone: dict  # arguments of DeiTBackbone
     classifier: dict | None  # arguments of DeiTImageClassifier, `None` for a backbone alone
     converter: dict | None  # arguments of DeiTImageConverter

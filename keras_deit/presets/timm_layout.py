@@ -42,6 +42,7 @@ def timm_preset(files, config):
     num_classes = config.get("num_classes", data.get("num_classes"))
     return OriginalPreset(
         files,
+        origin=files.handle,
         backbone={**ARCHITECTURES[name].backbone_config, "image_shape": (height, width, channels)},
         classifier={"num_classes": num_classes} if num_classes else None,
         converter={

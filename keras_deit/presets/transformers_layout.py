@@ -46,6 +46,7 @@ def transformers_preset(files, config):
         classifier = {"num_classes": len(labels), "use_distillation_head": architecture == _TWO_HEADS}
     return OriginalPreset(
         files,
+        origin=files.handle,
         backbone={
             "image_shape": (height, width, config.get("num_channels", 3)),
             "patch_size": pair(config.get("patch_size", 16)),

@@ -20,6 +20,7 @@ FILES = {
     "preprocessor.json",
     "labels.json",
     "metadata.json",
+    "README.md",
 }
 
 
@@ -57,6 +58,7 @@ def test_a_backbone_alone_and_out_of_a_classifier(saved, rng, tmp_path):
         "config.json",
         "model.weights.h5",
         "metadata.json",
+        "README.md",
     }
     np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "backbone")(x)), expected)
     with raises(
