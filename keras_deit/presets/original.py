@@ -4,9 +4,9 @@ import dataclasses
 import functools
 
 from keras_deit.presets import weights
+from keras_deit.presets.checkpoints import read_tensors
 from keras_deit.presets.files import Folder, Repository, need
-from keras_deit.presets.tensor_names import rules, to_keras
-from keras_deit.presets.tensors import read_tensors
+from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names
 
 WEIGHTS = "model.safetensors"
 
@@ -68,4 +68,4 @@ class OriginalPreset:
             WEIGHTS,
             "Weights in pickles (.bin, .pth) are not opened here: convert them once, with tools/convert_checkpoint.py.",
         )
-        return to_keras(read_tensors(path), rules(self.backbone, self.classifier), self._source)
+        return to_keras(to_timm_names(read_tensors(path)), rules(self.backbone, self.classifier), self._source)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
 from keras_deit.presets.layout import has_two_heads, layout, pair
 from keras_deit.presets.matching import check_match
@@ -106,14 +107,21 @@ def to_timm(state, table):
 
 
 def to_timm_names(tensors):
-    """Tensors of any of the three layouts under timm's names; names that none of them has stay as they are."""
+    """Tensors of any of the three layouts under timm's names; names that none of them has stay as they are.
+
+    The pooler of transformers' models without a head is left out, which a log line says: it follows the last LayerNorm, and no part
+    of DeiT is like it.
+    """
     tensors = {_rename(name): array for name, array in tensors.items()}
     for part in ("weight", "bias"):
         for query in [name for name in tensors if re.fullmatch(rf"blocks\.\d+\.attn\.query\.{part}", name)]:
             names = [query.replace(".query.", f".{third}.") for third in ("query", "key", "value")]
             if all(name in tensors for name in names):
                 tensors[query.replace(".query.", ".qkv.")] = np.concatenate([tensors.pop(name) for name in names])
-    return tensors
+    pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
+    if pooler:
+        logging.info("Left out, as DeiT has none: %s", ", ".join(pooler))
+    return {name: array for name, array in tensors.items() if name not in pooler}
 
 
 # transformers' names, of version 4 (which the hub's files have) and of version 5, and facebookresearch's LayerScale.

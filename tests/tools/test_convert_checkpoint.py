@@ -1,0 +1,187 @@
+"""tools/convert_checkpoint.py: files of three layouts to presets, and back to timm, bit for bit."""
+
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.presets import catalog, handles, timm_tensors
+from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
+from tests.hub_layouts import transformers_names
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import convert_checkpoint as tool  # noqa: E402
+
+NAME = "deit_tiny_distilled_patch16_224"
+
+
+@pytest.fixture
+def classifier(monkeypatch, rng):
+    """A published architecture, two pixels wide."""
+    monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
+    return randomize(DeiTImageClassifier.from_preset(NAME, load_weights=False), rng)
+
+
+def facebook_names(tensors):
+    return {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("layout", ["timm", "facebookresearch", "transformers 4", "transformers 5"])
+def test_a_file_to_a_preset_and_back(layout, classifier, tmp_path):
+    tensors = timm_tensors(classifier)
+    written = {
+        "timm": tensors,
+        "facebookresearch": facebook_names(tensors),
+        "transformers 4": transformers_names(tensors, 4),
+        "transformers 5": transformers_names(tensors, 5),
+    }[layout]
+    save_file(written, tmp_path / "file.safetensors")
+    tool.convert(NAME, tmp_path / "preset", checkpoint=tmp_path / "file.safetensors")
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "preset")
+    assert len(loaded.labels) == 1000
+    assert loaded.preprocessor.crop_ratio == 0.875
+    tool.convert(tmp_path / "preset", tmp_path / "deep" / "back.safetensors", to="timm")
+    back = load_file(tmp_path / "deep" / "back.safetensors")
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["back.safetensors"]
+
+
+def test_other_numbers_of_classes_and_none(classifier, rng, tmp_path):
+    tensors = timm_tensors(classifier)
+    x = images(rng, batch=1, shape=(224, 224, 3))
+    for head in ("head", "head_dist"):
+        tensors[f"{head}.weight"], tensors[f"{head}.bias"] = tensors[f"{head}.weight"][:7], tensors[f"{head}.bias"][:7]
+    save_file(tensors, tmp_path / "seven.safetensors")
+    tool.convert(NAME, tmp_path / "seven", checkpoint=tmp_path / "seven.safetensors")
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "seven")
+    np.testing.assert_allclose(numpy(loaded(x)), numpy(classifier(x))[:, :7], rtol=1e-5, atol=1e-5)
+    assert loaded.labels is None
+    save_file({name: tensor for name, tensor in tensors.items() if "head" not in name}, tmp_path / "none.safetensors")
+    tool.convert(NAME, tmp_path / "none", checkpoint=tmp_path / "none.safetensors")
+    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "none")(x)), numpy(classifier.backbone(x)))
+
+
+def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
+    save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
+    content = (tmp_path / "file.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    good = tmp_path / f"deit_tiny-{digest[:8]}.safetensors"
+    good.write_bytes(content)
+    assert set(tool.read_checkpoint(good)) == set(timm_tensors(classifier))
+    bad = tmp_path / "deit_tiny-a1311bcf.safetensors"
+    bad.write_bytes(content)
+    with raises(
+        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with a1311bcf, and it is {digest}. "
+        "Download it again."
+    ):
+        tool.read_checkpoint(bad)
+
+
+def test_pth_files(classifier, tmp_path):
+    torch = pytest.importorskip("torch")  # .ci/run has it
+    tensors = timm_tensors(classifier)
+    state = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    for content in (state, {"model": state}):
+        torch.save(content, tmp_path / "file.pth")
+        found = tool.read_checkpoint(tmp_path / "file.pth")
+        assert set(found) == set(tensors)
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(found[name], tensor)
+    tool.convert(NAME, tmp_path / "preset", checkpoint=tmp_path / "file.pth")
+    torch.save({"model": state, "args": pathlib.PurePosixPath("/")}, tmp_path / "unsafe.pth")
+    with pytest.raises(ValueError, match="unsafe.pth holds more than tensors, or is not whole, and is not opened: such a file"):
+        tool.read_checkpoint(tmp_path / "unsafe.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with raises(f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model'. Received: list"):
+        tool.read_checkpoint(tmp_path / "list.pth")
+
+
+def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "file.pth").write_bytes(b"")
+    with raises(f"Reading {tmp_path / 'file.pth'} takes PyTorch: pip install torch."):
+        tool.read_checkpoint(tmp_path / "file.pth")
+    with raises(f"There is no file {tmp_path / 'nothing.pth'}."):
+        tool.read_checkpoint(tmp_path / "nothing.pth")
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with raises(f"A checkpoint is a .safetensors, .pth, .pt, .bin file. Received: {tmp_path / 'weights.npz'}"):
+        tool.read_checkpoint(tmp_path / "weights.npz")
+
+
+def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path, capsys):
+    monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
+    monkeypatch.setitem(catalog.SIZES, "small", (2, 2, 8))
+    names = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit3_small_patch16_224"]
+    monkeypatch.setattr(DeiTImageClassifier, "presets", {name: DeiTImageClassifier.presets[name] for name in names})
+    from safetensors.numpy import save
+
+    for name in (names[0], names[2]):  # the second is not there
+        model = randomize(DeiTImageClassifier.from_preset(name, load_weights=False), rng)
+        hub.files[(handles.ARCHITECTURES[name].timm_repository, "model.safetensors")] = save(timm_tensors(model))
+    failures = tool.convert_all(tmp_path / "all", "keras_deit")
+    assert list(failures) == [names[1]]
+    printed = capsys.readouterr().out
+    assert f"Converted 2 of 3 to {tmp_path / 'all'}.\nFailed: deit_small_patch16_224: ValueError: There is no model" in printed
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted([names[0], names[2]])
+    assert "The weights were loaded from `deit3_small_patch16_224`" in (tmp_path / "all" / names[2] / "README.md").read_text()
+    assert list(tool.convert_all(tmp_path / "timm", "timm")) == [names[1]]
+    assert len(load_file(tmp_path / "timm" / f"{names[0]}.safetensors")) == 8 + 2 * 12
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_what_timm_does_not_have():
+    with raises(
+        "timm's DeiT reads its class token, and its distillation token if it has one, each with a head. "
+        "Received: pooling='token', use_distillation_head=False, use_distillation_token=True"
+    ):
+        timm_tensors(tiny_classifier(use_distillation_head=False))
+    quantized = tiny_backbone()
+    quantized.quantize("int8")
+    with pytest.raises(ValueError, match="The model's weights are not those of timm's DeiT. Convert it before `quantize`."):
+        timm_tensors(quantized)
+
+
+def test_channels_first_has_the_same_tensors(rng):
+    last = randomize(tiny_backbone(), rng)
+    first = tiny_backbone(image_shape=(3, 12, 32), data_format="channels_first")
+    tool.presets.assign_tensors(first, timm_tensors(last), source="the other")
+    for name, tensor in timm_tensors(last).items():
+        np.testing.assert_array_equal(timm_tensors(first)[name], tensor)
+    x = images(rng)
+    np.testing.assert_allclose(numpy(first(x.transpose(0, 3, 1, 2))), numpy(last(x)), atol=1e-5)
+
+
+def test_on_the_command_line(tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, ROOT / "tools" / "convert_checkpoint.py", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+
+    digits = "deit_nano_distilled_patch4_32_digits"
+    result = run("--preset", digits, "--to", "timm", "--output", tmp_path / "digits.safetensors")
+    assert (result.returncode, result.stdout) == (0, f"Wrote {tmp_path / 'digits.safetensors'}\n"), result.stderr
+    result = run("--preset", digits, "--checkpoint", tmp_path / "digits.safetensors", "--output", tmp_path / "digits")
+    assert result.returncode == 0, result.stderr
+    expected = timm_tensors(DeiTImageClassifier.from_preset(digits))
+    for name, tensor in timm_tensors(DeiTImageClassifier.from_preset(tmp_path / "digits")).items():
+        np.testing.assert_array_equal(tensor, expected[name])
+    result = run("--preset", "deit_tiny", "--output", tmp_path / "no")
+    assert result.returncode == 1
+    assert "\nNot converted. A preset handle is a built-in name, " in "\n" + result.stderr
+    result = run("--all", "--preset", digits, "--output", tmp_path / "no")
+    assert result.returncode == 1
+    assert "Give --preset NAME, with or without --checkpoint FILE, or --all alone." in result.stdout + result.stderr

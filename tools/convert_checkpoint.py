@@ -1,0 +1,151 @@
+"""Converts DeiT checkpoints between PyTorch and keras_deit. There and back is bit-exact.
+
+A file in the layout of facebookresearch/deit, timm or transformers (.safetensors, or .pth with torch installed) to a preset directory:
+
+    python tools/convert_checkpoint.py --checkpoint deit_tiny_patch16_224-a1311bcf.pth --preset deit_tiny_patch16_224 --output my_deit
+
+A preset, by any handle of `from_preset`, to a file that timm loads with `strict=True`:
+
+    python tools/convert_checkpoint.py --preset my_deit --to timm --output my_deit.safetensors
+
+Every published model, downloaded, to directories in a folder:
+
+    python tools/convert_checkpoint.py --all --output presets
+"""
+
+import hashlib
+import os
+import pathlib
+import pickle
+import re
+import sys
+import tempfile
+
+import keras
+import safetensors.numpy
+from absl import app, flags
+
+from keras_deit import presets
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "File to convert. Without it, the weights of --preset.")
+flags.DEFINE_string("preset", None, "Name of the architecture, or handle of a preset.")
+flags.DEFINE_string("output", None, "Directory to write; with --to timm a file; with --all a folder of either.", required=True)
+flags.DEFINE_enum("to", "keras_deit", ["keras_deit", "timm"], "Layout to write.")
+flags.DEFINE_bool("all", False, "Convert every published model of the catalog.")
+
+PICKLES = (".pth", ".pt", ".bin")
+
+
+def read_checkpoint(path):
+    """{tensor name: array} of a .safetensors file, or of a pickle of tensors and nothing else."""
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    check_hash(path)
+    if path.suffix == ".safetensors":
+        return presets.read_tensors(path)
+    if path.suffix not in PICKLES:
+        raise ValueError(f"A checkpoint is a .safetensors, {', '.join(PICKLES)} file. Received: {path}")
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"Reading {path} takes PyTorch: pip install torch.") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, or is not whole, and is not opened: such a file can run code. In the program that "
+            f"wrote it, save `model.state_dict()` alone. {str(error).splitlines()[0]}"
+        ) from error
+    # facebookresearch's files keep the weights under "model".
+    tensors = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} must hold a state dict, or one under 'model'. Received: {type(content).__name__}")
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def check_hash(path):
+    """facebookresearch's DeiT files end in the first eight digits of their SHA-256, as torch.hub has it."""
+    promised = re.search(r"-([0-9a-f]{8})$", path.stem)
+    if promised is None:
+        return
+    with open(path, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(promised[1]):
+        raise ValueError(
+            f"{path} was cut short or changed: its name promises a SHA-256 that starts with {promised[1]}, and it is {found}. "
+            "Download it again."
+        )
+
+
+def load_model(preset, checkpoint):
+    if checkpoint is None:
+        return DeiTImageClassifier.from_preset(preset)
+    tensors = read_checkpoint(checkpoint)
+    # The class token's head, in the three layouts; a classifier with two has as many classes in the other.
+    heads = [tensors[name] for name in ("head.weight", "classifier.weight", "cls_classifier.weight") if name in tensors]
+    if heads:
+        model = DeiTImageClassifier.from_preset(preset, load_weights=False, num_classes=len(heads[0]))
+    else:
+        model = DeiTBackbone.from_preset(preset, load_weights=False)
+    presets.assign_tensors(model, tensors, source=checkpoint)
+    return model
+
+
+def convert(preset, output, to="keras_deit", checkpoint=None):
+    model = load_model(preset, checkpoint)
+    if to == "timm":
+        write_safetensors(pathlib.Path(output), presets.timm_tensors(model))
+    else:
+        model.save_to_preset(output)
+
+
+def write_safetensors(path, tensors):
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    try:
+        safetensors.numpy.save_file(tensors, work, metadata={"format": "pt"})
+        os.replace(work, path)
+    finally:
+        pathlib.Path(work).unlink(missing_ok=True)
+
+
+def convert_all(output, to):
+    """Converts the whole catalog, goes on after a failure, and returns {name: error} of those that failed."""
+    names = [
+        name for name, row in DeiTImageClassifier.presets.items() if "top1" in row
+    ]  # but for the digits, which ship inside
+    progress = keras.utils.Progbar(len(names), unit_name="preset")
+    failures = {}
+    for index, name in enumerate(names, start=1):
+        path = pathlib.Path(output) / (name if to == "keras_deit" else f"{name}.safetensors")
+        try:
+            convert(name, path, to)
+        except Exception as error:  # whatever it is, the others are converted and the report names it
+            failures[name] = error
+        keras.backend.clear_session(free_memory=True)
+        progress.update(index)
+    print(f"\nConverted {len(names) - len(failures)} of {len(names)} to {output}.")
+    for name, error in failures.items():
+        print(f"Failed: {name}: {type(error).__name__}: {error}")
+    return failures
+
+
+def main(_):
+    if FLAGS.all == bool(FLAGS.preset) or (FLAGS.all and FLAGS.checkpoint):
+        raise app.UsageError("Give --preset NAME, with or without --checkpoint FILE, or --all alone.")
+    if FLAGS.all:
+        sys.exit(1 if convert_all(FLAGS.output, FLAGS.to) else 0)
+    try:
+        convert(FLAGS.preset, FLAGS.output, FLAGS.to, FLAGS.checkpoint)
+    except (ValueError, OSError) as error:
+        sys.exit(f"Not converted. {error}")
+    print(f"Wrote {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    app.run(main)
