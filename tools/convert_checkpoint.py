@@ -109,6 +109,7 @@ def write_safetensors(path, tensors):
     os.close(descriptor)
     try:
         safetensors.numpy.save_file(tensors, work, metadata={"format": "pt"})
+        os.chmod(work, 0o644)  # temporary files are for their owner alone
         os.replace(work, path)
     finally:
         pathlib.Path(work).unlink(missing_ok=True)
