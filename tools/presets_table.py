@@ -1,9 +1,10 @@
-"""Writes the table of presets into README.md, from the catalog.
+"""Writes the table of presets into README.md, from the catalog and from what tools/parity.py measured.
 
 python tools/presets_table.py            # rewrites the table
 python tools/presets_table.py --check    # fails if it is out of date
 """
 
+import json
 import pathlib
 import sys
 
@@ -14,16 +15,32 @@ from keras_deit.models import DeiTImageClassifier
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("check", False, "Change nothing; exit with 1 if the table is out of date.")
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README, PARITY = ROOT / "README.md", ROOT / "docs" / "parity.json"
 START, END = "<!-- presets -->\n", "<!-- end of presets -->\n"
 
 
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+
+
 def table():
-    lines = ["| preset | parameters | image | top-1 |", "| --- | --- | --- | --- |"]
+    parity = json.loads(PARITY.read_text(encoding="utf-8"))["architectures"]
+    lines = [
+        f"| preset | parameters | image | top-1 | {' | '.join(BACKENDS.values())} |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name, row in DeiTImageClassifier.presets.items():
         top1 = f"{row['top1']:.3f}".rstrip("0").rstrip(".") if "top1" in row else "see below"
-        lines.append(f"| `{name}` | {row['parameters']:,} | {row['image_size']} | {top1} |")
+        measured = parity.get(name.removesuffix("_in21k"))
+        if measured and measured["parameters"] != row["parameters"]:
+            sys.exit(f"{name} has {measured['parameters']:,} parameters, and {row['parameters']:,} are published.")
+        differences = [_largest(measured["differences"][backend]) if measured else "" for backend in BACKENDS]
+        lines.append(f"| `{name}` | {row['parameters']:,} | {row['image_size']} | {top1} | {' | '.join(differences)} |")
     return "\n".join(lines) + "\n"
+
+
+def _largest(differences):
+    return f"{max(value for outputs in differences.values() for value in outputs.values()):.1e}"
 
 
 def main(_):

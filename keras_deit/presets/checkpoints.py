@@ -3,7 +3,7 @@
 from keras_deit.presets import weights
 from keras_deit.presets.layout import has_two_heads
 from keras_deit.presets.matching import check_match
-from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names
+from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names, to_transformers_names
 
 
 def read_tensors(path):
@@ -65,6 +65,11 @@ def timm_tensors(model):
         "The model's weights are not those of timm's DeiT. Convert it before `quantize`.",
     )
     return to_timm({path: array.astype("float32") for path, array in state.items()}, table)
+
+
+def transformers_tensors(model):
+    """A model's weights as transformers' DeiT or ViT names and lays them out in the hub's files, as `timm_tensors` does for timm."""
+    return to_transformers_names(timm_tensors(model))
 
 
 def _backbone(model):

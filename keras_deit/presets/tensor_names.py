@@ -1,7 +1,7 @@
 """One table between the tensors of the original PyTorch models and our variables, read in both directions. Plain NumPy.
 
 The original layout is timm's: facebookresearch's own files differ in the names of LayerScale alone. Files of transformers are
-renamed to it first. Layouts: facebookresearch/deit at 7e160fe (models.py, models_v2.py), timm 1.0.31, transformers 5.23.0.
+renamed to it first, and from it. Layouts: facebookresearch/deit at 7e160fe (models.py, models_v2.py), timm 1.0.31, transformers 5.23.0.
 """
 
 import dataclasses
@@ -112,47 +112,72 @@ def to_timm_names(tensors):
     The pooler of transformers' models without a head is left out, which a log line says: it follows the last LayerNorm, and no part
     of DeiT is like it.
     """
-    tensors = {_rename(name): array for name, array in tensors.items()}
-    for part in ("weight", "bias"):
-        for query in [name for name in tensors if re.fullmatch(rf"blocks\.\d+\.attn\.query\.{part}", name)]:
-            names = [query.replace(".query.", f".{third}.") for third in ("query", "key", "value")]
-            if all(name in tensors for name in names):
-                tensors[query.replace(".query.", ".qkv.")] = np.concatenate([tensors.pop(name) for name in names])
+    tensors = {_to_timm_name(name): array for name, array in tensors.items()}
+    for query in [name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)]:
+        names = [query.replace("query", third) for third in ("query", "key", "value")]
+        if all(name in tensors for name in names):
+            tensors[query.replace("query", "qkv")] = np.concatenate([tensors.pop(name) for name in names])
     pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
     if pooler:
         logging.info("Left out, as DeiT has none: %s", ", ".join(pooler))
     return {name: array for name, array in tensors.items() if name not in pooler}
 
 
-# transformers' names, of version 4 (which the hub's files have) and of version 5, and facebookresearch's LayerScale.
-_RENAMES = (
-    (r"(?:deit|vit)\.(.*)", r"\1"),
-    (r"embeddings\.cls_token", "cls_token"),
-    (r"embeddings\.distillation_token", "dist_token"),
-    (r"embeddings\.position_embeddings", "pos_embed"),
-    (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", r"blocks.\1.\2"),
-    (r"(blocks\.\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"\1.attn.\2.\3"),
-    (r"(blocks\.\d+)\.attention\.q_proj\.(.*)", r"\1.attn.query.\2"),
-    (r"(blocks\.\d+)\.attention\.k_proj\.(.*)", r"\1.attn.key.\2"),
-    (r"(blocks\.\d+)\.attention\.v_proj\.(.*)", r"\1.attn.value.\2"),
-    (r"(blocks\.\d+)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"\1.attn.proj.\2"),
-    (r"(blocks\.\d+)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
-    (r"(blocks\.\d+)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
-    (r"(blocks\.\d+)\.layernorm_before\.(.*)", r"\1.norm1.\2"),
-    (r"(blocks\.\d+)\.layernorm_after\.(.*)", r"\1.norm2.\2"),
-    (r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma"),
-    (r"layernorm\.(weight|bias)", r"norm.\1"),
-    (r"(?:cls_classifier|classifier)\.(.*)", r"head.\1"),
-    (r"distillation_classifier\.(.*)", r"head_dist.\1"),
-)
+def to_transformers_names(tensors):
+    """timm's tensors as the hub's files of transformers have them, which is as its version 4 names them."""
+    base, two_heads = "deit" if "dist_token" in tensors else "vit", "head_dist.weight" in tensors
+    renamed = {}
+    for name, array in tensors.items():
+        if ".attn.qkv." in name:
+            for third, part in zip(("query", "key", "value"), np.split(array, 3)):
+                renamed[_to_transformers_name(name.replace("qkv", third), base, two_heads)] = part
+        else:
+            renamed[_to_transformers_name(name, base, two_heads)] = array
+    return renamed
 
 
-def _rename(name):
-    for pattern, replacement in _RENAMES:
-        if match := re.fullmatch(pattern, name):
-            name = match.expand(replacement)
-    return name
+# What timm calls a module or a tensor, and what transformers calls it in version 4 (which the hub's files have) and in version 5;
+# or facebookresearch, whose names are timm's but for LayerScale. # is a block's number.
+_ALIASES = {
+    "cls_token": ("embeddings.cls_token",),
+    "dist_token": ("embeddings.distillation_token",),
+    "pos_embed": ("embeddings.position_embeddings",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "blocks.#.norm1": ("encoder.layer.#.layernorm_before", "layers.#.layernorm_before"),
+    "blocks.#.attn.query": ("encoder.layer.#.attention.attention.query", "layers.#.attention.q_proj"),
+    "blocks.#.attn.key": ("encoder.layer.#.attention.attention.key", "layers.#.attention.k_proj"),
+    "blocks.#.attn.value": ("encoder.layer.#.attention.attention.value", "layers.#.attention.v_proj"),
+    "blocks.#.attn.proj": ("encoder.layer.#.attention.output.dense", "layers.#.attention.o_proj"),
+    "blocks.#.norm2": ("encoder.layer.#.layernorm_after", "layers.#.layernorm_after"),
+    "blocks.#.mlp.fc1": ("encoder.layer.#.intermediate.dense", "layers.#.mlp.fc1"),
+    "blocks.#.mlp.fc2": ("encoder.layer.#.output.dense", "layers.#.mlp.fc2"),
+    "blocks.#.ls1.gamma": ("blocks.#.gamma_1",),
+    "blocks.#.ls2.gamma": ("blocks.#.gamma_2",),
+    "norm": ("layernorm",),
+    "head": ("classifier", "cls_classifier"),
+    "head_dist": ("distillation_classifier",),
+}
+_TIMM = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+
+
+def _to_timm_name(name):
+    module, index, suffix = _split(re.sub(r"^(deit|vit)\.", "", name))
+    return f"{_TIMM[module].replace('#', index)}{suffix}" if module in _TIMM else name
+
+
+def _to_transformers_name(name, base, two_heads):
+    module, index, suffix = _split(name)
+    if module == "head" and two_heads:
+        return f"cls_classifier{suffix}"
+    alias = _ALIASES[module][0].replace("#", index)
+    return f"{alias}{suffix}" if module.startswith("head") else f"{base}.{alias}{suffix}"
+
+
+def _split(name):
+    """("blocks.#.mlp.fc1", "7", ".weight") of "blocks.7.mlp.fc1.weight"."""
+    module, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")
+    index = re.search(r"(?<=\.)\d+(?=\.)", module)
+    return (module, "", suffix) if index is None else (re.sub(r"(?<=\.)\d+(?=\.)", "#", module, count=1), index[0], suffix)
 
 
 def _as_it_is(name, shape, path):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names
 from keras_deit.presets.weights import state_of
@@ -56,6 +57,17 @@ def test_names_of_transformers(version, rng):
         np.testing.assert_array_equal(found[name], tensor)
 
 
+@pytest.mark.parametrize("distilled", [True, False])
+def test_to_the_names_of_transformers(distilled, rng):
+    classifier = randomize(DeiTImageClassifier(tiny_backbone(use_distillation_token=distilled), 5), rng)
+    model, heads = ("deit", ("cls_classifier", "distillation_classifier")) if distilled else ("vit", ("classifier",))
+    expected = transformers_names(presets.timm_tensors(classifier), 4, model, heads)
+    found = presets.transformers_tensors(classifier)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor)
+
+
 def test_names_of_facebookresearch():
     tensors = {"blocks.0.gamma_1": 1, "blocks.11.gamma_2": 2, "cls_token": 3}
     assert to_timm_names(tensors) == {"blocks.0.ls1.gamma": 1, "blocks.11.ls2.gamma": 2, "cls_token": 3}
@@ -64,9 +76,10 @@ def test_names_of_facebookresearch():
 def test_a_renamed_tensor_is_named_on_both_sides(case):
     """Nothing is matched by its suffix."""
     _, table, tensors = case
-    tensors["model.norm.weight"] = tensors.pop("norm.weight")
-    with raises(
-        "The tensors of my file are not those of the architecture.\nMissing: norm.weight (8,)\n"
-        "Left over: model.norm.weight (8,)\nOther shape: none"
-    ):
-        to_keras(tensors, table, "my file")
+    original = tensors.pop("norm.weight")
+    for name in ("model.norm.weight", "vit.norm.weight", "encoder.layernorm.weight"):
+        with raises(
+            "The tensors of my file are not those of the architecture.\nMissing: norm.weight (8,)\n"
+            f"Left over: {name} (8,)\nOther shape: none"
+        ):
+            to_keras(to_timm_names({**tensors, name: original}), table, "my file")
