@@ -13,10 +13,10 @@ Every published model, downloaded, to directories in a folder:
     python tools/convert_checkpoint.py --all --output presets
 """
 
+import argparse
 import hashlib
 import os
 import pathlib
-import pickle
 import re
 import sys
 import tempfile
@@ -39,11 +39,10 @@ PICKLES = (".pth", ".pt", ".bin")
 
 
 def read_checkpoint(path):
-    """{tensor name: array} of a .safetensors file, or of a pickle of tensors and nothing else."""
+    """{tensor name: array} of a .safetensors file, or of a pickle of tensors."""
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
-    check_hash(path)
     if path.suffix == ".safetensors":
         return presets.read_tensors(path)
     if path.suffix not in PICKLES:
@@ -53,44 +52,58 @@ def read_checkpoint(path):
     except ImportError as error:
         raise ValueError(f"Reading {path} takes PyTorch: pip install torch.") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        # facebookresearch's training keeps its arguments beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle fails in many ways
         raise ValueError(
-            f"{path} holds more than tensors, or is not whole, and is not opened: such a file can run code. In the program that "
-            f"wrote it, save `model.state_dict()` alone. {str(error).splitlines()[0]}"
+            f"{path} is not whole, or holds more than tensors and is not opened, as such a file can run code. Copy it again, or save "
+            f"`model.state_dict()` alone in the program that wrote it. {type(error).__name__}: {error}"
         ) from error
-    # facebookresearch's files keep the weights under "model".
-    tensors = content.get("model", content) if isinstance(content, dict) else content
+    tensors = content
+    for name in ("model", "state_dict"):  # facebookresearch's name, and timm's
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            tensors = content[name]
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} must hold a state dict, or one under 'model'. Received: {type(content).__name__}")
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+        raise ValueError(
+            f"{path} must hold a state dict, or one under 'model' or 'state_dict'. Received: {type(content).__name__}"
+        )
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def check_hash(path):
-    """facebookresearch's DeiT files end in the first eight digits of their SHA-256, as torch.hub has it."""
-    promised = re.search(r"-([0-9a-f]{8})$", path.stem)
-    if promised is None:
-        return
+    """The preset whose published file this is, or `None`: facebookresearch's names end in the first digits of their SHA-256."""
+    name, _, promised = pathlib.Path(path).stem.rpartition("-")
+    if name not in DeiTImageClassifier.presets or not re.fullmatch("[0-9a-f]{8}", promised):
+        return None
     with open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not found.startswith(promised[1]):
+    if not found.startswith(promised):
         raise ValueError(
-            f"{path} was cut short or changed: its name promises a SHA-256 that starts with {promised[1]}, and it is {found}. "
+            f"{path} was cut short or changed: its name promises a SHA-256 that starts with {promised}, and it is {found}. "
             "Download it again."
         )
+    return name
 
 
 def load_model(preset, checkpoint):
     if checkpoint is None:
-        return DeiTImageClassifier.from_preset(preset)
+        cls = DeiTImageClassifier if presets.find_preset(preset).has_head else DeiTBackbone
+        return cls.from_preset(preset)
+    origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None
     tensors = read_checkpoint(checkpoint)
-    # The class token's head, in the three layouts; a classifier with two has as many classes in the other.
+    # Of the class token, in the three layouts.
     heads = [tensors[name] for name in ("head.weight", "classifier.weight", "cls_classifier.weight") if name in tensors]
     if heads:
-        model = DeiTImageClassifier.from_preset(preset, load_weights=False, num_classes=len(heads[0]))
+        model = DeiTImageClassifier.from_preset(
+            preset,
+            load_weights=False,
+            num_classes=len(heads[0]),
+            use_distillation_head="head_dist.weight" in tensors or "distillation_classifier.weight" in tensors,
+        )
     else:
         model = DeiTBackbone.from_preset(preset, load_weights=False)
-    presets.assign_tensors(model, tensors, source=checkpoint)
+    presets.assign_tensors(model, tensors, source=checkpoint, origin=origin)
     return model
 
 

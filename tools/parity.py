@@ -81,7 +81,10 @@ def reference_model(row, backbone, tensors, image_size):
 
 
 def transformers_tensors(row, tensors):
-    """timm's tensors under the names of transformers 5; LayerScale goes into the weights before it."""
+    """timm's tensors under the names of transformers 5; LayerScale goes into the weights before it.
+
+    Written out here, and not with the package's own table, which this is a check of.
+    """
     base = "deit" if row["distilled"] else "vit"
     heads = ("cls_classifier", "distillation_classifier") if row["distilled"] else ("classifier", None)
     tensors = dict(tensors)
@@ -185,7 +188,10 @@ def largest_difference(first, second):
         return max(largest_difference(first[key], second[key]) for key in first)
     if first.shape != second.shape:
         raise ValueError(f"An output of shape {first.shape} is compared with one of shape {second.shape}.")
-    return float(np.abs(first.astype("float64") - second.astype("float64")).max())
+    difference = float(np.abs(first.astype("float64") - second.astype("float64")).max())
+    if not np.isfinite(difference):
+        raise ValueError("An output is not finite.")
+    return difference
 
 
 def measure(name):

@@ -20,12 +20,12 @@ class DeiTImageConverter(keras.layers.Rescaling):
         image_size: int or (height, width) of the result, in pixels.
         crop_ratio: float in (0, 1]. Share of the resized image that the crop keeps, along each side. The official evaluation has
             0.875 for DeiT and 1.0 for DeiT III. Defaults to 0.875.
-        crop_to_aspect_ratio: bool, as of `keras.layers.Resizing`. `False` resizes to exactly `image_size / crop_ratio`, which squeezes
-            what has another shape; some of transformers' processors do. Defaults to `True`.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`. Defaults to `"bicubic"`.
         mean: float, or one for each channel, of the channel as a fraction of 255. Defaults to ImageNet's.
         std: float above 0, or one for each channel, as a fraction of 255. Defaults to ImageNet's.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
+        crop_to_aspect_ratio: bool, as of `keras.layers.Resizing`. `False` resizes to exactly `image_size / crop_ratio`, which squeezes
+            what has another shape; some of transformers' processors do. Defaults to `True`.
         **kwargs: as of any layer; `dtype`, that of the result, defaults to `"float32"` whatever the global policy.
 
     Input shape:
@@ -51,11 +51,11 @@ class DeiTImageConverter(keras.layers.Rescaling):
         self,
         image_size,
         crop_ratio=0.875,
-        crop_to_aspect_ratio=True,
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         data_format=None,
+        crop_to_aspect_ratio=True,
         **kwargs,
     ):
         image_size = check_pair("image_size", image_size)
@@ -82,11 +82,11 @@ class DeiTImageConverter(keras.layers.Rescaling):
         super().__init__(scale=1.0, **kwargs)
         self.image_size = image_size
         self.crop_ratio = crop_ratio
-        self.crop_to_aspect_ratio = bool(crop_to_aspect_ratio)
         self.interpolation = interpolation
         self.mean = mean
         self.std = std
         self.data_format = data_format
+        self.crop_to_aspect_ratio = bool(crop_to_aspect_ratio)
         num_channels = max(len(mean), len(std))
         mean, std = mean * (num_channels // len(mean)), std * (num_channels // len(std))
         self.scale = [1 / (255 * s) for s in std]
@@ -169,11 +169,11 @@ class DeiTImageConverter(keras.layers.Rescaling):
             **config,
             "image_size": self.image_size,
             "crop_ratio": self.crop_ratio,
-            "crop_to_aspect_ratio": self.crop_to_aspect_ratio,
             "interpolation": self.interpolation,
             "mean": self.mean,
             "std": self.std,
             "data_format": self.data_format,
+            "crop_to_aspect_ratio": self.crop_to_aspect_ratio,
         }
 
     @classmethod

@@ -233,8 +233,10 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         if saved is None and "num_classes" not in own:
             raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
         config = {**(saved or {}), **own}
-        if "use_distillation_token" in for_backbone and "use_distillation_head" not in own:
-            config.pop("use_distillation_head", None)  # who asks for the token asks for its head
+        saved_backbone = preset.backbone_config(DeiTBackbone)
+        adds_token = for_backbone.get("use_distillation_token") and not saved_backbone.get("use_distillation_token")
+        if adds_token and "use_distillation_head" not in own:
+            config["use_distillation_head"] = True  # who asks for the token asks for its head
         backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
         if "preprocessor" not in own:
             config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
@@ -246,9 +248,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         classifier = cls(backbone, **config)
 
         if load_weights and same_classes:
-            _load_head(classifier, preset, saved, source)
+            _load_head(classifier, preset, saved, saved_backbone, source)
         elif load_weights:
-            logging.info("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
+            logging.warning("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
         return classifier
 
     def save_to_preset(self, directory):
@@ -315,10 +317,15 @@ def _sort_overrides(cls, overrides):
     )
 
 
-def _load_head(classifier, preset, saved, source):
+def _load_head(classifier, preset, saved, saved_backbone, source):
     """The preset's trained head; a second one starts as the first where the preset has one."""
-    saved_backbone = preset.backbone_config(DeiTBackbone)
-    if has_two_heads(saved, saved_backbone) or not classifier.use_distillation_head:
+    had_two = has_two_heads(saved, saved_backbone)
+    if had_two and not classifier.use_distillation_head:
+        raise ValueError(
+            f"The {source} has two heads that answer together; one alone is another model. Leave out `use_distillation_head=False`, "
+            "or take `token_logits` apart."
+        )
+    if had_two == classifier.use_distillation_head:
         preset.load_head(classifier._head_model)
         return
     with weights_follow():

@@ -1,5 +1,6 @@
 """What the backbone and the classifier share about presets, and how trained weights meet another grid."""
 
+import gc
 import inspect
 
 import keras
@@ -48,12 +49,14 @@ def load_backbone(cls, preset, load_weights, overrides, source):
         # Random weights are not quantized: int8 kernels would be zeros that do not train.
         return cls.from_config({**config, "dtype": own_policy(config.get("dtype"))})
     with weights_follow():
-        backbone = cls.from_config(config)
-        backbone._origin = preset.origin
         if not overrides:
+            backbone = cls.from_config(config)
             preset.load_backbone(backbone)
-            return backbone
-        state = preset.backbone_state(lambda: cls.from_config(saved_config))
-    config["data_format"] = backbone.data_format
-    weights.assign(adapt_backbone(state, saved_config, config, source), backbone, source)
+        else:
+            state = preset.backbone_state(lambda: cls.from_config(saved_config))
+            gc.collect()  # what held the saved weights is a web of references; two models at once would be twice the memory
+            backbone = cls.from_config(config)
+            config["data_format"] = backbone.data_format
+            weights.assign(adapt_backbone(state, saved_config, config, source), backbone, source)
+    backbone._origin = preset.origin
     return backbone

@@ -26,7 +26,7 @@ def adapt_backbone(state, saved_config, config, source):
     if channels != new_channels:
         state[KERNEL] = _adapt_channels(state[KERNEL], channels, new_channels)
     if (prefix, new_prefix) == (1, 2):
-        logging.info("The distillation token is not trained: the %s has none, so it starts as the class token.", source)
+        logging.warning("The distillation token is not trained: the %s has none, so it starts as the class token.", source)
         state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
         if scope_is_all:
             state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
@@ -35,7 +35,7 @@ def adapt_backbone(state, saved_config, config, source):
 
 def adapt_head(state, source):
     """`state` of one head as two want it: the distillation head starts as the class head, which a log line says."""
-    logging.info("The distillation head is not trained: the %s has one head, of which it starts as a copy.", source)
+    logging.warning("The distillation head is not trained: the %s has one head, of which it starts as a copy.", source)
     names = {path.removeprefix("head/"): array for path, array in state.items()}
     return {f"head/{head}/{name}": array for head in ("class_head", "distillation_head") for name, array in names.items()}
 

@@ -1,6 +1,6 @@
 """The README.md of a preset, which the Hugging Face Hub shows as its model card."""
 
-from keras_deit.presets.catalog import ARCHITECTURES
+from keras_deit.presets.catalog import published
 from keras_deit.presets.files import HUB
 
 _TEMPLATE = """\
@@ -37,7 +37,7 @@ model = keras_deit.models.{cls}.from_preset("{handle}")
 """
 
 
-def model_card(name, backbone_config, task_config, parameters, origin):
+def model_card(name, backbone_config, task_config, parameters, has_preprocessor, origin):
     """The card's text.
 
     Args:
@@ -45,13 +45,14 @@ def model_card(name, backbone_config, task_config, parameters, origin):
         backbone_config: dict, the arguments of its `DeiTBackbone`.
         task_config: dict, the arguments of its `DeiTImageClassifier`, or `None`.
         parameters: int, how many the model has.
-        origin: the handle that the weights were loaded from, or `None`.
+        has_preprocessor: bool, whether `predict` takes raw images.
+        origin: the handle that the weights go back to, or `None`.
     """
-    row = ARCHITECTURES.get(origin)
+    row = published(origin)
     task = "image-feature-extraction" if task_config is None else "image-classification"
     front_matter = ["library_name: keras_deit", f"pipeline_tag: {task}", "tags:", "- keras", "- deit", "- vision-transformer"]
     if row is not None:
-        front_matter += ["license: apache-2.0", f"base_model: {row.timm_repository}", "datasets:", "- imagenet-1k"]
+        front_matter += ["license: apache-2.0", f"base_model: {row.timm_repository}"]
     elif origin is not None:
         front_matter += [f"base_model: {origin.removeprefix(HUB)}"]
     return _TEMPLATE.format(
@@ -60,11 +61,16 @@ def model_card(name, backbone_config, task_config, parameters, origin):
         summary=_summary(backbone_config, task_config, parameters),
         cls="DeiTBackbone" if task_config is None else "DeiTImageClassifier",
         handle=f"{HUB}owner/{name}",
-        usage="tokens = model(images)  # normalised images" if task_config is None else "logits = model.predict(images)",
+        usage=_usage(task_config, has_preprocessor),
         source=_source(row, origin),
         accuracy=_accuracy(row),
         licence=_licence(row),
     )
+
+
+def _usage(task, has_preprocessor):
+    call = "tokens = model.predict(images)" if task is None else "logits = model.predict(images)"
+    return f"{call}  # {'raw images, 0 to 255, of any size' if has_preprocessor else 'images as the model was trained on'}"
 
 
 def _summary(backbone, task, parameters):
@@ -81,9 +87,9 @@ def _source(row, origin):
     if origin is None:
         return "No source is recorded. State here what the model was trained on, and how."
     if row is None:
-        return f"The weights were loaded from `{origin}`. If they were trained since, state here on what, and how."
+        return f"The weights go back to `{origin}`. If they were trained since, state here on what, and how."
     return (
-        f"The weights were loaded from `{origin}`: those of "
+        f"The weights go back to `{origin}`, those of "
         f"[{row.timm_repository}](https://huggingface.co/{row.timm_repository}), which come from "
         "[facebookresearch/deit](https://github.com/facebookresearch/deit). If they were trained since, state here on what, and how."
     )
@@ -101,4 +107,4 @@ def _accuracy(row):
 def _licence(row):
     if row is None:
         return "Not stated. Who publishes the model states it here, and as `license` at the top."
-    return "Apache-2.0, as facebookresearch/deit and its weights."
+    return "Apache-2.0, which is that of facebookresearch/deit and its weights."

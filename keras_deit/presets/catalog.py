@@ -131,3 +131,13 @@ METADATA = types.MappingProxyType(
         **BUILT_IN,
     }
 )
+
+
+def published(handle):
+    """The row that a handle of `from_preset` names, also as a repository of timm's or facebook's on the hub; or `None`."""
+    if handle in ARCHITECTURES:
+        return ARCHITECTURES[handle]
+    for row in ARCHITECTURES.values():
+        if handle in (f"hf://{row.timm_repository}", f"hf://{row.transformers_repository}"):
+            return row
+    return None

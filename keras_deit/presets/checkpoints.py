@@ -1,9 +1,15 @@
 """Weights of PyTorch checkpoints into a model, and back: facebookresearch's, timm's and transformers' layouts."""
 
 from keras_deit.presets import weights
-from keras_deit.presets.layout import has_two_heads
 from keras_deit.presets.matching import check_match
-from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names, to_transformers_names
+from keras_deit.presets.tensor_names import (
+    rules,
+    to_keras,
+    to_timm,
+    to_timm_names,
+    to_transformers_names,
+    without_pooler,
+)
 
 
 def read_tensors(path):
@@ -23,18 +29,24 @@ def read_tensors(path):
         raise ValueError(f"{path} is not a whole safetensors file: {error}. Copy or download it again.") from error
 
 
-def assign_tensors(model, tensors, source):
+def assign_tensors(model, tensors, source, origin=None):
     """Gives a model the weights of a PyTorch checkpoint; nothing is written.
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier` of the checkpoint's architecture.
         tensors: {name: NumPy array} in the layout of facebookresearch/deit, timm or transformers (versions 4 and 5).
         source: string, what the tensors are called in errors.
+        origin: name of the preset whose published weights these are known to be, for the model card. Defaults to `None`.
 
     Raises:
-        ValueError: tensors that are missing, left over or of another shape; all are listed.
+        ValueError: tensors that are missing, left over, twice there or of another shape; all are listed.
     """
-    weights.assign(to_keras(to_timm_names(tensors), _table(model), source), model, source)
+    tensors = to_timm_names(tensors)
+    backbone = _backbone(model)
+    if model is backbone:
+        tensors = without_pooler(tensors)
+    weights.assign(to_keras(tensors, _table(model), source), model, source)
+    backbone._origin = origin
 
 
 def timm_tensors(model):
@@ -49,27 +61,47 @@ def timm_tensors(model):
     Raises:
         ValueError: a model that timm does not have: quantized, `pooling="mean"`, or one head on a distilled backbone.
     """
-    config = model.get_config()
-    if model is not _backbone(model):
-        two_heads = has_two_heads(config, model.backbone.get_config())
-        if config["pooling"] != "token" or two_heads != model.backbone.use_distillation_token:
-            raise ValueError(
-                "timm's DeiT reads its class token, and its distillation token if it has one, each with a head. "
-                f"Received: pooling={config['pooling']!r}, use_distillation_head={two_heads!r}, "
-                f"use_distillation_token={model.backbone.use_distillation_token!r}"
-            )
+    backbone = _backbone(model)
+    if model is not backbone and (model.pooling, model.use_distillation_head) != ("token", backbone.use_distillation_token):
+        raise ValueError(
+            "timm's DeiT reads its class token, and its distillation token if it has one, each with a head. "
+            f"Received: pooling={model.pooling!r}, use_distillation_head={model.use_distillation_head!r}, "
+            f"use_distillation_token={backbone.use_distillation_token!r}"
+        )
+    return _tensors(model)
+
+
+def transformers_tensors(model):
+    """A model's weights as transformers' DeiT and ViT have them in the hub's files (the names of version 4).
+
+    Args:
+        model: `DeiTBackbone` or `DeiTImageClassifier`.
+
+    Returns:
+        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the bit.
+
+    Raises:
+        ValueError: a model that transformers does not have: quantized, `pooling="mean"`, or DeiT III.
+    """
+    backbone = _backbone(model)
+    if backbone.layer_scale_init_value is not None or backbone.position_scope != "all":
+        raise ValueError(
+            "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
+            f"Received: layer_scale_init_value={backbone.layer_scale_init_value!r}, position_scope={backbone.position_scope!r}"
+        )
+    if model is not backbone and model.pooling != "token":
+        raise ValueError(f"transformers' classifiers read the class token. Received: pooling={model.pooling!r}")
+    return to_transformers_names(_tensors(model))
+
+
+def _tensors(model):
     state, table = weights.state_of(model), _table(model)
     check_match(
         {path: "" for path in state},
         {rule.path: "" for rule in table},
-        "The model's weights are not those of timm's DeiT. Convert it before `quantize`.",
+        "The model's weights are not those of DeiT in PyTorch. Convert it before `quantize`.",
     )
     return to_timm({path: array.astype("float32") for path, array in state.items()}, table)
-
-
-def transformers_tensors(model):
-    """A model's weights as transformers' DeiT or ViT names and lays them out in the hub's files, as `timm_tensors` does for timm."""
-    return to_transformers_names(timm_tensors(model))
 
 
 def _backbone(model):

@@ -22,6 +22,7 @@ import keras
 from keras_deit.presets import weights
 from keras_deit.presets.atomic import atomic_directory
 from keras_deit.presets.card import model_card
+from keras_deit.presets.catalog import published
 from keras_deit.presets.files import Folder, read_json
 
 CONFIG = "config.json"
@@ -65,7 +66,7 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
             _write_json(folder / LABELS, list(labels))
         names = sorted(file.name for file in folder.iterdir())
         parameters = backbone.count_params() + (0 if head is None else head.count_params())
-        card = model_card(directory.name, backbone.get_config(), task_config, parameters, origin)
+        card = model_card(directory.name, backbone.get_config(), task_config, parameters, preprocessor is not None, origin)
         (folder / CARD).write_text(card, encoding="utf-8")
         metadata = {
             "format": FORMAT,
@@ -98,7 +99,8 @@ class PresetDirectory:
             )
         self._weights = metadata["weights"]
         self._card_sha256 = metadata.get("card_sha256")
-        self.origin = files.handle or metadata.get("origin")
+        origin = metadata.get("origin")
+        self.origin = origin if published(origin) else files.handle or origin
         for name in metadata["files"]:
             # Without labels a model is whole; without its preprocessor or head it would be another one.
             if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
@@ -146,18 +148,22 @@ class PresetDirectory:
 
     def backbone_state(self, build_saved):
         """{variable path: array}; `build_saved()` is a backbone with the config of the file."""
-        saved = build_saved()
-        self.load_backbone(saved)
-        return weights.state_of(saved)
+        return self._state_of(build_saved(), WEIGHTS)
 
     def load_head(self, model):
         self._load(model, TASK_WEIGHTS)
 
     def head_state(self, build_saved):
         """{variable path: array}; `build_saved()` is a head with the config of the file."""
-        saved = build_saved()
-        self.load_head(saved)
+        return self._state_of(build_saved(), TASK_WEIGHTS)
+
+    def _state_of(self, saved, name):
+        self._load(saved, name)
         return weights.state_of(saved)
+
+    @property
+    def has_head(self):
+        return self._files.find(TASK) is not None
 
     def card_is_edited(self):
         """Whether there is a model card that `write_preset` did not write."""

@@ -36,22 +36,35 @@ class Folder:
 
 
 class Repository:
-    """Files on the Hugging Face Hub, each downloaded when it is first asked for."""
+    """Files on the Hugging Face Hub, each downloaded when it is first asked for, all of one commit.
 
-    def __init__(self, name):
+    The hub is asked once which commit is the newest. Repositories of published weights do not change: with `published=True`, what is
+    in the cache is used unasked.
+    """
+
+    def __init__(self, name, published=False):
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             raise ValueError(
                 f"A preset on the Hugging Face Hub is named by its owner and repository, '{HUB}owner/repo'. Received: '{HUB}{name}'"
             )
         self.name = name
         self.handle = f"{HUB}{name}"
+        self._published = published
+        self._revision = None
+        self._found = {}
 
     def __str__(self):
         return f"{self.name!r} on the Hugging Face Hub"
 
     def find(self, name):
-        path = hub.download(self.name, name)
-        return None if path is None else pathlib.Path(path)
+        if name not in self._found:
+            if self._revision is None and self._published:
+                self._revision = hub.cached_revision(self.name, name)
+            path = hub.download(self.name, name, self._revision)
+            if path is not None:
+                self._revision = hub.revision_of(path)
+            self._found[name] = path and pathlib.Path(path)
+        return self._found[name]
 
     def where(self, name):
         return f"{name} of {self}"

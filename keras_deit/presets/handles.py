@@ -4,7 +4,7 @@ import difflib
 import os
 import pathlib
 
-from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN
+from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
 from keras_deit.presets.directory import PresetDirectory
 from keras_deit.presets.files import HUB, Folder, Repository, read_json
 from keras_deit.presets.imagenet import imagenet_labels
@@ -32,34 +32,41 @@ def find_preset(handle):
         raise ValueError(
             f"A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. Received: {handle!r}"
         )
-    handle = os.fspath(handle)
-    if handle in BUILT_IN:
-        return PresetDirectory(Folder(_ASSETS / handle))
-    if handle in ARCHITECTURES:
-        row = ARCHITECTURES[handle]
-        return _published(row, Repository(row.timm_repository), origin=handle)
-    if handle.startswith(HUB):
-        files = Repository(handle.removeprefix(HUB))
-        for row in ARCHITECTURES.values():
-            # facebook's configs have another epsilon than the training, and some another preprocessing: the catalog knows better.
-            if row.transformers_repository == files.name:
-                return _published(row, files, origin=files.handle)
-    elif os.path.exists(handle):
-        files = Folder(handle)
-    else:
-        raise ValueError(_unknown(handle))
-    config = read_json(files, "config.json")
-    if isinstance(config, dict) and "architecture" in config:
-        return timm_preset(files, config)
-    if isinstance(config, dict) and "model_type" in config:
-        return transformers_preset(files, config)
-    return PresetDirectory(files)
+    if isinstance(handle, str):
+        if handle in BUILT_IN:
+            return PresetDirectory(Folder(_ASSETS / handle))
+        if handle in ARCHITECTURES:
+            row = ARCHITECTURES[handle]
+            return _published(row, Repository(row.timm_repository, published=True), origin=handle)
+        if handle.startswith(HUB):
+            return _of_hub(Repository(handle.removeprefix(HUB)))
+    if not os.path.exists(handle):
+        raise ValueError(_unknown(os.fspath(handle)))
+    return _by_config(Folder(handle))
+
+
+def _of_hub(files):
+    row = published(files.handle)
+    if row is not None and files.name == row.transformers_repository:
+        # facebook's configs have another epsilon than the training, and some another preprocessing: the catalog knows better.
+        return _published(row, files, origin=files.handle)
+    return _by_config(files)
 
 
 def _published(row, files, origin):
     return OriginalPreset(
-        files, origin, row.backbone_config, row.classifier_config, row.converter_config, list(imagenet_labels())
+        files, origin, row.backbone_config, row.classifier_config, lambda: row.converter_config, list(imagenet_labels())
     )
+
+
+def _by_config(files):
+    config = read_json(files, "config.json")
+    # In this order: transformers' config of a wrapped timm model has both keys, and is transformers' to refuse.
+    if isinstance(config, dict) and "model_type" in config:
+        return transformers_preset(files, config)
+    if isinstance(config, dict) and "architecture" in config:
+        return timm_preset(files, config)
+    return PresetDirectory(files)
 
 
 def _unknown(handle):

@@ -1,15 +1,16 @@
 """Files from the Hugging Face Hub, with its own client: cache, progress bars, offline mode and HF_ENDPOINT are as users know them."""
 
 import os
+import pathlib
 import re
 
 from keras_deit.presets.weights import checksum
 
 
-def download(repository, file):
+def download(repository, file, revision=None):
     """The path of a repository's file in the hub's cache, downloaded where it is not there yet; `None` if the hub has no such file.
 
-    Large files are stored under their SHA-256, which is compared with the content; a file that differs is removed from the cache.
+    Of a `revision` (a commit) that the cache has, nothing is asked. Large files are stored under their SHA-256, which is compared with the content; a file that differs is removed from the cache.
 
     Raises:
         ValueError: no such repository, or no right to read it.
@@ -22,7 +23,7 @@ def download(repository, file):
 
     where = f"{file} of {repository!r} on the Hugging Face Hub"
     try:
-        path = huggingface_hub.hf_hub_download(repository, file)
+        path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
     except errors.GatedRepoError as error:
         raise ValueError(f"{where} needs its authors' consent: ask on its page, then `hf auth login`. {error}") from error
     except errors.RepositoryNotFoundError as error:
@@ -30,7 +31,7 @@ def download(repository, file):
             f"There is no {where}, or it is private. Check the name; for a private one, `hf auth login` or set HF_TOKEN. {error}"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        cached = huggingface_hub.try_to_load_from_cache(repository, file)
+        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
         if cached is not None and not isinstance(cached, str):
             return None  # the cache knows that the repository has no such file
         raise ConnectionError(
@@ -38,10 +39,24 @@ def download(repository, file):
         ) from error
     except errors.EntryNotFoundError:
         return None
-    except errors.HTTPError as error:  # of the HTTP library: time-outs, refused connections, other status codes
+    # Of the HTTP library (time-outs, refused connections, other status codes), and of the Xet storage.
+    except (errors.HTTPError, RuntimeError) as error:
         raise ConnectionError(f"The download of {where} failed: {error}. What arrived is kept: load again to go on.") from error
     _verify(path, where)
     return path
+
+
+def cached_revision(repository, file):
+    """The commit of the cached repository that a download would give without a connection, or `None`."""
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(repository, file)
+    return revision_of(path) if isinstance(path, str) else None
+
+
+def revision_of(path):
+    """The commit that a file in the cache belongs to: .../snapshots/<commit>/<file>."""
+    return pathlib.Path(path).parent.name
 
 
 def _verify(path, where):
@@ -51,9 +66,8 @@ def _verify(path, where):
         return  # a small file, or a cache without symbolic links
     found = checksum(blob)
     if found != promised:
-        os.remove(path)
-        if os.path.exists(blob):
-            os.remove(blob)
+        for name in (path, blob):
+            pathlib.Path(name).unlink(missing_ok=True)  # another process may have found it, too
         raise OSError(
             f"{where} came with SHA-256 {found}, and the hub promises {promised}. It was removed from the cache: load again."
         )

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 from keras_deit.presets import weights
 from keras_deit.presets.checkpoints import read_tensors
 from keras_deit.presets.files import Folder, Repository, need
-from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names
+from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names, without_pooler
 
 WEIGHTS = "model.safetensors"
 
@@ -19,8 +20,12 @@ class OriginalPreset:
     origin: str | None  # the handle, for model cards; `None` for a folder, whose path concerns nobody else
     backbone: dict  # arguments of DeiTBackbone
     classifier: dict | None  # arguments of DeiTImageClassifier, `None` for a backbone alone
-    converter: dict | None  # arguments of DeiTImageConverter
+    converter: Callable  # () -> arguments of DeiTImageConverter, or `None`; read and checked only where it is wanted
     label_names: list | None
+
+    @property
+    def has_head(self):
+        return self.classifier is not None
 
     def backbone_config(self, cls):
         return self.backbone
@@ -29,13 +34,14 @@ class OriginalPreset:
         return self.classifier
 
     def preprocessor_config(self):
-        if self.converter is None:
+        converter = self.converter()
+        if converter is None:
             return None
         return {
             "module": None,
             "class_name": "DeiTImageConverter",
             "registered_name": "keras_deit>DeiTImageConverter",
-            "config": {**self.converter, "data_format": "channels_last"},
+            "config": {**converter, "data_format": "channels_last"},
         }
 
     def labels(self, num_classes):
@@ -66,6 +72,10 @@ class OriginalPreset:
         path = need(
             self.files,
             WEIGHTS,
-            "Weights in pickles (.bin, .pth) are not opened here: convert them once, with tools/convert_checkpoint.py.",
+            "Weights in pickles (.bin, .pth) are not opened here. Save them as safetensors (timm's `save_for_hf` takes "
+            "`safe_serialization=True`), or convert them once, with tools/convert_checkpoint.py.",
         )
-        return to_keras(to_timm_names(read_tensors(path)), rules(self.backbone, self.classifier), self._source)
+        tensors = to_timm_names(read_tensors(path))
+        if not self.has_head:
+            tensors = without_pooler(tensors)
+        return to_keras(tensors, rules(self.backbone, self.classifier), self._source)

@@ -94,7 +94,7 @@ def to_keras(tensors, table, source):
     check_match(
         {name: tuple(array.shape) for name, array in tensors.items()},
         {name: shape for rule in table for name, shape in zip(rule.names, rule.shapes)},
-        f"The tensors of {source} are not those of the architecture.",
+        f"The tensors of {source}, under timm's names, are not those of the architecture.",
     )
     return {rule.path: rule.to_keras(*(tensors[name] for name in rule.names)) for rule in table}
 
@@ -107,25 +107,35 @@ def to_timm(state, table):
 
 
 def to_timm_names(tensors):
-    """Tensors of any of the three layouts under timm's names; names that none of them has stay as they are.
-
-    The pooler of transformers' models without a head is left out, which a log line says: it follows the last LayerNorm, and no part
-    of DeiT is like it.
-    """
-    tensors = {_to_timm_name(name): array for name, array in tensors.items()}
-    for query in [name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)]:
+    """Tensors of any of the three layouts under timm's names; names that none of them has stay as they are."""
+    renamed = {}
+    for name, array in tensors.items():
+        timm_name = _to_timm_name(name)
+        if timm_name in renamed:
+            others = [other for other in tensors if _to_timm_name(other) == timm_name]
+            raise ValueError(f"These tensors are one and the same, which timm calls {timm_name}: {', '.join(others)}.")
+        renamed[timm_name] = array
+    for query in [name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)]:
         names = [query.replace("query", third) for third in ("query", "key", "value")]
-        if all(name in tensors for name in names):
-            tensors[query.replace("query", "qkv")] = np.concatenate([tensors.pop(name) for name in names])
+        if all(name in renamed for name in names):
+            renamed[query.replace("query", "qkv")] = np.concatenate([renamed.pop(name) for name in names])
+    return renamed
+
+
+def without_pooler(tensors):
+    """Of a model without a head: transformers' pooler follows the last LayerNorm there, and no part of DeiT is like it."""
     pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
     if pooler:
-        logging.info("Left out, as DeiT has none: %s", ", ".join(pooler))
+        logging.warning("Left out, as DeiT has none: %s", ", ".join(pooler))
     return {name: array for name, array in tensors.items() if name not in pooler}
 
 
 def to_transformers_names(tensors):
     """timm's tensors as the hub's files of transformers have them, which is as its version 4 names them."""
-    base, two_heads = "deit" if "dist_token" in tensors else "vit", "head_dist.weight" in tensors
+    two_heads = "head_dist.weight" in tensors
+    base = "deit." if "dist_token" in tensors else "vit."
+    if "head.weight" not in tensors:
+        base = ""
     renamed = {}
     for name, array in tensors.items():
         if ".attn.qkv." in name:
@@ -156,6 +166,7 @@ _ALIASES = {
     "norm": ("layernorm",),
     "head": ("classifier", "cls_classifier"),
     "head_dist": ("distillation_classifier",),
+    "pooler.dense": ("pooler.dense",),
 }
 _TIMM = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
 
@@ -170,7 +181,7 @@ def _to_transformers_name(name, base, two_heads):
     if module == "head" and two_heads:
         return f"cls_classifier{suffix}"
     alias = _ALIASES[module][0].replace("#", index)
-    return f"{alias}{suffix}" if module.startswith("head") else f"{base}.{alias}{suffix}"
+    return f"{alias}{suffix}" if module.startswith("head") else f"{base}{alias}{suffix}"
 
 
 def _split(name):

@@ -29,7 +29,7 @@ def test_a_published_directory_loads_back(hub, rng, tmp_path):
     loaded.save_to_preset(tmp_path / "again")
     card = card_of(tmp_path / "again")
     assert card.data.base_model == "someone/insects"
-    assert "The weights were loaded from `hf://someone/insects`." in card.text
+    assert "The weights go back to `hf://someone/insects`." in card.text
 
 
 def test_a_card_of_a_model_of_ones_own_claims_nothing(tmp_path):
@@ -57,11 +57,11 @@ def test_a_card_of_a_backbone(tmp_path):
 
 def test_a_card_of_published_weights_names_source_licence_and_accuracy():
     backbone = tiny_backbone(use_distillation_token=True).get_config()
-    text = model_card("mine", backbone, {"num_classes": 1000}, 5_910_800, "deit_tiny_distilled_patch16_224")
+    text = model_card("mine", backbone, {"num_classes": 1000}, 5_910_800, True, "deit_tiny_distilled_patch16_224")
     card = huggingface_hub.ModelCard(text)
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == "timm/deit_tiny_distilled_patch16_224.fb_in1k"
-    assert card.data.datasets == ["imagenet-1k"]
+    assert "logits = model.predict(images)  # raw images, 0 to 255, of any size" in text
     assert "The published classifier has 74.476 % top-1 on ImageNet-1k's validation set as its authors measured it" in text
     assert "a class token and a distillation token" in text
 
@@ -96,3 +96,21 @@ def test_a_directory_without_its_card_loads(rng, tmp_path):
     (tmp_path / "insects" / "README.md").unlink()
     loaded = DeiTImageClassifier.from_preset(tmp_path / "insects")
     np.testing.assert_array_equal(numpy(loaded.head.class_head.kernel), numpy(classifier.head.class_head.kernel))
+
+
+@pytest.mark.parametrize("handle", ["hf://timm/deit_tiny_patch16_224.fb_in1k", "hf://facebook/deit-tiny-patch16-224"])
+def test_published_weights_are_known_by_their_repositories(handle):
+    text = model_card("mine", tiny_backbone().get_config(), None, 1, False, handle)
+    assert "license: apache-2.0" in text
+    assert "The published classifier has 72.202 % top-1" in text
+
+
+def test_published_weights_stay_known_through_the_hub(hub, rng, tmp_path):
+    """A copy of a copy still says whose weights it has."""
+    classifier = tiny_classifier()
+    classifier.backbone._origin = "deit_tiny_distilled_patch16_224"
+    classifier.save_to_preset(tmp_path / "mine")
+    for file in (tmp_path / "mine").iterdir():
+        hub.files[("me/mine", file.name)] = file.read_bytes()
+    DeiTImageClassifier.from_preset("hf://me/mine").save_to_preset(tmp_path / "again")
+    assert card_of(tmp_path / "again").data.base_model == "timm/deit_tiny_distilled_patch16_224.fb_in1k"

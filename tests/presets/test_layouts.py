@@ -1,6 +1,7 @@
 """Folders of timm and transformers, and repositories of the hub, as presets."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -87,13 +88,12 @@ def tiny_classifier_around(backbone):
     [
         ({"model_args": {"global_pool": "avg"}}, "global_pool='avg' (supported: 'token')"),
         ({"model_args": {"class_token": False}}, "class_token=False (supported: none)"),
+        ({"model_args": {"dynamic_img_size": True, "img_size": None, "qkv_bias": False}}, "qkv_bias=False (supported: none)"),
     ],
 )
 def test_a_timm_model_of_other_layers_is_refused(changes, problem, tmp_path):
     folder = write_folder(tmp_path / "other", {}, config=timm_config("deit_tiny_patch16_224", (32, 48), 5, **changes))
-    with raises(
-        f"{folder / 'config.json'} describes a model that is no DeiT, or preprocessing that is not its own: {problem}."
-    ):
+    with raises(f"{folder / 'config.json'} describes a model that is no DeiT: {problem}."):
         DeiTBackbone.from_preset(folder)
 
 
@@ -154,7 +154,6 @@ def test_a_backbone_of_transformers_leaves_its_pooler(architecture, rng, tmp_pat
     x = images(rng)
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(expected.backbone(x)))
     assert any("as DeiT has none: pooler.dense.weight, pooler.dense.bias" in message for message in caplog.messages)
-    assert any("give layer_norm_epsilon=1e-6" in message for message in caplog.messages) == distilled
     with pytest.raises(ValueError, match="is a backbone without a head. Give `num_classes=`"):
         DeiTImageClassifier.from_preset(folder)
 
@@ -164,7 +163,7 @@ def test_defaults_that_transformers_leaves_out(tmp_path):
     backbone = DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
     assert (backbone.image_shape, backbone.hidden_dim, backbone.num_heads) == ((224, 224, 3), 768, 12)
     classifier = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
-    assert (classifier.num_classes, classifier.preprocessor, classifier.labels) == (2, None, None)
+    assert (classifier.num_classes, classifier.preprocessor, classifier.labels) == (2, None, ["LABEL_0", "LABEL_1"])
 
 
 @pytest.mark.parametrize(
@@ -178,9 +177,7 @@ def test_defaults_that_transformers_leaves_out(tmp_path):
 def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, tmp_path):
     config = transformers_config("ViTForImageClassification", tiny_classifier().backbone, LABELS, **changes)
     folder = write_folder(tmp_path / "other", {}, config=config)
-    with raises(
-        f"{folder / 'config.json'} describes a model that is no DeiT, or preprocessing that is not its own: {problem}."
-    ):
+    with raises(f"{folder / 'config.json'} describes a model that is no DeiT: {problem}."):
         DeiTBackbone.from_preset(folder)
 
 
@@ -216,18 +213,21 @@ def test_processors_of_transformers(processor, expected, tmp_path):
         ({"do_resize": False}, "do_resize=False (supported: True)"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784313725490196 (supported: 0.00392156862745098)"),
         ({"resample": 1}, "resample=1 (supported: 0 or 2 or 3)"),
-        ({"size": {"height": 20, "width": 40}}, "size={'height': 20, 'width': 40} (supported: none)"),
-        ({"size": {"shortest_edge": 20}, "do_center_crop": False}, "do_center_crop=False (supported: none)"),
+        ({"size": {"height": 20, "width": 40}}, "a crop of (12, 32) from (20, 40), which is smaller or of another shape"),
+        ({"size": {"height": 6, "width": 16}}, "a crop of (12, 32) from (6, 16), which is smaller or of another shape"),
+        ({"size": {"shortest_edge": 20}, "do_center_crop": False}, "do_center_crop=False (supported: True)"),
     ],
 )
 def test_preprocessing_that_the_converter_does_not_have_is_refused(changes, problem, tmp_path):
     config = transformers_config("ViTForImageClassification", tiny_classifier().backbone, LABELS)
     folder = write_folder(tmp_path / "other", {}, config=config, preprocessor_config=deit_processor(**changes))
     with raises(
-        f"{folder / 'preprocessor_config.json'} describes a model that is no DeiT, or preprocessing that is not its own: "
-        f"{problem}."
+        f"{folder / 'preprocessor_config.json'} describes preprocessing that `DeiTImageConverter` does not have. "
+        f"Give `preprocessor=`: {problem}."
     ):
         DeiTImageClassifier.from_preset(folder, load_weights=False)
+    assert DeiTImageClassifier.from_preset(folder, load_weights=False, preprocessor=None).preprocessor is None
+    assert DeiTBackbone.from_preset(folder, load_weights=False).num_layers == 3
 
 
 def test_pickles_are_never_opened(rng, tmp_path):
@@ -238,8 +238,8 @@ def test_pickles_are_never_opened(rng, tmp_path):
     DeiTImageClassifier.from_preset(folder)
     (folder / "model.safetensors").unlink()
     with raises(
-        f"There is no {folder / 'model.safetensors'}. Weights in pickles (.bin, .pth) are not opened here: convert them once, "
-        "with tools/convert_checkpoint.py."
+        f"There is no {folder / 'model.safetensors'}. Weights in pickles (.bin, .pth) are not opened here. Save them as "
+        "safetensors (timm's `save_for_hf` takes `safe_serialization=True`), or convert them once, with tools/convert_checkpoint.py."
     ):
         DeiTImageClassifier.from_preset(folder)
 
@@ -257,7 +257,7 @@ def test_a_tensor_of_another_shape_is_named_as_in_the_file(small_catalog, rng, t
     tensors = timm_tensors(classifier_of(rng, **{**SIZES, "use_distillation_token": False}))
     folder = write_folder(tmp_path / "mine", tensors, config=timm_config("deit_tiny_patch16_224", (32, 32), 5))
     with raises(
-        f"The tensors of {folder / 'model.safetensors'} are not those of the architecture.\nMissing: none\nLeft over: none\n"
+        f"The tensors of {folder / 'model.safetensors'}, under timm's names, are not those of the architecture.\nMissing: none\nLeft over: none\n"
         "Other shape: pos_embed is (1, 7, 8), not (1, 5, 8)"
     ):
         DeiTImageClassifier.from_preset(folder, image_shape=(64, 64, 3))
@@ -373,3 +373,96 @@ def test_configs_that_are_not_json(hub):
     hub.files[("some/list", "model.safetensors")] = save({})
     with pytest.raises(ValueError, match="'some/list' on the Hugging Face Hub is not a preset"):
         DeiTBackbone.from_preset("hf://some/list")
+
+
+def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "id2label": {str(i): "?" for i in range(1000)},
+    }
+    folder = write_folder(tmp_path / "copy", {}, config=config)
+    DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
+    assert any("give layer_norm_epsilon=1e-6" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"pretrained_cfg": None}, "must be a JSON object with 'input_size', which it lacks. Restore the file."),
+        (
+            {"pretrained_cfg": {"input_size": [3, 32, 48]}},
+            "must be a JSON object with 'crop_pct', which it lacks. Restore the file.",
+        ),
+    ],
+)
+def test_a_config_of_timm_that_lacks_something(change, problem, tmp_path):
+    folder = write_folder(tmp_path / "mine", {}, config=timm_config("deit_tiny_patch16_224", (32, 48), 5, **change))
+    with raises(f"{folder / 'config.json'} {problem}"):
+        DeiTImageClassifier.from_preset(folder, load_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"config": {"id2label": ["a", "b"]}}, "must map the classes' numbers to names in 'id2label'. Received: ['a', 'b']"),
+        ({"preprocessor_config": []}, "must be a JSON object. Received: []"),
+        (
+            {"preprocessor_config": {"size": {"longest_edge": 256}}},
+            "must be a JSON object with 'height', which it lacks. Restore the file.",
+        ),
+    ],
+)
+def test_a_config_of_transformers_that_lacks_something(files, problem, tmp_path):
+    name = next(iter(files))
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **files.get("config", {})}
+    folder = write_folder(tmp_path / "mine", {}, **{**files, "config": config})
+    with raises(f"{folder / name}.json {problem}"):
+        DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
+
+
+def test_processors_that_leave_their_defaults_out(tmp_path):
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": None}
+    processor = {"image_processor_type": "ViTImageProcessorFast", "crop_size": None, "do_center_crop": None}
+    folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
+    converter = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1).preprocessor
+    assert (converter.image_size, converter.crop_ratio, converter.interpolation) == ((224, 224), 1.0, "bilinear")
+    assert converter.mean == (0.5, 0.5, 0.5)
+
+
+def test_labels_that_timm_writes_when_it_saves_a_loaded_model(tmp_path):
+    config = timm_config("deit_tiny_patch16_224", (32, 48), 1000)
+    config["pretrained_cfg"]["label_names"] = [f"x{index}" for index in range(1000)]
+    folder = write_folder(tmp_path / "mine", {}, config=config)
+    assert DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1).labels[:2] == ["x0", "x1"]
+
+
+def test_a_path_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_classifier().save_to_preset("deit_tiny_patch16_224")
+    assert DeiTBackbone.from_preset(pathlib.Path("deit_tiny_patch16_224")).num_layers == 3
+
+
+def test_the_second_load_of_a_repository_asks_once(hub, tmp_path):
+    """Which commit is the newest; the files of that commit are in the cache."""
+    tiny_classifier().save_to_preset(tmp_path / "own")
+    serve(hub, "someone/own", tmp_path / "own")
+    DeiTImageClassifier.from_preset("hf://someone/own")
+    hub.requests.clear()
+    DeiTImageClassifier.from_preset("hf://someone/own")
+    assert [method for method, _ in hub.requests] == ["HEAD"]
+
+
+def test_one_of_two_heads_is_another_model(tmp_path):
+    tiny_classifier().save_to_preset(tmp_path / "own")
+    with raises(
+        f"The preset {str(tmp_path / 'own')!r} has two heads that answer together; one alone is another model. Leave out "
+        "`use_distillation_head=False`, or take `token_logits` apart."
+    ):
+        DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_head=False)
+
+
+def test_an_override_that_says_what_is_there_already_changes_nothing(rng, tmp_path):
+    one = randomize(tiny_classifier(use_distillation_head=False), rng)
+    one.save_to_preset(tmp_path / "own")
+    assert list(DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_token=True).token_logits) == ["class"]

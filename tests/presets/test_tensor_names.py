@@ -79,7 +79,12 @@ def test_a_renamed_tensor_is_named_on_both_sides(case):
     original = tensors.pop("norm.weight")
     for name in ("model.norm.weight", "vit.norm.weight", "encoder.layernorm.weight"):
         with raises(
-            "The tensors of my file are not those of the architecture.\nMissing: norm.weight (8,)\n"
+            "The tensors of my file, under timm's names, are not those of the architecture.\nMissing: norm.weight (8,)\n"
             f"Left over: {name} (8,)\nOther shape: none"
         ):
             to_keras(to_timm_names({**tensors, name: original}), table, "my file")
+
+
+def test_two_names_of_one_tensor_are_refused():
+    with raises("These tensors are one and the same, which timm calls head.weight: classifier.weight, cls_classifier.weight."):
+        to_timm_names({"classifier.weight": 1, "cls_classifier.weight": 2})

@@ -1,5 +1,6 @@
 """tools/convert_checkpoint.py: files of three layouts to presets, and back to timm, bit for bit."""
 
+import argparse
 import hashlib
 import os
 import pathlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from keras_deit import presets
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets import catalog, handles, timm_tensors
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
@@ -69,40 +71,60 @@ def test_other_numbers_of_classes_and_none(classifier, rng, tmp_path):
     save_file({name: tensor for name, tensor in tensors.items() if "head" not in name}, tmp_path / "none.safetensors")
     tool.convert(NAME, tmp_path / "none", checkpoint=tmp_path / "none.safetensors")
     np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "none")(x)), numpy(classifier.backbone(x)))
+    tool.convert(tmp_path / "none", tmp_path / "back.safetensors", to="timm")
+    assert set(load_file(tmp_path / "back.safetensors")) == {name for name in tensors if "head" not in name}
+
+
+def test_one_head_on_a_distilled_model(classifier, rng, tmp_path):
+    one = randomize(DeiTImageClassifier(classifier.backbone, 7, use_distillation_head=False), rng)
+    save_file(presets.transformers_tensors(one), tmp_path / "one.safetensors")
+    tool.convert(NAME, tmp_path / "one", checkpoint=tmp_path / "one.safetensors")
+    x = images(rng, batch=1, shape=(224, 224, 3))
+    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(tmp_path / "one")(x)), numpy(one(x)))
 
 
 def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
     save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
     content = (tmp_path / "file.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    good = tmp_path / f"deit_tiny-{digest[:8]}.safetensors"
+    good = tmp_path / f"{NAME}-{digest[:8]}.safetensors"
     good.write_bytes(content)
-    assert set(tool.read_checkpoint(good)) == set(timm_tensors(classifier))
-    bad = tmp_path / "deit_tiny-a1311bcf.safetensors"
+    tool.convert(NAME, tmp_path / "preset", checkpoint=good)
+    card = (tmp_path / "preset" / "README.md").read_text()
+    assert f"The weights go back to `{NAME}`" in card
+    assert "license: apache-2.0" in card
+    assert tool.check_hash(tmp_path / "my_own-20261122.safetensors") is None  # a date is no hash
+    bad = tmp_path / f"{NAME}-b40b3cf7.safetensors"
     bad.write_bytes(content)
     with raises(
-        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with a1311bcf, and it is {digest}. "
+        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with b40b3cf7, and it is {digest}. "
         "Download it again."
     ):
-        tool.read_checkpoint(bad)
+        tool.convert(NAME, tmp_path / "preset", checkpoint=bad)
 
 
 def test_pth_files(classifier, tmp_path):
     torch = pytest.importorskip("torch")  # .ci/run has it
     tensors = timm_tensors(classifier)
     state = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
-    for content in (state, {"model": state}):
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}
+    for content in (state, {"model": state, "args": argparse.Namespace(lr=1.0)}, {"state_dict": state}, parameters):
         torch.save(content, tmp_path / "file.pth")
         found = tool.read_checkpoint(tmp_path / "file.pth")
         assert set(found) == set(tensors)
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(found[name], tensor)
     tool.convert(NAME, tmp_path / "preset", checkpoint=tmp_path / "file.pth")
-    torch.save({"model": state, "args": pathlib.PurePosixPath("/")}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match="unsafe.pth holds more than tensors, or is not whole, and is not opened: such a file"):
-        tool.read_checkpoint(tmp_path / "unsafe.pth")
+    torch.save({"model": state, "path": pathlib.PurePosixPath("/")}, tmp_path / "unsafe.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "file.pth").read_bytes()[:-999])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    for name in ("unsafe.pth", "cut.pth", "empty.pth"):
+        with pytest.raises(
+            ValueError, match=f"{name} is not whole, or holds more than tensors and is not opened, as such a file"
+        ):
+            tool.read_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with raises(f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model'. Received: list"):
+    with raises(f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model' or 'state_dict'. Received: list"):
         tool.read_checkpoint(tmp_path / "list.pth")
 
 
@@ -133,7 +155,7 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
     printed = capsys.readouterr().out
     assert f"Converted 2 of 3 to {tmp_path / 'all'}.\nFailed: deit_small_patch16_224: ValueError: There is no model" in printed
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted([names[0], names[2]])
-    assert "The weights were loaded from `deit3_small_patch16_224`" in (tmp_path / "all" / names[2] / "README.md").read_text()
+    assert "The weights go back to `deit3_small_patch16_224`" in (tmp_path / "all" / names[2] / "README.md").read_text()
     assert list(tool.convert_all(tmp_path / "timm", "timm")) == [names[1]]
     assert len(load_file(tmp_path / "timm" / f"{names[0]}.safetensors")) == 8 + 2 * 12
 
@@ -147,8 +169,19 @@ def test_what_timm_does_not_have():
         timm_tensors(tiny_classifier(use_distillation_head=False))
     quantized = tiny_backbone()
     quantized.quantize("int8")
-    with pytest.raises(ValueError, match="The model's weights are not those of timm's DeiT. Convert it before `quantize`."):
+    with pytest.raises(ValueError, match="The model's weights are not those of DeiT in PyTorch. Convert it before `quantize`."):
         timm_tensors(quantized)
+
+
+def test_what_transformers_does_not_have():
+    with raises(
+        "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
+        "Received: layer_scale_init_value=0.1, position_scope='patches'"
+    ):
+        presets.transformers_tensors(tiny_backbone(position_scope="patches", layer_scale_init_value=0.1))
+    with raises("transformers' classifiers read the class token. Received: pooling='mean'"):
+        presets.transformers_tensors(tiny_classifier(use_distillation_head=False, pooling="mean"))
+    assert "embeddings.cls_token" in presets.transformers_tensors(tiny_backbone())
 
 
 def test_channels_first_has_the_same_tensors(rng):
