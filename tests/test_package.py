@@ -1,6 +1,7 @@
 """The package as a whole: what its import costs, who may import whom, what the README says."""
 
 import ast
+import json
 import os
 import pathlib
 import re
@@ -95,3 +96,17 @@ def test_readme_table_is_that_of_the_catalog():
         check=False,
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_parity_is_measured_for_every_preset_on_every_backend():
+    parity = json.loads((ROOT.parent / "docs" / "parity.json").read_text())["architectures"]
+    for name, row in keras_deit.models.DeiTImageClassifier.presets.items():
+        if "top1" in row:
+            measured = parity[name.removesuffix("_in21k")]
+            assert measured["parameters"] == row["parameters"]
+            assert set(measured["differences"]) == {"tensorflow", "jax", "torch"}
+            for sizes in measured["differences"].values():
+                assert len(sizes) == 2
+                for outputs in sizes.values():
+                    assert set(outputs) == {"logits", "attention_scores", "last_hidden_state"}
+                    assert all(0.0 < difference <= 1e-4 for difference in outputs.values())
