@@ -1,0 +1,55 @@
+"""What a figure depends on beside the code."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import time
+
+PACKAGES = (
+    "keras",
+    "tensorflow",
+    "jax",
+    "jaxlib",
+    "torch",
+    "numpy",
+    "keras-hub",
+    "timm",
+    "transformers",
+    "onnxruntime",
+    "openvino",
+)
+
+
+def environment():
+    """What is the same for every row of a run."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{_cpu()}, {os.cpu_count()} cores",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS") if name in os.environ},
+    }
+
+
+def peak_memory_bytes():
+    """The most memory that this process has held, or `None` where the system does not say."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        return None
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu():
+    info = pathlib.Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,32 @@
+"""Floating-point operations of a model's matrix products. A multiplication and an addition are two."""
+
+import math
+
+
+def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
+    """Of one image's forward pass. What is not a matrix product (norms, softmax, GELU) is not counted, as is the custom.
+
+    Args:
+        config: dict, the arguments of a `DeiTBackbone`, channels last.
+        num_classes: int; 0 for a backbone alone.
+        num_heads_of_classifier: int, 2 for a distilled model.
+    """
+    *image_size, channels = config["image_shape"]
+    patch_size = config["patch_size"]
+    patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    patches = math.prod(size // side for size, side in zip(image_size, patch_size))
+    tokens = patches + (2 if config["use_distillation_token"] else 1)
+    dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
+    attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim  # Q, K, V and the projection; scores and their sum
+    mlp = 2 * tokens * dim * intermediate_dim
+    multiplications = (
+        patches * math.prod(patch_size) * channels * dim
+        + config["num_layers"] * (attention + mlp)
+        + num_heads_of_classifier * dim * num_classes
+    )
+    return 2 * multiplications
+
+
+def training_flops(*args, **kwargs):
+    """Of one image's training step: the backward pass has two products for each of the forward pass."""
+    return 3 * forward_flops(*args, **kwargs)

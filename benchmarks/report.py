@@ -1,0 +1,133 @@
+"""Tables and a chart from a file of measurements.
+
+    python -m benchmarks.report --input benchmarks/results/cpu.jsonl --markdown benchmarks/README.md --chart docs/benchmarks.png
+
+The tables take the place between the two marks of the Markdown file. For each subject the better of compiled and not is shown.
+"""
+
+import collections
+import pathlib
+import sys
+
+from absl import app, flags
+
+from benchmarks import results
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("input", None, "File of measurements.", required=True)
+flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
+flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
+
+START, END = "<!-- results -->\n", "<!-- end of results -->\n"
+GROUP = ("device", "mode", "dtype", "preset", "image_size", "requested_batch_size")
+OURS = "keras_deit"
+
+
+def grouped(rows):
+    """{what was measured in turns: its rows}, in the order of the file."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in GROUP)].append(row)
+    return groups
+
+
+def best(rows):
+    """The fastest row of each subject and backend; one that was not measured only if none was."""
+    chosen = {}
+    for row in rows:
+        key = (row["subject"], row["backend"])
+        if row["subject"] != "ceiling" and (key not in chosen or _speed(row) > _speed(chosen[key])):
+            chosen[key] = row
+    return list(chosen.values())
+
+
+def ceiling(rows):
+    """GFLOP/s of the fastest matrix product beside these rows, or `None`."""
+    return max((row["gflop_per_second"] for row in rows if row["subject"] == "ceiling" and _measured(row)), default=None)
+
+
+def tables(rows):
+    lines = []
+    machines = sorted({(row["date"], row["machine"]) for row in rows})
+    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
+    lines += [f"{machine}; {date}." for date, machine in machines]
+    lines += ["", f"Versions: {', '.join(versions)}.", ""]
+    last = None
+    for key, group in grouped(rows).items():
+        if key[:3] != last:
+            device, mode, dtype = last = key[:3]
+            lines += ["", f"### {mode}, {dtype}, {device}", ""]
+            lines += [
+                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90) | of ceiling | to best peer | peak MiB |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            ]
+        lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row, group):
+    name = row["preset"] if row["image_size"] is None else f"{row['preset']} at {row['image_size']}"
+    start = f"| `{name}` | {row['batch_size']} | {row['subject']} | {row['backend']} |"
+    if not _measured(row):
+        return f"{start} | {row['status']}: {row.get('message', '').replace('|', '/')[:80]} | | | | |"
+    limit = ceiling(group)
+    of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
+    peers = [_speed(peer) for peer in best(group) if peer["subject"] != OURS and _measured(peer)]
+    to_peer = f"{_speed(row) / max(peers):.2f}" if row["subject"] == OURS and peers else ""
+    steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f})"
+    memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
+    jit = "yes" if row["jit"] else "no"
+    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {memory:.0f} |"
+
+
+def _measured(row):
+    return row["status"] == "measured"
+
+
+def _speed(row):
+    return row["images_per_second"] if _measured(row) else 0.0
+
+
+def draw(rows, path):
+    """Images per second of each subject, a panel for each mode, dtype and preset, at the largest batch size."""
+    from matplotlib.figure import Figure  # without pyplot: no display is needed
+
+    panels = {}
+    for (_, mode, dtype, preset, _, batch_size), group in grouped(rows).items():
+        if any(map(_measured, best(group))):
+            panels[(mode, dtype, preset)] = (batch_size, group)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 2.6 * lines), layout="constrained")
+    for place, ((mode, dtype, preset), (batch_size, group)) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        bars = sorted(filter(_measured, best(group)), key=_speed)
+        names = [f"{row['subject']} ({row['backend']})" for row in bars]
+        colors = ["tab:orange" if row["subject"] == OURS else "tab:gray" for row in bars]
+        axes.barh(names, [_speed(row) for row in bars], color=colors)
+        axes.set_title(f"{preset}\n{mode}, {dtype}, batch {batch_size}", fontsize=9)
+        axes.set_xlabel("images/s", fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main(_):
+    try:
+        rows = results.read(FLAGS.input)
+    except ValueError as error:
+        sys.exit(str(error))
+    if not rows:
+        sys.exit(f"{FLAGS.input} has no measurements: python -m benchmarks.run --output {FLAGS.input}")
+    text = tables(rows)
+    if FLAGS.markdown is None:
+        print(text)
+    else:
+        path = pathlib.Path(FLAGS.markdown)
+        before, rest = path.read_text(encoding="utf-8").split(START)
+        path.write_text(before + START + "\n" + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+    if FLAGS.chart is not None:
+        draw(rows, FLAGS.chart)
+
+
+if __name__ == "__main__":
+    app.run(main)

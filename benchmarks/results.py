@@ -1,0 +1,46 @@
+"""Rows of measurements as JSON lines: read, checked, added to."""
+
+import json
+import os
+import pathlib
+
+FORMAT = 1
+# What makes two rows of one file the same measurement.
+KEY = ("subject", "preset", "mode", "backend", "dtype", "jit", "requested_batch_size", "device", "image_size")
+
+
+def read(path):
+    """The rows of a file, or none if it is not there."""
+    path = pathlib.Path(path)
+    rows = []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}, is not JSON: {error}. Remove the line, or give another --output."
+            ) from error
+        if not isinstance(row, dict) or row.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}, line {number}, is of format {row.get('format') if isinstance(row, dict) else row!r}; this version reads "
+                f"and writes format {FORMAT}. Give another --output."
+            )
+        rows.append(row)
+    return rows
+
+
+def append(path, rows):
+    """Adds rows; what is there stays as it is, also if the process is killed between two of them."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps({"format": FORMAT, **row}) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def key(row):
+    return tuple(row[name] for name in KEY)
