@@ -225,15 +225,23 @@ def main(_):
     common = environment()
     for preset in FLAGS.preset:
         with tempfile.TemporaryDirectory() as folder:
-            make_case(folder, preset)
+            todo = []
             for requests in groups(folder, preset):
-                first = requests[0]
-                print(f"{preset}, {first.mode}, {first.dtype}, batch {first.batch_size}", flush=True)
                 wanted = [results.key(dataclasses.asdict(r) | {"requested_batch_size": r.batch_size}) for r in requests]
                 if done.issuperset(wanted):
-                    print(f"  is in {FLAGS.output} already")
-                    continue
+                    print(f"{heading(requests)} is in {FLAGS.output} already")
+                else:
+                    todo.append(requests)
+            if todo:
+                make_case(folder, preset)
+            for requests in todo:
+                print(heading(requests), flush=True)
                 results.append(FLAGS.output, measure(requests, common))
+
+
+def heading(requests):
+    request = requests[0]
+    return f"{request.preset}, {request.mode}, {request.dtype}, batch {request.batch_size}"
 
 
 def make_case(folder, preset):
