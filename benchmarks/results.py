@@ -10,11 +10,11 @@ KEY = ("subject", "preset", "mode", "backend", "dtype", "jit", "requested_batch_
 
 
 def read(path):
-    """The rows of a file, or none if it is not there."""
+    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the later."""
     path = pathlib.Path(path)
-    rows = []
+    rows = {}
     if not path.exists():
-        return rows
+        return []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
@@ -27,8 +27,9 @@ def read(path):
                 f"{path}, line {number}, is of format {row.get('format') if isinstance(row, dict) else row!r}; this version reads "
                 f"and writes format {FORMAT}. Give another --output."
             )
-        rows.append(row)
-    return rows
+        rows.pop(key(row), None)  # rows of one group stay together
+        rows[key(row)] = row
+    return list(rows.values())
 
 
 def append(path, rows):

@@ -6,6 +6,7 @@ Each subject runs in a process of its own. Those of one preset, mode, dtype and 
 what else the machine does falls on all alike. A measurement that the file has already is not taken again.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -78,8 +79,9 @@ class Worker:
         return self.facts["status"] == "ready"
 
     def turn(self, steps):
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # a process that is gone answers so below
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
         answer = self._answer(TURN_SECONDS)
         if answer["status"] == "timed":
             self.seconds += answer["seconds"]
@@ -198,13 +200,21 @@ def groups(folder, preset):
         for subject, backend, jit in itertools.product([*FLAGS.subject, "ceiling"], FLAGS.backend, jits):
             if subject in PYTORCH_ALONE and backend != "torch":
                 continue
-            # A product alone has nothing to compile; and JAX without jit, operation by operation, is nobody's best.
-            if FLAGS.jit == "auto" and not jit and (subject == "ceiling" or backend == "jax"):
+            if FLAGS.jit == "auto" and jit not in automatic_jits(subject, backend):
                 continue
             requests.append(
                 Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, FLAGS.image_size, folder)
             )
         yield requests
+
+
+def automatic_jits(subject, backend):
+    """What `--jit auto` measures."""
+    if subject == "ceiling" or backend == "jax":
+        return (True,)  # a product alone has nothing to compile, and JAX operation by operation is nobody's best
+    if backend == "torch" and subject not in PYTORCH_ALONE:
+        return (False,)  # torch.compile of a Keras model takes minutes: ask for it with `--jit on`
+    return (True, False)
 
 
 def main(_):

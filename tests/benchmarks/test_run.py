@@ -135,3 +135,9 @@ def test_the_table_shows_each_subjects_best_and_says_what_it_lost():
         "| `deit_tiny_patch16_224` | 8 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0) | 0.50 | 0.80 | 100 |",
         "| `deit_tiny_patch16_224` | 8 | timm | torch | | not installed: No module named 'timm' | | | | |",
     ]
+
+
+def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
+    results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 1.0), row("timm", "torch", 2.0)])
+    results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 3.0)])
+    assert [content["images_per_second"] for content in results.read(tmp_path / "rows.jsonl")] == [2.0, 3.0]
