@@ -51,14 +51,14 @@ def tables(rows):
     machines = sorted({(row["date"], row["machine"]) for row in rows})
     versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
     lines += [f"{machine}; {date}." for date, machine in machines]
-    lines += ["", f"Versions: {', '.join(versions)}.", ""]
+    lines += ["", f"Versions: {', '.join(versions)}."]
     last = None
     for key, group in grouped(rows).items():
         if key[:3] != last:
             device, mode, dtype = last = key[:3]
             lines += ["", f"### {mode}, {dtype}, {device}", ""]
             lines += [
-                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90) | of ceiling | to best peer | peak MiB |",
+                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer | peak MiB |",
                 "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             ]
         lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
@@ -74,7 +74,7 @@ def _line(row, group):
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
     peers = [_speed(peer) for peer in best(group) if peer["subject"] != OURS and _measured(peer)]
     to_peer = f"{_speed(row) / max(peers):.2f}" if row["subject"] == OURS and peers else ""
-    steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f})"
+    steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
     jit = "yes" if row["jit"] else "no"
     return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {memory:.0f} |"

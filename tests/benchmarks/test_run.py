@@ -107,6 +107,7 @@ def row(subject, backend, speed, jit=True, **changes):
         "batch_size": 8,
         "requested_batch_size": 8,
         "status": "measured",
+        "n": 9,
         "images_per_second": speed,
         "gflop_per_second": 2.5 * speed,
         "step_ms_median": 8000 / speed,
@@ -131,8 +132,8 @@ def test_the_table_shows_each_subjects_best_and_says_what_it_lost():
     ]
     lines = [line for line in report.tables(rows).splitlines() if line.startswith("| `")]
     assert lines == [
-        "| `deit_tiny_patch16_224` | 8 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0) | 0.62 |  | 100 |",
-        "| `deit_tiny_patch16_224` | 8 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0) | 0.50 | 0.80 | 100 |",
+        "| `deit_tiny_patch16_224` | 8 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  | 100 |",
+        "| `deit_tiny_patch16_224` | 8 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 100 |",
         "| `deit_tiny_patch16_224` | 8 | timm | torch | | not installed: No module named 'timm' | | | | |",
     ]
 
