@@ -3,16 +3,21 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
-from benchmarks import report, results
+from benchmarks import report, results, worker
+from benchmarks.case import write_case
+from benchmarks.subjects import Request
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
+SMOKE_PRESET = "deit_nano_distilled_patch4_32_digits"
 
 
 def run(module, *arguments):
@@ -27,43 +32,75 @@ def run(module, *arguments):
 
 
 def test_smoke(tmp_path):
-    """Every mode of ours, a peer that is not there or cannot, the tables and the chart; and a second run that finds all done."""
+    """Ours with scores, a peer that is not there or cannot, the table and the chart; and a second run that finds all done."""
     output, markdown, chart = tmp_path / "rows.jsonl", tmp_path / "README.md", tmp_path / "chart.png"
-    arguments = ("--smoke", "--subject", "keras_deit,keras_hub", "--mode", "training,attention", "--jit", "off")
+    arguments = ("--smoke", "--subject", "keras_deit,keras_hub", "--mode", "attention", "--jit", "off")
     arguments += ("--backend", BACKEND, "--output", output)
     result = run("run", *arguments)
     assert result.returncode == 0, result.stderr
-    rows = results.read(output)
-    ours = {row["mode"]: row for row in rows if row["subject"] == "keras_deit"}
-    assert {mode: row["status"] for mode, row in ours.items()} == dict.fromkeys(ours, "measured")
-    assert set(ours) == {"training", "attention"}
-    for row in ours.values():
-        assert row["batch_size"] == 2
-        assert row["n"] >= 1
-        assert 0 < row["step_ms_p10"] <= row["step_ms_median"] <= row["step_ms_p90"]
-        assert row["images_per_second"] == pytest.approx(2000 / row["step_ms_median"])
-        assert row["build_seconds"] > 0
-        assert row["versions"]["keras"] == keras.__version__
-    assert ours["attention"]["logits_relative_error"] < 1e-4
-    assert ours["training"]["gflop_per_second"] > 0
-    assert {row["status"] for row in rows if row["subject"] == "keras_hub"} <= {"not installed", "not supported"}
-    assert {row["status"] for row in rows if row["subject"] == "ceiling"} == {"measured"}
+    rows = {row["subject"]: row for row in results.read(output)}
+    ours = rows["keras_deit"]
+    assert ours["status"] == "measured"
+    assert ours["batch_size"] == 2
+    assert ours["n"] >= 1
+    assert 0 < ours["step_ms_p10"] <= ours["step_ms_median"] <= ours["step_ms_p90"]
+    assert ours["images_per_second"] == pytest.approx(2000 / ours["step_ms_median"])
+    assert ours["build_seconds"] > 0
+    assert ours["logits_relative_error"] < 1e-4
+    assert ours["versions"]["keras"] == keras.__version__
+    assert rows["keras_hub"]["status"] in ("not installed", "not supported")
+    assert rows["ceiling"]["status"] == "measured"
 
     before = output.read_bytes()
     result = run("run", *arguments)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(f"is in {output} already") == 2
+    assert f"is in {output} already" in result.stdout
     assert output.read_bytes() == before
 
     markdown.write_text(f"# Figures\n{report.START}old\n{report.END}after\n")
     result = run("report", "--input", output, "--markdown", markdown, "--chart", chart)
     assert result.returncode == 0, result.stderr
     text = markdown.read_text()
-    assert text.count("| keras_deit |") == 2
-    assert "### training, float32, cpu" in text
+    assert text.count("| keras_deit |") == 1
+    assert "### attention, float32, cpu" in text
     assert "old" not in text
     assert text.endswith("after\n")
     assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("case")
+    write_case(folder, SMOKE_PRESET, None)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_inference_is_checked_before_it_is_timed(dtype, case):
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, str(case))
+    subject, facts = worker.prepare(request)
+    assert 0 <= facts["logits_relative_error"] <= worker.TOLERANCES[dtype]
+    assert len(worker.timed(subject, 2)) == 2
+
+
+def test_wrong_answers_are_not_timed(case, tmp_path):
+    shutil.copytree(case, tmp_path / "case")
+    with np.load(case / "case.npz") as content:
+        np.savez(tmp_path / "case" / "case.npz", images=content["images"], mean=content["mean"][:, ::-1])
+    request = Request(
+        "keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, str(tmp_path / "case")
+    )
+    with pytest.raises(ValueError, match="The logits differ from the reference by"):
+        worker.prepare(request)
+
+
+def test_training_changes_the_weights(case):
+    request = Request("keras_deit", SMOKE_PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, str(case))
+    subject, facts = worker.prepare(request)
+    assert facts["logits_relative_error"] is None
+    first, second = subject.step(), subject.step()
+    assert float(second) != float(first)
 
 
 @pytest.mark.parametrize(
