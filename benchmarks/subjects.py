@@ -60,6 +60,7 @@ def keras_hub(request):
     import keras_hub
 
     _refuse(request, not request.preset.startswith("deit_") or "_distilled_" not in request.preset, "distilled DeiT alone")
+    _refuse(request, backbone_config(request.folder)["image_shape"][-1] != 3, "images of three channels alone")
     _refuse(request, request.dtype == "int8", "no int8")
     model = keras_hub.models.DeiTImageClassifier.from_preset(str(_path(request, "transformers")), dtype=request.dtype)
     model.preprocessor = None
