@@ -20,7 +20,7 @@ flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
 
 START, END = "<!-- results -->\n", "<!-- end of results -->\n"
 GROUP = ("device", "mode", "dtype", "preset", "image_size", "requested_batch_size")
-OURS = "keras_deit"
+OURS = ("keras_deit", "openvino", "onnxruntime")  # the runtimes run this package's export
 
 
 def grouped(rows):
@@ -69,11 +69,11 @@ def _line(row, group):
     name = row["preset"] if row["image_size"] is None else f"{row['preset']} at {row['image_size']}"
     start = f"| `{name}` | {row['batch_size']} | {row['subject']} | {row['backend']} |"
     if not _measured(row):
-        return f"{start} | {row['status']}: {row.get('message', '').replace('|', '/')[:80]} | | | | |"
+        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | |"
     limit = ceiling(group)
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
-    peers = [_speed(peer) for peer in best(group) if peer["subject"] != OURS and _measured(peer)]
-    to_peer = f"{_speed(row) / max(peers):.2f}" if row["subject"] == OURS and peers else ""
+    peers = [_speed(peer) for peer in best(group) if peer["subject"] not in OURS and _measured(peer)]
+    to_peer = f"{_speed(row) / max(peers):.2f}" if row["subject"] in OURS and peers else ""
     steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
     jit = "yes" if row["jit"] else "no"
@@ -103,7 +103,7 @@ def draw(rows, path):
         axes = figure.add_subplot(lines, columns, place)
         bars = sorted(filter(_measured, best(group)), key=_speed)
         names = [f"{row['subject']} ({row['backend']})" for row in bars]
-        colors = ["tab:orange" if row["subject"] == OURS else "tab:gray" for row in bars]
+        colors = ["tab:orange" if row["subject"] in OURS else "tab:gray" for row in bars]
         axes.barh(names, [_speed(row) for row in bars], color=colors)
         axes.set_title(f"{preset}\n{mode}, {dtype}, batch {batch_size}", fontsize=9)
         axes.set_xlabel("images/s", fontsize=8)

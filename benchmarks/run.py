@@ -23,7 +23,7 @@ from absl import app, flags
 from benchmarks import results
 from benchmarks.environment import environment
 from benchmarks.flops import forward_flops, training_flops
-from benchmarks.subjects import PYTORCH_ALONE, SUBJECTS, Request, backbone_config, number_of_classes
+from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, Request, backbone_config, number_of_classes
 from benchmarks.worker import MARK
 
 FLAGS = flags.FLAGS
@@ -194,26 +194,25 @@ def describe(request):
 
 def groups(folder, preset):
     """Requests that are timed in turns, group by group."""
-    jits = {"auto": (True, False), "on": (True,), "off": (False,)}[FLAGS.jit]
     for mode, dtype, batch_size in itertools.product(FLAGS.mode, FLAGS.dtype, map(int, FLAGS.batch_size)):
-        requests = []
-        for subject, backend, jit in itertools.product([*FLAGS.subject, "ceiling"], FLAGS.backend, jits):
-            if subject in PYTORCH_ALONE and backend != "torch":
-                continue
-            if FLAGS.jit == "auto" and jit not in automatic_jits(subject, backend):
-                continue
-            requests.append(
-                Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, FLAGS.image_size, folder)
-            )
-        yield requests
+        yield [
+            Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, FLAGS.image_size, folder)
+            for subject, backend in itertools.product([*FLAGS.subject, "ceiling"], FLAGS.backend)
+            if ONLY_BACKEND.get(subject, backend) == backend
+            for jit in jits(subject, backend, mode)
+        ]
 
 
-def automatic_jits(subject, backend):
-    """What `--jit auto` measures."""
-    if subject == "ceiling" or backend == "jax":
-        return (True,)  # a product alone has nothing to compile, and JAX operation by operation is nobody's best
-    if backend == "torch" and subject not in PYTORCH_ALONE:
-        return (False,)  # torch.compile of a Keras model takes minutes: ask for it with `--jit on`
+def jits(subject, backend, mode):
+    """Whether to compile; both where it is not known which is faster."""
+    if subject in ("ceiling", "openvino", "onnxruntime"):
+        return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
+    if FLAGS.jit != "auto":
+        return (FLAGS.jit == "on",)
+    if backend == "jax":
+        return (True,)  # operation by operation is nobody's best
+    if backend == "torch" and mode == "training" and subject not in ONLY_BACKEND:
+        return (False,)  # torch.compile of a Keras training step takes many minutes: ask for it with `--jit on`
     return (True, False)
 
 
@@ -224,8 +223,10 @@ def main(_):
                 raise app.UsageError(f"--{name} must be of {', '.join(choices)}. Received: {value}")
     if not all(size.isdigit() and int(size) > 0 for size in FLAGS.batch_size):
         raise app.UsageError(f"--batch_size must be positive integers, such as 1,8,32. Received: {','.join(FLAGS.batch_size)}")
-    if "torch" not in FLAGS.backend and set(FLAGS.subject) & set(PYTORCH_ALONE):
-        raise app.UsageError(f"{' and '.join(PYTORCH_ALONE)} run on PyTorch alone: add torch to --backend.")
+    for subject in FLAGS.subject:
+        backend = ONLY_BACKEND.get(subject)
+        if backend is not None and backend not in FLAGS.backend:
+            raise app.UsageError(f"{subject} runs on {backend} alone: add it to --backend. Received: {','.join(FLAGS.backend)}")
     if FLAGS.smoke:
         FLAGS.preset, FLAGS.batch_size, FLAGS.rounds, FLAGS.seconds_per_turn = [SMOKE_PRESET], ["2"], 1, 0.0
     try:

@@ -14,11 +14,9 @@ from keras_deit.layers.initialization import deit_initializer
 _FLASH_ATTENTION = False if keras.backend.backend() == "torch" else None
 
 
-def _has_fused_attention(dtype):
-    """JAX's attention refuses float16 on a CPU: "The precision 'F16_F16_F32' is not supported"."""
-    if keras.backend.backend() != "jax" or dtype != "float16":
-        return True
-    return not keras.distribution.list_devices()[0].startswith("cpu")
+def _has_fused_attention():
+    """On a CPU, JAX has no fused kernel: what stands in for it takes 1.5 times as long as `_attend`, and refuses float16."""
+    return keras.backend.backend() != "jax" or not keras.distribution.list_devices()[0].startswith("cpu")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -41,13 +39,14 @@ class MultiHeadSelfAttention(CompositeLayer):
         inputs: tokens.
         training: bool. Whether dropout is active.
         return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
+        num_queries: int. Only the first tokens look at the others; there are outputs for them alone. Defaults to `None`: all do.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
-        outputs: (batch, tokens, hidden_dim). scores: (batch, num_heads, tokens, tokens), after the softmax and before dropout;
-        each row, the last axis, sums to 1.
+        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax and before
+        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`.
 
     Raises:
         ValueError: an argument out of range, or `num_heads` that does not divide the width.
@@ -88,21 +87,24 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.dropout.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False):
+    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
         _, tokens, hidden_dim = ops.shape(inputs)
         heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
         # The products run on (B * T, D), where TensorFlow fuses them with their bias, and `split` keeps the gradient of the fused
         # product one concatenation, where indexing makes it a padded sum.
         x = self.qkv(ops.reshape(inputs, (-1, hidden_dim)))  # (B * T, 3 * D)
         query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
+        if num_queries is not None:
+            query = query[:, : check_positive_int("num_queries", num_queries)]
         scores = None
         needs_scores = return_attention_scores or (training and self.attention_dropout_rate > 0)
-        if needs_scores or not _has_fused_attention(self.compute_dtype):
+        if needs_scores or not _has_fused_attention():
             x, scores = self._attend(query, key, value, training)
         else:
             x = ops.dot_product_attention(query, key, value, flash_attention=_FLASH_ATTENTION)  # (B, T, heads, head_dim)
+        shape = (-1, ops.shape(x)[1], hidden_dim)
         x = self.projection(ops.reshape(x, (-1, hidden_dim)))  # (B * T, D)
-        x = self.dropout(ops.reshape(x, (-1, tokens, hidden_dim)), training=training)
+        x = self.dropout(ops.reshape(x, shape), training=training)
         return (x, scores) if return_attention_scores else x
 
     def _attend(self, query, key, value, training):
@@ -123,18 +125,18 @@ class MultiHeadSelfAttention(CompositeLayer):
             units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
         )
 
-    def compute_output_shape(self, input_shape, return_attention_scores=False):
-        batch, tokens, _ = input_shape
+    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        batch, tokens, hidden_dim = input_shape
+        queries = tokens if num_queries is None else num_queries
         if return_attention_scores:
-            return tuple(input_shape), (batch, self.num_heads, tokens, tokens)
-        return tuple(input_shape)
+            return (batch, queries, hidden_dim), (batch, self.num_heads, queries, tokens)
+        return (batch, queries, hidden_dim)
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
-        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+        shapes = self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         if return_attention_scores:
-            _, scores_shape = self.compute_output_shape(inputs.shape, return_attention_scores=True)
-            return outputs, keras.KerasTensor(scores_shape, dtype=self.compute_dtype)
-        return outputs
+            return tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes)
+        return keras.KerasTensor(shapes, dtype=self.compute_dtype)
 
     def get_config(self):
         return {

@@ -34,12 +34,15 @@ class TransformerBlock(CompositeLayer):
         inputs: tokens.
         training: bool. Whether dropout and drop path are active.
         return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
+        num_queries: int. Only the first tokens go on; the others are there to be looked at. A last block whose patch tokens nobody
+            reads saves most of its work so. Defaults to `None`: all do.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
-        outputs: (batch, tokens, hidden_dim). scores: (batch, num_heads, tokens, tokens), after the softmax.
+        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax. Without
+        `num_queries` that is `tokens`.
 
     Raises:
         ValueError: an argument out of range, or `num_heads` that does not divide the width.
@@ -122,25 +125,31 @@ class TransformerBlock(CompositeLayer):
                 sublayer.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False):
-        branch = self.attention(self.attention_norm(inputs), training=training, return_attention_scores=return_attention_scores)
+    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+        branch = self.attention(
+            self.attention_norm(inputs),
+            training=training,
+            return_attention_scores=return_attention_scores,
+            num_queries=num_queries,
+        )
         scores = None
         if return_attention_scores:
             branch, scores = branch
         if self.attention_scale is not None:
             branch = self.attention_scale(branch)
-        x = inputs + self.attention_drop_path(branch, training=training)
+        x = inputs if num_queries is None else inputs[:, :num_queries]
+        x = x + self.attention_drop_path(branch, training=training)
         branch = self.mlp(self.mlp_norm(x), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
         x = x + self.mlp_drop_path(branch, training=training)
         return (x, scores) if return_attention_scores else x
 
-    def compute_output_shape(self, input_shape, return_attention_scores=False):
-        return self.attention.compute_output_shape(input_shape, return_attention_scores)
+    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        return self.attention.compute_output_shape(input_shape, return_attention_scores, num_queries)
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False):
-        return self.attention.compute_output_spec(inputs, training, return_attention_scores)
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+        return self.attention.compute_output_spec(inputs, training, return_attention_scores, num_queries)
 
     def get_config(self):
         return {

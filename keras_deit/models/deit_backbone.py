@@ -155,9 +155,12 @@ class DeiTBackbone(PresetModel):
         attention_scores, x = {}, embeddings
         for block in blocks:
             x, attention_scores[block.name] = block(x, return_attention_scores=True)
+        scored_output, scored_prefix_output = final_norm(x), final_norm(x[:, :num_prefix_tokens])
         block_outputs, x = {}, embeddings
         for block in blocks:
+            before_last = x
             x = block_outputs[block.name] = block(x)
+        prefix_output = final_norm(blocks[-1](before_last, num_queries=num_prefix_tokens))
         super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
 
         self.dtype_policy = own_policy(dtype)
@@ -184,6 +187,11 @@ class DeiTBackbone(PresetModel):
         self.data_format = data_format
         self._attention_scores = attention_scores
         self._block_outputs = block_outputs
+        # What a classifier reads: the prefix tokens, whose numbers do not need the patch tokens' part of the last block; and the same
+        # beside the attention scores.
+        self._prefix_output = prefix_output
+        self._scored_output = scored_output
+        self._scored_prefix_output = scored_prefix_output
 
     @property
     def block_outputs(self):

@@ -125,25 +125,33 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         dtype = backbone.dtype_policy if dtype is None else dtype
         dtype, head_dtype = own_policy(dtype), sublayer_policy(dtype, "head")
 
-        features = backbone(backbone.input)
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
         if use_distillation_head:
             head = DistillationHead(num_classes, dtype=head_dtype, name="head")
-            class_logits, distillation_logits = head(dropout(features))
-            token_logits = {"class": class_logits, "distillation": distillation_logits}
-            logits = keras.layers.Average(dtype=dtype, name="mean_logits")([class_logits, distillation_logits])
+            mean_logits = keras.layers.Average(dtype=dtype, name="mean_logits")
         else:
             head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), dtype=head_dtype, name="head")
-            if pooling == "token":
-                pooled = features[:, 0]
-            else:
-                pooled = ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
-            logits = head(dropout(pooled))
-            token_logits = {"class": logits}
         activation = keras.activations.get(activation)
-        outputs = logits
+        activation_layer = None
         if activation is not keras.activations.linear:
-            outputs = keras.layers.Activation(activation, dtype=dtype, name="activation")(logits)
+            activation_layer = keras.layers.Activation(activation, dtype=dtype, name="activation")
+
+        def classify(features):
+            """(output, each head's logits)"""
+            if use_distillation_head:
+                class_logits, distillation_logits = head(dropout(features))
+                token_logits = {"class": class_logits, "distillation": distillation_logits}
+                logits = mean_logits([class_logits, distillation_logits])
+            else:
+                pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+                logits = head(dropout(pooled))
+                token_logits = {"class": logits}
+            return (logits if activation_layer is None else activation_layer(logits)), token_logits
+
+        reads_patches = pooling == "mean"
+        features = backbone.output if reads_patches else backbone._prefix_output
+        outputs, token_logits = classify(features)
+        scored_outputs, _ = classify(backbone._scored_output if reads_patches else backbone._scored_prefix_output)
         name = name or unique_name("deit_image_classifier")
         super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=trainable)
 
@@ -161,6 +169,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
+        self._scored_outputs = scored_outputs
 
     @property
     def token_logits(self):
@@ -169,6 +178,14 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation head there is `"class"` alone.
         """
         return dict(self._token_logits)
+
+    @property
+    def outputs_with_attention_scores(self):
+        """`{"outputs": (batch, num_classes), "attention_scores": {"block_0": (batch, num_heads, tokens, tokens), ...}}`, as symbolic tensors.
+
+        `keras.Model(classifier.input, classifier.outputs_with_attention_scores)` computes both in one pass.
+        """
+        return {"outputs": self._scored_outputs, "attention_scores": self.backbone.attention_scores}
 
     def decode_predictions(self, logits, top=5):
         """The most likely classes of each image.

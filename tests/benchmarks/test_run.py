@@ -109,7 +109,7 @@ def test_training_changes_the_weights(case):
         (("--mode", "speed"), "--mode must be of inference, training, attention. Received: speed"),
         (("--backend", "mxnet"), "--backend must be of tensorflow, jax, torch. Received: mxnet"),
         (("--batch_size", "0"), "--batch_size must be positive integers, such as 1,8,32. Received: 0"),
-        (("--subject", "timm", "--backend", "jax"), "timm and transformers run on PyTorch alone: add torch to --backend."),
+        (("--subject", "timm", "--backend", "jax"), "timm runs on torch alone: add it to --backend. Received: jax"),
         (("--preset", "resnet50"), "resnet50 cannot be measured. ValueError: A preset handle is a built-in name, "),
     ],
 )
