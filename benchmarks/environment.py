@@ -15,10 +15,12 @@ PACKAGES = (
     "torch",
     "numpy",
     "keras-hub",
+    "keras-cv",
     "timm",
     "transformers",
     "onnxruntime",
     "openvino",
+    "nncf",
 )
 
 

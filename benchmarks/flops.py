@@ -6,6 +6,8 @@ import math
 def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
     """Of one image's forward pass. What is not a matrix product (norms, softmax, GELU) is not counted, as is the custom.
 
+    All tokens of all blocks count, also those of the last block that a classifier does not read and need not compute.
+
     Args:
         config: dict, the arguments of a `DeiTBackbone`, channels last.
         num_classes: int; 0 for a backbone alone.
@@ -15,15 +17,15 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
     patch_size = config["patch_size"]
     patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     patches = math.prod(size // side for size, side in zip(image_size, patch_size))
-    tokens = patches + (2 if config["use_distillation_token"] else 1)
+    prefix = 2 if config["use_distillation_token"] else 1
     dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
-    attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim  # Q, K, V and the projection; scores and their sum
-    mlp = 2 * tokens * dim * intermediate_dim
-    multiplications = (
-        patches * math.prod(patch_size) * channels * dim
-        + config["num_layers"] * (attention + mlp)
-        + num_heads_of_classifier * dim * num_classes
-    )
+    multiplications = patches * math.prod(patch_size) * channels * dim + num_heads_of_classifier * dim * num_classes
+    tokens = prefix + patches
+    for _ in range(config["num_layers"]):
+        # Q, K, V and the projection; scores and their sum
+        multiplications += 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        tokens -= min(config.get("num_merged_tokens", 0), (tokens - prefix) // 2)
+        multiplications += 2 * tokens * dim * intermediate_dim
     return 2 * multiplications
 
 

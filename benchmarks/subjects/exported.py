@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+
 from benchmarks.export import NAMES
 from benchmarks.frameworks import Runtime
 from benchmarks.subjects.base import Subject, backbone_config, path, random_images, refuse
@@ -25,7 +27,8 @@ def openvino(request):
     if request.dtype == "int8":
         import nncf
 
-        calibration = nncf.Dataset([random_images(request, shape[1:])])
+        with np.load(path(request, "case.npz")) as case:
+            calibration = nncf.Dataset([np.resize(case["images"], shape)])
         model = nncf.quantize(model, calibration, model_type=nncf.ModelType.TRANSFORMER, preset=nncf.QuantizationPreset.MIXED)
     precision = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}[request.dtype]  # by default it may round to bfloat16
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})

@@ -8,6 +8,7 @@ from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 
@@ -19,6 +20,7 @@ __all__ = [
     "LayerScale",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
+    "TokenMerging",
     "TokenPositionEmbedding",
     "TransformerBlock",
     "gelu",

@@ -10,6 +10,12 @@ def check_positive_int(name, value):
     return int(value)
 
 
+def check_non_negative_int(name, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise ValueError(f"`{name}` must be 0 or a positive integer. Received: {name}={value!r}")
+    return int(value)
+
+
 def check_rate(name, value):
     if not _is_finite(value) or not 0 <= value < 1:
         raise ValueError(f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: {name}={value!r}")

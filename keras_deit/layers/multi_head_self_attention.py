@@ -40,13 +40,16 @@ class MultiHeadSelfAttention(CompositeLayer):
         training: bool. Whether dropout is active.
         return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
         num_queries: int. Only the first tokens look at the others; there are outputs for them alone. Defaults to `None`: all do.
+        token_sizes: how many tokens each stands for, as `TokenMerging` returns them: it is looked at as that many would be,
+            `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one each.
+        return_keys: bool. Whether to return the mean key over heads of each token as well, last. Defaults to `False`.
 
     Input shape:
-        (batch, tokens, hidden_dim).
+        inputs: (batch, tokens, hidden_dim). token_sizes: (batch, tokens).
 
     Output shape:
         outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax and before
-        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`.
+        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`. keys: (batch, tokens, head_dim).
 
     Raises:
         ValueError: an argument out of range, or `num_heads` that does not divide the width.
@@ -87,7 +90,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.dropout.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False):
         _, tokens, hidden_dim = ops.shape(inputs)
         heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
         # The products run on (B * T, D), where TensorFlow fuses them with their bias, and `split` keeps the gradient of the fused
@@ -96,18 +99,26 @@ class MultiHeadSelfAttention(CompositeLayer):
         query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
         if num_queries is not None:
             query = query[:, : check_positive_int("num_queries", num_queries)]
+        bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]  # (B, 1, 1, T)
         scores = None
         needs_scores = return_attention_scores or (training and self.attention_dropout_rate > 0)
         if needs_scores or not _has_fused_attention():
-            x, scores = self._attend(query, key, value, training)
+            x, scores = self._attend(query, key, value, bias, training)
         else:
-            x = ops.dot_product_attention(query, key, value, flash_attention=_FLASH_ATTENTION)  # (B, T, heads, head_dim)
+            x = ops.dot_product_attention(
+                query, key, value, bias=bias, flash_attention=_FLASH_ATTENTION
+            )  # (B, T, heads, head_dim)
         shape = (-1, ops.shape(x)[1], hidden_dim)
         x = self.projection(ops.reshape(x, (-1, hidden_dim)))  # (B * T, D)
         x = self.dropout(ops.reshape(x, shape), training=training)
-        return (x, scores) if return_attention_scores else x
+        outputs = [x]
+        if return_attention_scores:
+            outputs.append(scores)
+        if return_keys:
+            outputs.append(ops.mean(key, axis=2))  # (B, T, head_dim)
+        return tuple(outputs) if len(outputs) > 1 else x
 
-    def _attend(self, query, key, value, training):
+    def _attend(self, query, key, value, bias, training):
         """`ops.dot_product_attention` in the open: (outputs, scores)."""
         query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, T, head_dim)
         key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
@@ -116,6 +127,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         logits = ops.matmul(query / math.sqrt(query.shape[-1]), key)  # (B, heads, T, T)
         # Half precision has too few digits for a sum over hundreds of tokens.
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+        if bias is not None:
+            logits = logits + ops.cast(bias, logits.dtype)
         scores = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
         x = ops.matmul(self.attention_dropout(scores, training=training), value)  # (B, heads, T, head_dim)
         return ops.transpose(x, (0, 2, 1, 3)), scores
@@ -125,16 +138,21 @@ class MultiHeadSelfAttention(CompositeLayer):
             units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
         )
 
-    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None, return_keys=False):
         batch, tokens, hidden_dim = input_shape
         queries = tokens if num_queries is None else num_queries
+        shapes = [(batch, queries, hidden_dim)]
         if return_attention_scores:
-            return (batch, queries, hidden_dim), (batch, self.num_heads, queries, tokens)
-        return (batch, queries, hidden_dim)
+            shapes.append((batch, self.num_heads, queries, tokens))
+        if return_keys:
+            shapes.append((batch, tokens, hidden_dim // self.num_heads))
+        return tuple(shapes) if len(shapes) > 1 else shapes[0]
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        shapes = self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
-        if return_attention_scores:
+    def compute_output_spec(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False
+    ):
+        shapes = self.compute_output_shape(inputs.shape, return_attention_scores, num_queries, return_keys)
+        if return_attention_scores or return_keys:
             return tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes)
         return keras.KerasTensor(shapes, dtype=self.compute_dtype)
 

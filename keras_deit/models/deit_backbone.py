@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int, check_rate
+from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
 from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
@@ -48,6 +48,8 @@ class DeiTBackbone(PresetModel):
             all). Defaults to `"linear"`.
         layer_scale_init_value: float above 0, or `None` for no LayerScale. Defaults to `None`.
         layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
+        num_merged_tokens: int, 0 or more. How many tokens each block merges into others that are alike (`TokenMerging`): faster, a
+            little less accurate, and no training needed. Defaults to 0.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
         name: string. Defaults to a generated one.
@@ -57,7 +59,7 @@ class DeiTBackbone(PresetModel):
         (batch, *image_shape), normalised as `DeiTImageConverter` does.
 
     Output shape:
-        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm.
+        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm. Each block has `num_merged_tokens` fewer.
 
     Raises:
         ValueError: an argument out of range, or sizes that do not divide.
@@ -94,6 +96,7 @@ class DeiTBackbone(PresetModel):
         drop_path_schedule="linear",
         layer_scale_init_value=None,
         layer_norm_epsilon=1e-6,
+        num_merged_tokens=0,
         data_format=None,
         dtype=None,
         name=None,
@@ -105,6 +108,7 @@ class DeiTBackbone(PresetModel):
         image_shape = _check_image_shape(image_shape, data_format)
         patch_size = check_pair("patch_size", patch_size)
         num_layers = check_positive_int("num_layers", num_layers)
+        num_merged_tokens = check_non_negative_int("num_merged_tokens", num_merged_tokens)
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
         check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
         patch_embedding = PatchEmbedding(
@@ -139,6 +143,8 @@ class DeiTBackbone(PresetModel):
                 drop_path_rate=float(rate),
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
+                num_merged_tokens=num_merged_tokens,
+                num_prefix_tokens=num_prefix_tokens,
                 dtype=sublayer_policy(dtype, f"block_{index}"),
                 name=f"block_{index}",
             )
@@ -152,15 +158,19 @@ class DeiTBackbone(PresetModel):
         embeddings = token_position_embedding(patch_embedding(inputs))
         # The scores are on a path of their own, so that the model keeps the fused attention. It comes first: Keras 3.15 takes the
         # number of a layer's outputs from its first call, and refuses graphs through later calls with more.
-        attention_scores, x = {}, embeddings
+        attention_scores, x, sizes = {}, embeddings, {}
         for block in blocks:
-            x, attention_scores[block.name] = block(x, return_attention_scores=True)
+            x, attention_scores[block.name], *merged = block(x, return_attention_scores=True, **sizes)
+            sizes = {"token_sizes": merged[0]} if merged else {}
         scored_output, scored_prefix_output = final_norm(x), final_norm(x[:, :num_prefix_tokens])
-        block_outputs, x = {}, embeddings
+        block_outputs, x, sizes = {}, embeddings, {}
         for block in blocks:
-            before_last = x
-            x = block_outputs[block.name] = block(x)
-        prefix_output = final_norm(blocks[-1](before_last, num_queries=num_prefix_tokens))
+            last_inputs = {"inputs": x, **sizes}
+            outputs = block(x, **sizes)
+            x, *merged = outputs if num_merged_tokens else (outputs,)
+            sizes = {"token_sizes": merged[0]} if merged else {}
+            block_outputs[block.name] = x
+        prefix_output = final_norm(blocks[-1](**last_inputs, num_queries=num_prefix_tokens))
         super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
 
         self.dtype_policy = own_policy(dtype)
@@ -184,6 +194,7 @@ class DeiTBackbone(PresetModel):
         self.drop_path_schedule = drop_path_schedule
         self.layer_scale_init_value = blocks[0].layer_scale_init_value
         self.layer_norm_epsilon = blocks[0].layer_norm_epsilon
+        self.num_merged_tokens = num_merged_tokens
         self.data_format = data_format
         self._attention_scores = attention_scores
         self._block_outputs = block_outputs
@@ -213,6 +224,11 @@ class DeiTBackbone(PresetModel):
         The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. With
         `"channels_first"` the map is (batch, hidden_dim, rows, columns).
         """
+        if self.num_merged_tokens:
+            raise ValueError(
+                "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
+                f"Received: num_merged_tokens={self.num_merged_tokens}"
+            )
         x = self.output[:, self.num_prefix_tokens :]
         x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
         if self.data_format == "channels_first":
@@ -269,6 +285,7 @@ class DeiTBackbone(PresetModel):
             "drop_path_schedule": self.drop_path_schedule,
             "layer_scale_init_value": self.layer_scale_init_value,
             "layer_norm_epsilon": self.layer_norm_epsilon,
+            "num_merged_tokens": self.num_merged_tokens,
             "data_format": self.data_format,
         }
 

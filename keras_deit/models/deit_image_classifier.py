@@ -108,6 +108,11 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
                 'With a distillation head the two heads read their tokens: use `pooling="token"`, or '
                 "`use_distillation_head=False`. Received: pooling='mean'"
             )
+        if pooling == "mean" and backbone.num_merged_tokens:
+            raise ValueError(
+                'The mean of merged tokens is not that of the patches: use `pooling="token"`, or a backbone with '
+                f"`num_merged_tokens=0`. Received: pooling='mean', num_merged_tokens={backbone.num_merged_tokens}"
+            )
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
             raise ValueError(

@@ -46,3 +46,9 @@ def test_published_figures():
         ("deit_base_patch16_384", 55.54),
     ):
         assert forward_flops(ARCHITECTURES[name].backbone_config, 1000, 1) / 2e9 == pytest.approx(gmacs, abs=0.15)
+
+
+def test_published_figure_of_token_merging():
+    """2.7 GMACs of DeiT-S with 13 tokens merged in each block (reference: Bolya et al., 2023, table 4)."""
+    config = ARCHITECTURES["deit_small_patch16_224"].backbone_config | {"num_merged_tokens": 13}
+    assert forward_flops(config, 1000, 1) / 2e9 == pytest.approx(2.7, abs=0.1)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import report, results, worker
+from benchmarks import measure, report, results, worker
 from benchmarks.case import write_case
 from benchmarks.subjects import Request
 
@@ -93,6 +93,46 @@ def test_wrong_answers_are_not_timed(case, tmp_path):
     )
     with pytest.raises(ValueError, match="The logits differ from the reference by"):
         worker.prepare(request)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, capsys):
+    class Small:
+        """A machine for batches of three."""
+
+        def __init__(self, request):
+            self.request, self.seconds, self.last = request, [], {}
+            self.is_ready = request.batch_size <= 3
+            self.facts = {"status": "ready", "flops_of_product": 1000} if self.is_ready else {"status": "out of memory"}
+
+        def turn(self, steps):
+            self.seconds += [0.5] * steps
+            self.last = {"peak_host_memory_bytes": 2**20, "peak_device_memory_bytes": None}
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(measure, "Worker", Small)
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, "")
+    (row,) = measure.measure([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
+    assert (row["requested_batch_size"], row["batch_size"], row["status"]) == (13, 3, "measured")
+    assert row["n"] == 4
+    assert row["images_per_second"] == 6.0
+
+
+def test_what_never_fits_is_a_row(monkeypatch, capsys):
+    class Full:
+        def __init__(self, request):
+            self.request, self.seconds, self.is_ready = request, [], False
+            self.facts = {"status": "out of memory", "message": "MemoryError: 1 GiB"}
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(measure, "Worker", Full)
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, "")
+    (row,) = measure.measure([request], {}, rounds=2, seconds_per_turn=1.0)
+    assert (row["requested_batch_size"], row["batch_size"]) == (4, 1)
+    assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
 def test_training_changes_the_weights(case):

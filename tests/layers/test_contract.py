@@ -62,10 +62,16 @@ CASES = {
         },
         TOKENS,
     ),
+    "token_merging": (layers.TokenMerging, {"num_merged_tokens": 1, "num_prefix_tokens": 2}, TOKENS),
+    "block_that_merges": (
+        layers.TransformerBlock,
+        {"num_heads": 2, "intermediate_dim": 12, "num_merged_tokens": 2, "num_prefix_tokens": 1},
+        TOKENS,
+    ),
     "distillation_head": (layers.DistillationHead, {"num_classes": 3}, TOKENS),
 }
 RANDOM = [name for name, (_, kwargs, _) in CASES.items() if any("rate" in key for key in kwargs)]
-TRAINABLE = [name for name in CASES if name != "drop_path"]
+TRAINABLE = [name for name in CASES if name not in ("drop_path", "token_merging")]
 
 
 @pytest.fixture(params=CASES)

@@ -165,3 +165,19 @@ def test_initialization_is_that_of_deit():
     kernels = [numpy(v) for v in block.weights if v.shape == (64, 256)]
     assert len(kernels) == 1
     assert not np.array_equal(numpy(patches.weights[0])[:64], numpy(block.attention.projection.kernel))
+
+
+@pytest.mark.parametrize("return_attention_scores", [True, False])
+def test_num_queries_are_the_first_tokens_of_all(return_attention_scores, rng):
+    """The others are looked at and do not go on: the first tokens' numbers are the same."""
+    x = rng.normal(size=(3, 5, 8)).astype("float32")
+    for layer in (layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 12, layer_scale_init_value=0.5)):
+        layer.build(x.shape)
+        randomize(layer, rng)
+        found = layer(x, num_queries=2, return_attention_scores=return_attention_scores)
+        expected = layer(x, return_attention_scores=return_attention_scores)
+        if return_attention_scores:
+            np.testing.assert_allclose(numpy(found[1]), numpy(expected[1])[:, :, :2], atol=1e-6)
+            found, expected = found[0], expected[0]
+        np.testing.assert_allclose(numpy(found), numpy(expected)[:, :2], atol=1e-5)
+        assert layer(keras.Input((5, 8)), num_queries=2).shape == (None, 2, 8)

@@ -1,0 +1,107 @@
+"""How alike tokens become one."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_deit.layers.arguments import check_non_negative_int, check_positive_int, check_token_sequence
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class TokenMerging(keras.layers.Layer):
+    """Merges the most similar pairs of tokens, so that what follows has less to do.
+
+    The patch tokens are dealt into two sets in turns. Each token of the first finds its most similar one in the second, by the cosine
+    of their attention keys, and the `num_merged_tokens` best pairs become their mean, weighted by how many patches each token stands
+    for already. Prefix tokens (class, distillation) stay as they are, in front. The others come in another order; attention does not
+    mind.
+
+    Args:
+        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the patch tokens can go.
+        num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
+
+    Call arguments:
+        inputs: tokens.
+        keys: what similarity is measured on, as `MultiHeadSelfAttention` returns it with `return_keys=True`. Defaults to `None`: the
+            tokens themselves.
+        token_sizes: how many patches each token stands for. Defaults to `None`: one each.
+
+    Input shape:
+        inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens, head_dim). token_sizes: (batch, tokens).
+
+    Output shape:
+        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged).
+
+    Raises:
+        ValueError: an argument out of range, or an unknown number of tokens.
+
+    Example:
+
+    >>> tokens = keras.random.uniform((2, 7, 64))
+    >>> outputs, token_sizes = TokenMerging(num_merged_tokens=2)(tokens)
+    >>> outputs.shape
+    (2, 5, 64)
+
+    Reference: [Bolya et al., 2023](https://arxiv.org/abs/2210.09461), section 3.
+    """
+
+    def __init__(self, num_merged_tokens, num_prefix_tokens=1, **kwargs):
+        num_merged_tokens = check_positive_int("num_merged_tokens", num_merged_tokens)
+        num_prefix_tokens = check_non_negative_int("num_prefix_tokens", num_prefix_tokens)
+        super().__init__(**kwargs)
+        self.num_merged_tokens = num_merged_tokens
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def build(self, input_shape):
+        self._num_merged(input_shape)  # refuses an unknown number of tokens
+        self.built = True
+
+    def call(self, inputs, keys=None, token_sizes=None):
+        batch, tokens, _ = ops.shape(inputs)
+        merged, prefix = self._num_merged(inputs.shape), self.num_prefix_tokens
+        if token_sizes is None:
+            token_sizes = ops.ones((batch, tokens))
+        keys = ops.normalize(inputs if keys is None else keys, axis=-1)
+        sources, targets = keys[:, prefix::2], keys[:, prefix + 1 :: 2]
+        similarity = ops.matmul(sources, ops.transpose(targets, (0, 2, 1)))  # (B, sources, targets)
+        partner = ops.argmax(similarity, axis=-1)
+        # The place of each source among all, the best pair first: those below `merged` go to their partner.
+        place = ops.argsort(ops.argsort(-ops.max(similarity, axis=-1), axis=-1), axis=-1)
+
+        # Where each token goes: prefix tokens first, then the sources that stay, then the targets.
+        first_target = prefix + sources.shape[1] - merged
+        place = ops.where(place < merged, first_target + partner, prefix + place - merged)
+        fixed = [*range(prefix), *range(first_target, tokens - merged)]  # of the prefix tokens and the targets
+        fixed = ops.broadcast_to(ops.convert_to_tensor(fixed, dtype=place.dtype), (batch, len(fixed)))
+        dealt = [*range(prefix), *range(prefix + 1, tokens, 2), *range(prefix, tokens, 2)]
+        destination = ops.take(ops.concatenate([fixed, place], axis=1), np.argsort(dealt), axis=1)  # (B, T)
+
+        # As one product: gathering and scattering rows takes longer, on accelerators above all.
+        shares = ops.one_hot(destination, tokens - merged, axis=1, dtype=self.compute_dtype)  # (B, T - merged, T)
+        shares = shares * ops.cast(token_sizes, self.compute_dtype)[:, None]
+        token_sizes = ops.sum(shares, axis=-1)
+        return ops.matmul(shares / token_sizes[..., None], inputs), token_sizes
+
+    def _num_merged(self, shape):
+        check_token_sequence("TokenMerging", shape)
+        if shape[1] is None:
+            raise ValueError(
+                "`TokenMerging` must know the number of tokens: give the images a fixed size. "
+                f"Received: input shape {tuple(shape)}"
+            )
+        return min(self.num_merged_tokens, (shape[1] - self.num_prefix_tokens) // 2)
+
+    def compute_output_shape(self, input_shape):
+        batch, tokens, hidden_dim = input_shape
+        tokens -= self._num_merged(input_shape)
+        return (batch, tokens, hidden_dim), (batch, tokens)
+
+    def compute_output_spec(self, inputs, keys=None, token_sizes=None):
+        return tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in self.compute_output_shape(inputs.shape))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_merged_tokens": self.num_merged_tokens,
+            "num_prefix_tokens": self.num_prefix_tokens,
+        }
