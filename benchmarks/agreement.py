@@ -38,7 +38,17 @@ def main(_):
         for way in flags.FLAGS.ways:
             subject, dtype = way.split(":")
             request = Request(
-                subject, digits.PRESET, "inference", keras.backend.backend(), dtype, False, len(images), "cpu", None, folder
+                subject,
+                digits.PRESET,
+                "inference",
+                keras.backend.backend(),
+                dtype,
+                False,
+                len(images),
+                "cpu",
+                None,
+                None,
+                folder,
             )
             try:
                 found = SUBJECTS[subject](request).logits(images)

@@ -19,9 +19,13 @@ from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
 
 
-def write_case(folder, preset, image_size):
-    """`image_size`: pixels, or `None` for the preset's own."""
-    overrides = {} if image_size is None else {"image_shape": (image_size, image_size, 3)}
+def write_case(folder, preset, image_size=None, num_layers=None):
+    """`image_size` in pixels; both `None` for the preset's own."""
+    overrides = {}
+    if image_size is not None:
+        overrides["image_shape"] = (image_size, image_size, 3)
+    if num_layers is not None:
+        overrides["num_layers"] = num_layers
     classifier = DeiTImageClassifier.from_preset(preset, load_weights=False, dtype="float32", **overrides)
     rng = np.random.default_rng(0)
     tensors = {name: _draw(rng, name, array.shape) for name, array in presets.timm_tensors(classifier).items()}
@@ -69,4 +73,4 @@ def _write_transformers(folder, classifier):
 
 
 if __name__ == "__main__":
-    write_case(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    write_case(sys.argv[1], sys.argv[2], *(int(value) or None for value in sys.argv[3:]))

@@ -19,7 +19,7 @@ flags.DEFINE_string("markdown", None, "File to write the tables into; printed by
 flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
 
 START, END = "<!-- results -->\n", "<!-- end of results -->\n"
-GROUP = ("device", "mode", "dtype", "preset", "image_size", "requested_batch_size")
+GROUP = ("device", "mode", "dtype", "preset", "image_size", "num_layers", "requested_batch_size")
 OURS = ("keras_deit", "openvino", "onnxruntime")  # the runtimes run this package's export
 
 
@@ -58,18 +58,17 @@ def tables(rows):
             device, mode, dtype = last = key[:3]
             lines += ["", f"### {mode}, {dtype}, {device}", ""]
             lines += [
-                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer | peak MiB |",
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer | peak MiB | build s | first call s |",
+                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             ]
         lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
     return "\n".join(lines) + "\n"
 
 
 def _line(row, group):
-    name = row["preset"] if row["image_size"] is None else f"{row['preset']} at {row['image_size']}"
-    start = f"| `{name}` | {row['batch_size']} | {row['subject']} | {row['backend']} |"
+    start = f"| {results.model_name(row)} | {row['batch_size']} | {row['subject']} | {row['backend']} |"
     if not _measured(row):
-        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | |"
+        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | |"
     limit = ceiling(group)
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
     peers = [_speed(peer) for peer in best(group) if peer["subject"] not in OURS and _measured(peer)]
@@ -77,7 +76,7 @@ def _line(row, group):
     steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
     jit = "yes" if row["jit"] else "no"
-    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {memory:.0f} |"
+    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {memory:.0f} | {row['build_seconds']:.1f} | {row['first_call_seconds']:.1f} |"
 
 
 def _measured(row):
@@ -93,9 +92,9 @@ def draw(rows, path):
     from matplotlib.figure import Figure  # without pyplot: no display is needed
 
     panels = {}
-    for (_, mode, dtype, preset, _, batch_size), group in grouped(rows).items():
+    for (_, mode, dtype, *_, batch_size), group in grouped(rows).items():
         if any(map(_measured, best(group))):
-            panels[(mode, dtype, preset)] = (batch_size, group)
+            panels[(mode, dtype, results.model_name(group[0]))] = (batch_size, group)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 2.6 * lines), layout="constrained")

@@ -4,9 +4,9 @@ import json
 import os
 import pathlib
 
-FORMAT = 1
+FORMAT = 2
 # What makes two rows of one file the same measurement.
-KEY = ("subject", "preset", "mode", "backend", "dtype", "jit", "requested_batch_size", "device", "image_size")
+KEY = ("subject", "preset", "mode", "backend", "dtype", "jit", "requested_batch_size", "device", "image_size", "num_layers")
 
 
 def read(path):
@@ -41,6 +41,13 @@ def append(path, rows):
             stream.write(json.dumps({"format": FORMAT, **row}) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def model_name(row):
+    """The preset, and in what it differs from its own."""
+    size = "" if row["image_size"] is None else f" at {row['image_size']}"
+    depth = "" if row["num_layers"] is None else f" of {row['num_layers']} blocks"
+    return f"{row['preset']}{size}{depth}"
 
 
 def key(row):

@@ -32,7 +32,8 @@ flags.DEFINE_list("dtype", ["float32"], "Of float32, mixed_bfloat16, mixed_float
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Compiling: XLA, or torch.compile. auto measures both.")
 flags.DEFINE_list("batch_size", ["8"], "Images in a step. Halved, and recorded so, where memory does not suffice.")
 flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
-flags.DEFINE_integer("image_size", None, "Pixels; by default the preset's.", lower_bound=1)
+flags.DEFINE_list("image_size", None, "Pixels; by default the preset's.")
+flags.DEFINE_list("num_layers", None, "Transformer blocks; by default the preset's.")
 flags.DEFINE_integer("rounds", 10, "How many turns each subject has.", lower_bound=1)
 flags.DEFINE_float("seconds_per_turn", 1.0, "How long a turn lasts, at least one step.")
 flags.DEFINE_string("output", "benchmarks.jsonl", "File to add rows to.")
@@ -47,11 +48,11 @@ CHOICES = {
 SMOKE_PRESET = "deit_nano_distilled_patch4_32_digits"
 
 
-def groups(folder, preset):
+def groups(folder, preset, image_size, num_layers):
     """Requests that are timed in turns, group by group."""
     for mode, dtype, batch_size in itertools.product(FLAGS.mode, FLAGS.dtype, map(int, FLAGS.batch_size)):
         yield [
-            Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, FLAGS.image_size, folder)
+            Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, image_size, num_layers, folder)
             for subject, backend in itertools.product([*FLAGS.subject, "ceiling"], FLAGS.backend)
             if ONLY_BACKEND.get(subject, backend) == backend
             for jit in jits(subject, backend, mode)
@@ -76,8 +77,10 @@ def main(_):
         for value in getattr(FLAGS, name):
             if value not in choices:
                 raise app.UsageError(f"--{name} must be of {', '.join(choices)}. Received: {value}")
-    if not all(size.isdigit() and int(size) > 0 for size in FLAGS.batch_size):
-        raise app.UsageError(f"--batch_size must be positive integers, such as 1,8,32. Received: {','.join(FLAGS.batch_size)}")
+    for name, example in (("batch_size", "1,8,32"), ("image_size", "224,384"), ("num_layers", "6,12")):
+        values = getattr(FLAGS, name) or []
+        if not all(value.isdigit() and int(value) > 0 for value in values):
+            raise app.UsageError(f"--{name} must be positive integers, such as {example}. Received: {','.join(values)}")
     for subject in FLAGS.subject:
         backend = ONLY_BACKEND.get(subject)
         if backend is not None and backend not in FLAGS.backend:
@@ -89,17 +92,18 @@ def main(_):
     except ValueError as error:
         sys.exit(str(error))
     common = environment()
-    for preset in FLAGS.preset:
+    sizes, depths = ([int(value) for value in values or []] or [None] for values in (FLAGS.image_size, FLAGS.num_layers))
+    for preset, image_size, num_layers in itertools.product(FLAGS.preset, sizes, depths):
         with tempfile.TemporaryDirectory() as folder:
             todo = []
-            for requests in groups(folder, preset):
+            for requests in groups(folder, preset, image_size, num_layers):
                 wanted = [results.key(dataclasses.asdict(r) | {"requested_batch_size": r.batch_size}) for r in requests]
                 if done.issuperset(wanted):
                     print(f"{heading(requests)} is in {FLAGS.output} already")
                 else:
                     todo.append(requests)
             if todo:
-                make_case(folder, preset)
+                make_case(folder, preset, image_size, num_layers)
             for requests in todo:
                 print(heading(requests), flush=True)
                 results.append(FLAGS.output, measure(requests, common, FLAGS.rounds, FLAGS.seconds_per_turn))
@@ -107,14 +111,12 @@ def main(_):
 
 def heading(requests):
     request = requests[0]
-    return f"{request.preset}, {request.mode}, {request.dtype}, batch {request.batch_size}"
+    return f"{results.model_name(dataclasses.asdict(request))}, {request.mode}, {request.dtype}, batch {request.batch_size}"
 
 
-def make_case(folder, preset):
+def make_case(folder, preset, image_size, num_layers):
     """Writes what the subjects share, in a process of its own: this one imports no framework."""
-    command = [sys.executable, "-m", "benchmarks.case", folder, preset]
-    if FLAGS.image_size is not None:
-        command.append(str(FLAGS.image_size))
+    command = [sys.executable, "-m", "benchmarks.case", folder, preset, str(image_size or 0), str(num_layers or 0)]
     made = subprocess.run(command, env=worker_environment(FLAGS.backend[0]), stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         sys.exit(f"{preset} cannot be measured. {made.stderr.strip().splitlines()[-1]}")

@@ -25,6 +25,7 @@ class Request:
     batch_size: int
     device: str
     image_size: int | None
+    num_layers: int | None
     folder: str  # of case.py
 
 

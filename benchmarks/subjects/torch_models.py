@@ -1,7 +1,7 @@
 """Models of PyTorch: timm's and transformers'."""
 
 from benchmarks.frameworks import framework
-from benchmarks.subjects.base import Subject, image_size, path, random_images, random_labels, refuse
+from benchmarks.subjects.base import Subject, backbone_config, image_size, path, random_images, random_labels, refuse
 
 
 def timm(request):
@@ -10,7 +10,9 @@ def timm(request):
 
     refuse(request, request.mode == "attention", "does not return attention scores")
     refuse(request, request.preset.endswith("_digits"), "not in its catalog")
-    model = timm.create_model(request.preset.removesuffix("_in21k"), img_size=image_size(request))
+    model = timm.create_model(
+        request.preset.removesuffix("_in21k"), img_size=image_size(request), depth=backbone_config(request.folder)["num_layers"]
+    )
     model.load_state_dict(load_file(path(request, "timm.safetensors")))
     return _torch_subject(request, model, lambda outputs: outputs)
 

@@ -71,14 +71,14 @@ def test_smoke(tmp_path):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
-    write_case(folder, SMOKE_PRESET, None)
+    write_case(folder, SMOKE_PRESET)
     return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_inference_is_checked_before_it_is_timed(dtype, case):
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, str(case))
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
     subject, facts = worker.prepare(request)
     assert 0 <= facts["logits_relative_error"] <= worker.TOLERANCES[dtype]
     assert len(worker.timed(subject, 2)) == 2
@@ -89,7 +89,7 @@ def test_wrong_answers_are_not_timed(case, tmp_path):
     with np.load(case / "case.npz") as content:
         np.savez(tmp_path / "case" / "case.npz", images=content["images"], mean=content["mean"][:, ::-1])
     request = Request(
-        "keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, str(tmp_path / "case")
+        "keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, None, str(tmp_path / "case")
     )
     with pytest.raises(ValueError, match="The logits differ from the reference by"):
         worker.prepare(request)
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
             pass
 
     monkeypatch.setattr(measure, "Worker", Small)
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, "")
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, None, "")
     (row,) = measure.measure([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"], row["status"]) == (13, 3, "measured")
     assert row["n"] == 4
@@ -129,14 +129,14 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
             pass
 
     monkeypatch.setattr(measure, "Worker", Full)
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, "")
+    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, None, "")
     (row,) = measure.measure([request], {}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"]) == (4, 1)
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
 def test_training_changes_the_weights(case):
-    request = Request("keras_deit", SMOKE_PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, str(case))
+    request = Request("keras_deit", SMOKE_PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, None, str(case))
     subject, facts = worker.prepare(request)
     assert facts["logits_relative_error"] is None
     first, second = subject.step(), subject.step()
@@ -149,6 +149,7 @@ def test_training_changes_the_weights(case):
         (("--mode", "speed"), "--mode must be of inference, training, attention. Received: speed"),
         (("--backend", "mxnet"), "--backend must be of tensorflow, jax, torch. Received: mxnet"),
         (("--batch_size", "0"), "--batch_size must be positive integers, such as 1,8,32. Received: 0"),
+        (("--image_size", "224,x"), "--image_size must be positive integers, such as 224,384. Received: 224,x"),
         (("--subject", "timm", "--backend", "jax"), "timm runs on torch alone: add it to --backend. Received: jax"),
         (("--preset", "resnet50"), "resnet50 cannot be measured. ValueError: A preset handle is a built-in name, "),
     ],
@@ -165,14 +166,14 @@ def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
     output.write_text(json.dumps({"format": 0}) + "\n")
     result = run("run", "--smoke", "--backend", BACKEND, "--output", output)
     assert result.returncode == 1
-    message = f"{output}, line 1, is of format 0; this version reads and writes format 1. Give another --output."
+    message = f"{output}, line 1, is of format 0; this version reads and writes format 2. Give another --output."
     assert message in result.stderr
     assert output.read_text() == json.dumps({"format": 0}) + "\n"
 
 
 def row(subject, backend, speed, jit=True, **changes):
     content = {
-        "format": 1,
+        "format": 2,
         "subject": subject,
         "backend": backend,
         "jit": jit,
@@ -181,6 +182,9 @@ def row(subject, backend, speed, jit=True, **changes):
         "dtype": "float32",
         "device": "cpu",
         "image_size": None,
+        "num_layers": None,
+        "build_seconds": 3.25,
+        "first_call_seconds": 0.5,
         "batch_size": 8,
         "requested_batch_size": 8,
         "status": "measured",
@@ -207,11 +211,11 @@ def test_the_table_shows_each_subjects_best_and_says_what_it_lost():
         row("timm", "torch", 1.0, status="not installed", message="No module named 'timm'"),
         row("ceiling", "torch", 80.0),
     ]
-    lines = [line for line in report.tables(rows).splitlines() if line.startswith("| `")]
+    lines = [line for line in report.tables(rows).splitlines() if line.startswith("| deit")]
     assert lines == [
-        "| `deit_tiny_patch16_224` | 8 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  | 100 |",
-        "| `deit_tiny_patch16_224` | 8 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 100 |",
-        "| `deit_tiny_patch16_224` | 8 | timm | torch | | not installed: No module named 'timm' | | | | |",
+        "| deit_tiny_patch16_224 | 8 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  | 100 | 3.2 | 0.5 |",
+        "| deit_tiny_patch16_224 | 8 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 100 | 3.2 | 0.5 |",
+        "| deit_tiny_patch16_224 | 8 | timm | torch | | not installed: No module named 'timm' | | | | | | |",
     ]
 
 
