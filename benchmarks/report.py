@@ -19,7 +19,7 @@ flags.DEFINE_string("markdown", None, "File to write the tables into; printed by
 flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
 
 START, END = "<!-- results -->\n", "<!-- end of results -->\n"
-GROUP = ("device", "mode", "dtype", "preset", "image_size", "num_layers", "requested_batch_size")
+GROUP = ("device", "mode", "preset", "image_size", "num_layers", "requested_batch_size")
 OURS = ("keras_deit", "openvino", "onnxruntime")  # the runtimes run this package's export
 
 
@@ -32,18 +32,25 @@ def grouped(rows):
 
 
 def best(rows):
-    """The fastest row of each subject and backend; one that was not measured only if none was."""
+    """The fastest row of each subject, backend and dtype; one that was not measured only if none was."""
     chosen = {}
     for row in rows:
-        key = (row["subject"], row["backend"])
+        key = (row["subject"], row["backend"], row["dtype"])
         if row["subject"] != "ceiling" and (key not in chosen or _speed(row) > _speed(chosen[key])):
             chosen[key] = row
     return list(chosen.values())
 
 
-def ceiling(rows):
-    """GFLOP/s of the fastest matrix product beside these rows, or `None`."""
-    return max((row["gflop_per_second"] for row in rows if row["subject"] == "ceiling" and _measured(row)), default=None)
+def ceiling(rows, dtype):
+    """GFLOP/s of the fastest matrix product of this dtype beside these rows, or `None`."""
+    products = [row for row in rows if row["subject"] == "ceiling" and row["dtype"] == dtype and _measured(row)]
+    return max((row["gflop_per_second"] for row in products), default=None)
+
+
+def best_peer(rows, dtype):
+    """Images per second of the fastest peer of this dtype, or `None`."""
+    peers = [row for row in rows if row["subject"] not in (*OURS, "ceiling") and row["dtype"] == dtype and _measured(row)]
+    return max(map(_speed, peers), default=None)
 
 
 def tables(rows):
@@ -54,29 +61,30 @@ def tables(rows):
     lines += ["", f"Versions: {', '.join(versions)}."]
     last = None
     for key, group in grouped(rows).items():
-        if key[:3] != last:
-            device, mode, dtype = last = key[:3]
-            lines += ["", f"### {mode}, {dtype}, {device}", ""]
+        if key[:2] != last:
+            device, mode = last = key[:2]
+            lines += ["", f"### {mode}, {device}", ""]
             lines += [
-                "| preset | batch | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer | peak MiB | build s | first call s |",
-                "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+                "| preset | batch | dtype | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer "
+                "| to best in float32 | peak MiB | build s | first call s |",
+                "| --- " * 14 + "|",
             ]
         lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
     return "\n".join(lines) + "\n"
 
 
 def _line(row, group):
-    start = f"| {results.model_name(row)} | {row['batch_size']} | {row['subject']} | {row['backend']} |"
+    start = f"| {results.model_name(row)} | {row['batch_size']} | {row['dtype']} | {row['subject']} | {row['backend']} |"
     if not _measured(row):
-        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | |"
-    limit = ceiling(group)
+        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | | |"
+    limit = ceiling(group, row["dtype"])
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
-    peers = [_speed(peer) for peer in best(group) if peer["subject"] not in OURS and _measured(peer)]
-    to_peer = f"{_speed(row) / max(peers):.2f}" if row["subject"] in OURS and peers else ""
+    peers = [best_peer(group, dtype) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]
+    to_peer, to_float32 = (f"{_speed(row) / peer:.2f}" if peer else "" for peer in peers)
     steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
     jit = "yes" if row["jit"] else "no"
-    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {memory:.0f} | {row['build_seconds']:.1f} | {row['first_call_seconds']:.1f} |"
+    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {to_float32} | {memory:.0f} | {row['build_seconds']:.1f} | {row['first_call_seconds']:.1f} |"
 
 
 def _measured(row):
@@ -88,23 +96,23 @@ def _speed(row):
 
 
 def draw(rows, path):
-    """Images per second of each subject, a panel for each mode, dtype and preset, at the largest batch size."""
+    """Images per second of each subject, a panel for each mode and preset, at the largest batch size."""
     from matplotlib.figure import Figure  # without pyplot: no display is needed
 
     panels = {}
-    for (_, mode, dtype, *_, batch_size), group in grouped(rows).items():
+    for (_, mode, *_, batch_size), group in grouped(rows).items():
         if any(map(_measured, best(group))):
-            panels[(mode, dtype, results.model_name(group[0]))] = (batch_size, group)
+            panels[(mode, results.model_name(group[0]))] = (batch_size, group)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(5 * columns, 2.6 * lines), layout="constrained")
-    for place, ((mode, dtype, preset), (batch_size, group)) in enumerate(panels.items(), start=1):
+    for place, ((mode, preset), (batch_size, group)) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, place)
         bars = sorted(filter(_measured, best(group)), key=_speed)
-        names = [f"{row['subject']} ({row['backend']})" for row in bars]
+        names = [f"{row['subject']} ({row['backend']}, {row['dtype']})" for row in bars]
         colors = ["tab:orange" if row["subject"] in OURS else "tab:gray" for row in bars]
         axes.barh(names, [_speed(row) for row in bars], color=colors)
-        axes.set_title(f"{preset}\n{mode}, {dtype}, batch {batch_size}", fontsize=9)
+        axes.set_title(f"{preset}\n{mode}, batch {batch_size}", fontsize=9)
         axes.set_xlabel("images/s", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)

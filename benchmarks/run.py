@@ -2,8 +2,8 @@
 
     python -m benchmarks.run --subject keras_deit,keras_hub,timm --preset deit_small_distilled_patch16_224 --batch_size 1,8
 
-Each subject runs in a process of its own. Those of one preset, mode, dtype and batch size are timed in turns, a few steps each, so that
-what else the machine does falls on all alike. A measurement that the file has already is not taken again.
+Each subject runs in a process of its own. Those of one preset, mode and batch size are timed in turns, a few steps each, so that what else
+the machine does falls on all alike. A measurement that the file has already is not taken again.
 """
 
 import dataclasses
@@ -50,19 +50,21 @@ SMOKE_PRESET = "deit_nano_distilled_patch4_32_digits"
 
 def groups(folder, preset, image_size, num_layers):
     """Requests that are timed in turns, group by group."""
-    for mode, dtype, batch_size in itertools.product(FLAGS.mode, FLAGS.dtype, map(int, FLAGS.batch_size)):
+    for mode, batch_size in itertools.product(FLAGS.mode, map(int, FLAGS.batch_size)):
         yield [
             Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, image_size, num_layers, folder)
-            for subject, backend in itertools.product([*FLAGS.subject, "ceiling"], FLAGS.backend)
+            for dtype, subject, backend in itertools.product(FLAGS.dtype, [*FLAGS.subject, "ceiling"], FLAGS.backend)
             if ONLY_BACKEND.get(subject, backend) == backend
-            for jit in jits(subject, backend, mode)
+            for jit in jits(subject, backend, mode, dtype)
         ]
 
 
-def jits(subject, backend, mode):
+def jits(subject, backend, mode, dtype):
     """Whether to compile; both where it is not known which is faster."""
     if subject in ("ceiling", "openvino", "onnxruntime"):
         return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
+    if dtype == "int8" and backend == "torch" and subject not in ONLY_BACKEND:
+        return (False,)  # torch.compile of Keras' int8 layers takes minutes
     if FLAGS.jit != "auto":
         return (FLAGS.jit == "on",)
     if backend == "jax":
@@ -111,7 +113,7 @@ def main(_):
 
 def heading(requests):
     request = requests[0]
-    return f"{results.model_name(dataclasses.asdict(request))}, {request.mode}, {request.dtype}, batch {request.batch_size}"
+    return f"{results.model_name(dataclasses.asdict(request))}, {request.mode}, batch {request.batch_size}"
 
 
 def make_case(folder, preset, image_size, num_layers):
