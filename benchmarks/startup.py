@@ -41,7 +41,7 @@ def main(_):
     print("| module | seconds | peak MiB |\n| --- | --- | --- |")
     for module, values in found.items():
         if None in values:
-            print(f"| {module} | not installed | |")
+            print(f"| {module} | cannot be imported | |")
         else:
             seconds, memory = np.median(values, axis=0)
             print(f"| {module} | {seconds:.1f} | {memory / 2**20:.0f} |")

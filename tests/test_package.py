@@ -80,7 +80,7 @@ def test_readme_code_runs(block, tmp_path, monkeypatch):
 
 
 def test_readme_has_its_code_and_its_two_commands():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert '    pip install ".[examples]" && python examples/quickstart.py\n' in README
     assert '    pip install ".[test]" && pytest\n' in README
 
