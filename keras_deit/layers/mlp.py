@@ -1,12 +1,12 @@
 """What happens to each token on its own."""
 
 import keras
-from keras import ops
 
 from keras_deit.layers.activations import gelu
 from keras_deit.layers.arguments import check_positive_int, check_rate
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.token_products import apply_to_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -69,11 +69,9 @@ class MLP(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None):
-        shape = ops.shape(inputs)
-        # On (B * T, D) TensorFlow fuses product, bias and GELU; on (B, T, D) it does not.
-        x = self.intermediate(ops.reshape(inputs, (-1, shape[-1])))  # (B * T, intermediate_dim)
-        x = self.projection(self.intermediate_dropout(x, training=training))  # (B * T, D)
-        return self.dropout(ops.reshape(x, (-1, *shape[1:])), training=training)
+        x = apply_to_tokens(self.intermediate, inputs)  # (B, T, intermediate_dim)
+        x = apply_to_tokens(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
+        return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

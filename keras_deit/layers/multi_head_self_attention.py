@@ -8,6 +8,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_positive_int, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.token_products import apply_to_tokens
 
 # `None` leaves the choice to Keras. On PyTorch its check of what the GPU can do breaks `torch.compile`, and PyTorch's
 # `scaled_dot_product_attention` takes the flash kernel by itself.
@@ -93,9 +94,8 @@ class MultiHeadSelfAttention(CompositeLayer):
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False):
         _, tokens, hidden_dim = ops.shape(inputs)
         heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
-        # The products run on (B * T, D), where TensorFlow fuses them with their bias, and `split` keeps the gradient of the fused
-        # product one concatenation, where indexing makes it a padded sum.
-        x = self.qkv(ops.reshape(inputs, (-1, hidden_dim)))  # (B * T, 3 * D)
+        x = apply_to_tokens(self.qkv, inputs)  # (B, T, 3 * D)
+        # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a padded sum.
         query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
         if num_queries is not None:
             query = query[:, : check_positive_int("num_queries", num_queries)]
@@ -108,9 +108,8 @@ class MultiHeadSelfAttention(CompositeLayer):
             x = ops.dot_product_attention(
                 query, key, value, bias=bias, flash_attention=_FLASH_ATTENTION
             )  # (B, T, heads, head_dim)
-        shape = (-1, ops.shape(x)[1], hidden_dim)
-        x = self.projection(ops.reshape(x, (-1, hidden_dim)))  # (B * T, D)
-        x = self.dropout(ops.reshape(x, shape), training=training)
+        x = apply_to_tokens(self.projection, ops.reshape(x, (-1, ops.shape(x)[1], hidden_dim)))  # (B, T, D)
+        x = self.dropout(x, training=training)
         outputs = [x]
         if return_attention_scores:
             outputs.append(scores)
