@@ -33,7 +33,7 @@ def parts(classifier, batch_size):
     rows, dim, layers = batch_size * tokens, backbone.hidden_dim, backbone.num_layers
     sequence, flat, wide = (batch_size, tokens, dim), (rows, dim), (rows, backbone.intermediate_dim)
     product = 2 * rows * dim
-    listed = {
+    return {
         "whole model": (1, classifier, (batch_size, *backbone.image_shape), None),
         "patch embedding": (1, backbone.patch_embedding, (batch_size, *backbone.image_shape), None),
         "prefix tokens and positions": (
@@ -50,7 +50,6 @@ def parts(classifier, batch_size):
         "MLP, second product": (layers, block.mlp.projection, wide, product * wide[1]),
         "sum with the residual": (2 * layers, keras.layers.Add(dtype=FLAGS.dtype), sequence, 0),
     }
-    return listed
 
 
 def as_model(part, shape):

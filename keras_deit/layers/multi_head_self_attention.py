@@ -16,7 +16,7 @@ _FLASH_ATTENTION = False if keras.backend.backend() == "torch" else None
 
 
 def _has_fused_attention():
-    """On a CPU, JAX has no fused kernel: what stands in for it takes 1.5 times as long as `_attend`, and refuses float16."""
+    """On a CPU, JAX has no fused kernel: what stands in for it is slower than `_attend`, and refuses float16."""
     return keras.backend.backend() != "jax" or not keras.distribution.list_devices()[0].startswith("cpu")
 
 

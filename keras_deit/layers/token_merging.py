@@ -76,7 +76,7 @@ class TokenMerging(keras.layers.Layer):
         dealt = [*range(prefix), *range(prefix + 1, tokens, 2), *range(prefix, tokens, 2)]
         destination = ops.take(ops.concatenate([fixed, place], axis=1), np.argsort(dealt), axis=1)  # (B, T)
 
-        # As one product: gathering and scattering rows takes longer, on accelerators above all.
+        # As one product: gathering rows takes longer on a CPU.
         shares = ops.one_hot(destination, tokens - merged, axis=1, dtype=self.compute_dtype)  # (B, T - merged, T)
         shares = shares * ops.cast(token_sizes, self.compute_dtype)[:, None]
         token_sizes = ops.sum(shares, axis=-1)

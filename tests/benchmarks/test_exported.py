@@ -1,9 +1,5 @@
 """The exported model in its own runtimes. They come with the `export` extra, and .ci/run brings them."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -11,7 +7,7 @@ import pytest
 from benchmarks import worker
 from benchmarks.case import write_case
 from benchmarks.subjects import SUBJECTS, NotSupportedError, Request
-from tests.benchmarks.test_run import ROOT, SMOKE_PRESET
+from tests.benchmarks.test_run import SMOKE_PRESET, run
 
 for runtime in ("tf2onnx", "onnxruntime", "openvino", "nncf"):
     pytest.importorskip(runtime)
@@ -51,14 +47,7 @@ def test_what_an_export_lacks_is_said(case):
 
 
 def test_int8_gives_the_same_predictions():
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.agreement", "--ways", "onnxruntime:int8,openvino:int8"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    result = run("agreement", "--ways", "onnxruntime:int8,openvino:int8")
     assert result.returncode == 0, result.stderr
     rows = [line.split("|")[1:-1] for line in result.stdout.splitlines() if line.startswith("| o")]
     assert len(rows) == 2
