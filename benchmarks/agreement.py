@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import digits
-from benchmarks.subjects import SUBJECTS, NotSupportedError, Request
+from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, NotSupportedError, Request
 from keras_deit.models import DeiTImageClassifier
 
 flags.DEFINE_list("ways", ["keras_deit:bfloat16", "keras_deit:int8", "onnxruntime:int8", "openvino:int8"], "As subject:dtype.")
@@ -41,7 +41,7 @@ def main(_):
                 subject,
                 digits.PRESET,
                 "inference",
-                keras.backend.backend(),
+                ONLY_BACKEND.get(subject, keras.backend.backend()),
                 dtype,
                 False,
                 len(images),

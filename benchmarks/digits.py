@@ -1,7 +1,6 @@
 """The data that is there without a download: scikit-learn's handwritten digits."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 PRESET = "deit_nano_distilled_patch4_32_digits"
 _TRAINED_ON = 1437  # of 1797, examples/train_digits.py
@@ -20,5 +19,7 @@ def test_digits():
 
 
 def _digits():
+    from sklearn.datasets import load_digits  # here: run.py wants the name of the preset alone
+
     digits = load_digits()
     return np.round(digits.images[..., None] * (255 / 16)).astype("uint8"), digits.target

@@ -1,6 +1,7 @@
 """Exports a case's classifier, in a process of its own so that the runtimes that read it carry no TensorFlow.
 
-KERAS_BACKEND=tensorflow python -m benchmarks.export FOLDER onnx|openvino
+KERAS_BACKEND=tensorflow python -m benchmarks.export FOLDER onnx
+KERAS_BACKEND=torch python -m benchmarks.export FOLDER openvino
 """
 
 import pathlib

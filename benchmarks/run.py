@@ -2,7 +2,7 @@
 
     python -m benchmarks.run --subject keras_deit,keras_hub,timm --preset deit_small_distilled_patch16_224 --batch_size 1,8
 
-Each subject runs in a process of its own. Those of one preset, mode and batch size are timed in turns, a few steps each, so that what else
+Each subject runs in a process of its own. Those of one preset and batch size are timed in turns, a few steps each, so that what else
 the machine does falls on all alike. A measurement that the file has already is not taken again.
 """
 
@@ -14,7 +14,7 @@ import tempfile
 
 from absl import app, flags
 
-from benchmarks import results
+from benchmarks import digits, results
 from benchmarks.environment import environment
 from benchmarks.measure import measure, worker_environment
 from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, Request
@@ -45,15 +45,16 @@ CHOICES = {
     "backend": ("tensorflow", "jax", "torch"),
     "dtype": ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "int8"),
 }
-SMOKE_PRESET = "deit_nano_distilled_patch4_32_digits"
 
 
 def groups(folder, preset, image_size, num_layers):
     """Requests that are timed in turns, group by group."""
-    for mode, batch_size in itertools.product(FLAGS.mode, map(int, FLAGS.batch_size)):
+    for batch_size in map(int, FLAGS.batch_size):
         yield [
             Request(subject, preset, mode, backend, dtype, jit, batch_size, FLAGS.device, image_size, num_layers, folder)
-            for dtype, subject, backend in itertools.product(FLAGS.dtype, [*FLAGS.subject, "ceiling"], FLAGS.backend)
+            for mode, dtype, subject, backend in itertools.product(
+                FLAGS.mode, FLAGS.dtype, [*FLAGS.subject, "ceiling"], FLAGS.backend
+            )
             if ONLY_BACKEND.get(subject, backend) == backend
             for jit in jits(subject, backend, mode, dtype)
         ]
@@ -63,8 +64,6 @@ def jits(subject, backend, mode, dtype):
     """Whether to compile; both where it is not known which is faster."""
     if subject in ("ceiling", "openvino", "onnxruntime"):
         return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
-    if dtype == "int8" and backend == "torch" and subject not in ONLY_BACKEND:
-        return (False,)  # torch.compile of Keras' int8 layers takes minutes
     if FLAGS.jit != "auto":
         return (FLAGS.jit == "on",)
     if backend == "jax":
@@ -88,7 +87,7 @@ def main(_):
         if backend is not None and backend not in FLAGS.backend:
             raise app.UsageError(f"{subject} runs on {backend} alone: add it to --backend. Received: {','.join(FLAGS.backend)}")
     if FLAGS.smoke:
-        FLAGS.preset, FLAGS.batch_size, FLAGS.rounds, FLAGS.seconds_per_turn = [SMOKE_PRESET], ["2"], 1, 0.0
+        FLAGS.preset, FLAGS.batch_size, FLAGS.rounds, FLAGS.seconds_per_turn = [digits.PRESET], ["2"], 1, 0.0
     try:
         done = {results.key(row) for row in results.read(FLAGS.output)}
     except ValueError as error:
@@ -113,7 +112,7 @@ def main(_):
 
 def heading(requests):
     request = requests[0]
-    return f"{results.model_name(dataclasses.asdict(request))}, {request.mode}, batch {request.batch_size}"
+    return f"{results.model_name(dataclasses.asdict(request))}, batch {request.batch_size}"
 
 
 def make_case(folder, preset, image_size, num_layers):

@@ -14,12 +14,13 @@ SUBJECTS = {
     function.__name__: function
     for function in (keras_deit, openvino, onnxruntime, keras_hub, keras_cv, timm, transformers, ceiling)
 }
-# Where a subject runs on one backend alone: PyTorch's own models, and what is exported from TensorFlow.
+# Where a subject runs on one backend alone: PyTorch's own models, and what is exported from one. OpenVINO finds attention in what comes
+# from PyTorch, where it is one operation, and runs it as one.
 ONLY_BACKEND = {
     "timm": "torch",
     "transformers": "torch",
     "keras_cv": "tensorflow",
-    "openvino": "tensorflow",
+    "openvino": "torch",
     "onnxruntime": "tensorflow",
 }
 

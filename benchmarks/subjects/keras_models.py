@@ -9,6 +9,7 @@ from benchmarks.subjects.base import Subject, backbone_config, path, random_imag
 def keras_deit(request):
     from keras_deit.models import DeiTImageClassifier
 
+    _refuse_int8_without_kernel(request)
     if request.dtype == "int8":
         model = DeiTImageClassifier.from_preset(path(request, "keras_deit"), preprocessor=None)
         model.quantize("int8")
@@ -20,6 +21,7 @@ def keras_deit(request):
 def keras_hub(request):
     import keras_hub
 
+    _refuse_int8_without_kernel(request)
     refuse(request, not request.preset.startswith("deit_") or "_distilled_" not in request.preset, "distilled DeiT alone")
     refuse(request, backbone_config(request.folder)["image_shape"][-1] != 3, "images of three channels alone")
     refuse(request, request.mode == "attention", "attention scores cannot be reached")
@@ -27,6 +29,7 @@ def keras_hub(request):
     model = keras_hub.models.DeiTImageClassifier.from_preset(str(path(request, "transformers")), dtype=dtype)
     model.preprocessor = None
     if request.dtype == "int8":
+        model(np.zeros((1, *model.input.shape[1:]), "float32"))  # its attention can be quantized once it was called
         model.quantize("int8")
     return _keras_subject(request, model, "class")
 
@@ -108,6 +111,11 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
         return np.asarray(keras.ops.convert_to_numpy(outputs), "float32")
 
     return Subject(run, lambda: call(images), logits, answers)
+
+
+def _refuse_int8_without_kernel(request):
+    slow = request.dtype == "int8" and request.backend == "torch" and request.device == "cpu"
+    refuse(request, slow, "Keras' int8 has no kernel on PyTorch's CPU (20 times slower than float32 there)")
 
 
 def _input_dtype(request):

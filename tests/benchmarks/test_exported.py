@@ -4,15 +4,15 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import worker
+from benchmarks import digits, worker
 from benchmarks.case import write_case
-from benchmarks.subjects import SUBJECTS, NotSupportedError, Request
-from tests.benchmarks.test_run import SMOKE_PRESET, run
+from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, NotSupportedError, Request
+from tests.benchmarks.test_run import run
 
-for runtime in ("tf2onnx", "onnxruntime", "openvino", "nncf"):
+for runtime in ("nncf", "onnxruntime", "openvino", "tf2onnx", "torch"):
     pytest.importorskip(runtime)
 pytestmark = [
-    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras exports from TensorFlow"),
+    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="each runtime has its backend: once is enough"),
     pytest.mark.filterwarnings("ignore"),  # of the runtimes
 ]
 
@@ -20,12 +20,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
-    write_case(folder, SMOKE_PRESET)
+    write_case(folder, digits.PRESET)
     return folder
 
 
 def request_for(subject, dtype, folder, mode="inference"):
-    return Request(subject, SMOKE_PRESET, mode, "tensorflow", dtype, True, 3, "cpu", None, None, str(folder))
+    return Request(subject, digits.PRESET, mode, ONLY_BACKEND[subject], dtype, True, 3, "cpu", None, None, str(folder))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -11,13 +11,12 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import measure, report, results, worker
+from benchmarks import digits, measure, report, results, worker
 from benchmarks.case import write_case
 from benchmarks.subjects import Request
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
-SMOKE_PRESET = "deit_nano_distilled_patch4_32_digits"
 
 
 def run(module, *arguments):
@@ -71,14 +70,14 @@ def test_smoke(tmp_path):
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     folder = tmp_path_factory.mktemp("case")
-    write_case(folder, SMOKE_PRESET)
+    write_case(folder, digits.PRESET)
     return folder
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_inference_is_checked_before_it_is_timed(dtype, case):
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
+    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
     subject, facts = worker.prepare(request)
     assert 0 <= facts["logits_relative_error"] <= worker.TOLERANCES[dtype]
     assert len(worker.timed(subject, 2)) == 2
@@ -89,7 +88,7 @@ def test_wrong_answers_are_not_timed(case, tmp_path):
     with np.load(case / "case.npz") as content:
         np.savez(tmp_path / "case" / "case.npz", images=content["images"], mean=content["mean"][:, ::-1])
     request = Request(
-        "keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, None, str(tmp_path / "case")
+        "keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, None, str(tmp_path / "case")
     )
     with pytest.raises(ValueError, match="The logits differ from the reference by"):
         worker.prepare(request)
@@ -112,7 +111,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
             pass
 
     monkeypatch.setattr(measure, "Worker", Small)
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, None, "")
+    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, None, "")
     (row,) = measure.measure([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"], row["status"]) == (13, 3, "measured")
     assert row["n"] == 4
@@ -129,14 +128,16 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
             pass
 
     monkeypatch.setattr(measure, "Worker", Full)
-    request = Request("keras_deit", SMOKE_PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, None, "")
+    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, None, "")
     (row,) = measure.measure([request], {}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"]) == (4, 1)
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
 def test_training_changes_the_weights(case):
-    request = Request("keras_deit", SMOKE_PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, None, str(case))
+    request = Request(
+        "keras_deit", digits.PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, None, str(case)
+    )
     subject, facts = worker.prepare(request)
     assert facts["logits_relative_error"] is None
     first, second = subject.step(), subject.step()
