@@ -22,6 +22,12 @@ def check_rate(name, value):
     return float(value)
 
 
+def check_share(name, value):
+    if not _is_finite(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a share in [0, 1]. Received: {name}={value!r}")
+    return float(value)
+
+
 def check_positive_number(name, value):
     if not _is_finite(value) or value <= 0:
         raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")

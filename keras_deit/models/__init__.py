@@ -1,6 +1,7 @@
 """Whole models, as functional graphs over the layers."""
 
 from keras_deit.models.deit_backbone import DeiTBackbone
+from keras_deit.models.deit_distiller import DeiTDistiller
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 
-__all__ = ["DeiTBackbone", "DeiTImageClassifier"]
+__all__ = ["DeiTBackbone", "DeiTDistiller", "DeiTImageClassifier"]

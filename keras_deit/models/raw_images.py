@@ -10,6 +10,12 @@ class RawImageInputs:
     Arrays, `tf.data` and `keras.utils.PyDataset` are taken. With `preprocessor=None` the methods are those of `keras.Model`.
     """
 
+    _takes_named_images = False  # whether `x` may be a dictionary of arrays
+
+    def _converter(self, training):
+        """From raw images to what the model takes."""
+        return self.preprocessor
+
     def fit(
         self,
         x=None,
@@ -40,7 +46,7 @@ class RawImageInputs:
                     validation_data = self._convert(*validation_data, batch_size=validation_batch_size)
                 else:
                     validation_data = self._convert(validation_data)
-            x = self._convert(x, y, sample_weight, batch_size, shuffle)
+            x = self._convert(x, y, sample_weight, batch_size, shuffle, training=True)
             y = sample_weight = batch_size = None
             # Arrays are shuffled in the conversion, and tf.data shuffles itself.
             shuffle = shuffle and isinstance(x, _ConvertedDataset)
@@ -72,7 +78,7 @@ class RawImageInputs:
         return super().predict(x, batch_size=batch_size, **kwargs)
 
     def train_on_batch(self, x, *args, **kwargs):
-        return super().train_on_batch(self._convert_images(x), *args, **kwargs)
+        return super().train_on_batch(self._convert_images(x, training=True), *args, **kwargs)
 
     def test_on_batch(self, x, *args, **kwargs):
         return super().test_on_batch(self._convert_images(x), *args, **kwargs)
@@ -80,11 +86,12 @@ class RawImageInputs:
     def predict_on_batch(self, x):
         return super().predict_on_batch(self._convert_images(x))
 
-    def _convert_images(self, images):
-        return images if self.preprocessor is None else self.preprocessor(images)
+    def _convert_images(self, images, training=False):
+        return images if self.preprocessor is None else self._converter(training)(images)
 
-    def _convert(self, data, y=None, sample_weight=None, batch_size=None, shuffle=False):
+    def _convert(self, data, y=None, sample_weight=None, batch_size=None, shuffle=False, training=False):
         """Images and what goes with them as one dataset that yields converted batches."""
+        converter = self._converter(training)
         if (hasattr(data, "element_spec") or isinstance(data, keras.utils.PyDataset)) and (
             y is not None or sample_weight is not None
         ):
@@ -93,11 +100,11 @@ class RawImageInputs:
                 "`y` and `sample_weight` out."
             )
         if hasattr(data, "element_spec"):  # a tf.data.Dataset, told without importing TensorFlow
-            return data.map(lambda *batch: _convert_batch(self.preprocessor, batch), num_parallel_calls=-1).prefetch(-1)
+            return data.map(lambda *batch: _convert_batch(converter, batch), num_parallel_calls=-1).prefetch(-1)
         if isinstance(data, keras.utils.PyDataset):
-            return _ConvertedDataset(data, self.preprocessor)
-        if hasattr(data, "shape"):
-            return _ConvertedArrays(self.preprocessor, data, y, sample_weight, batch_size or 32, shuffle)
+            return _ConvertedDataset(data, converter)
+        if hasattr(data, "shape") or (self._takes_named_images and isinstance(data, dict)):
+            return _ConvertedArrays(converter, data, y, sample_weight, batch_size or 32, shuffle)
         raise TypeError(
             "With a preprocessor attached, images come as an array, a tf.data.Dataset or a keras.utils.PyDataset. For anything "
             "else, call `preprocessor(images)` in your own pipeline and use a classifier with `preprocessor=None`. "
@@ -160,7 +167,7 @@ class _ConvertedArrays(keras.utils.PyDataset):
         self._preprocessor = preprocessor
         self._batch_size = batch_size
         self._shuffle = shuffle
-        self._order = np.arange(len(images))
+        self._order = np.arange(*lengths)
 
     @property
     def num_batches(self):
@@ -169,7 +176,7 @@ class _ConvertedArrays(keras.utils.PyDataset):
     def __getitem__(self, index):
         rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
         images, y, sample_weight = _map(lambda array: array[rows], self._arrays)
-        images = keras.ops.convert_to_numpy(self._preprocessor(images))
+        images = _map(_to_numpy, self._preprocessor(images))
         return tuple(part for part in (images, y, sample_weight) if part is not None)
 
     def on_epoch_begin(self):
