@@ -26,8 +26,8 @@ def keras_hub(request):
     refuse(request, backbone_config(request.folder)["image_shape"][-1] != 3, "images of three channels alone")
     refuse(request, request.mode == "attention", "attention scores cannot be reached")
     dtype = "float32" if request.dtype == "int8" else request.dtype
-    model = keras_hub.models.DeiTImageClassifier.from_preset(str(path(request, "transformers")), dtype=dtype)
-    model.preprocessor = None
+    folder = str(path(request, "transformers"))
+    model = keras_hub.models.DeiTImageClassifier.from_preset(folder, dtype=dtype, preprocessor=None)
     if request.dtype == "int8":
         model(np.zeros((1, *model.input.shape[1:]), "float32"))  # its attention can be quantized once it was called
         model.quantize("int8")
