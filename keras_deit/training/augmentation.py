@@ -1,0 +1,238 @@
+"""The recipes' augmentation in `tf.data`, whatever Keras' backend is.
+
+Each function takes a stateless seed, int32 or int64 of shape (2,), and gives the same result for it. Images are float, 0 to 255, until they
+are normalised. Source: timm's `transforms_factory.py`, `random_erasing.py` and `mixup.py`, torchvision's `RandomResizedCrop` and
+`ColorJitter`, and `augment.py` of facebookresearch/deit at 7e160fe.
+"""
+
+import math
+
+import tensorflow as tf
+
+from keras_deit.training.keras_cv_layers import rand_augment
+
+_GRAY = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's "L"
+
+
+def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
+    """Batches to train on.
+
+    Args:
+        dataset: `tf.data.Dataset` of (image (H, W, channels), 0 to 255, of any size; label, an integer), in the order to be learnt in.
+        augmentation: `Augmentation`, as of a recipe.
+        converter: `DeiTImageConverter` of the model. Its size, mean, std and data format are those of the batches; its centre crop is
+            left to evaluation. The model is trained with `preprocessor=None`.
+        num_classes: int.
+        batch_size: int. What is over at the end of an epoch is left out.
+        seed: int. Each pass over the dataset is another, and the same for this seed.
+
+    Returns:
+        `tf.data.Dataset` of (images (batch_size, height, width, channels), normalised; labels (batch_size, num_classes), float).
+
+    Raises:
+        ValueError: the dataset is not of single images and labels, or their channels do not suit the augmentation.
+    """
+    _check_elements(dataset, augmentation)
+    if augmentation.repeats > 1:
+        dataset = repeat_each(dataset, augmentation.repeats)
+    mean, std = (tf.constant(values, tf.float32) for values in (converter.mean, converter.std))
+
+    def one(element, seed):
+        image, label = element
+        seeds = tf.random.split(tf.stack([seed, 0]), 6)
+        image = tf.cast(image, tf.float32)
+        crop = padded_crop if augmentation.crop == "padded" else random_resized_crop
+        image = crop(image, converter.image_size, seeds[0])
+        image = tf.image.stateless_random_flip_left_right(image, seeds[1])
+        if augmentation.rand_augment:
+            image = rand_augment()(image)
+        if augmentation.three_augment:
+            image = three_augment(image, seeds[2])
+        if augmentation.color_jitter:
+            image = color_jitter(image, augmentation.color_jitter, seeds[3])
+        image = (image / 255.0 - mean) / std
+        if augmentation.erasing_rate:
+            image = random_erasing(image, augmentation.erasing_rate, seeds[4])
+        return image, tf.one_hot(label, num_classes)
+
+    def many(batch, seed):
+        images, labels = batch
+        if augmentation.mixup_alpha or augmentation.cutmix_alpha:
+            seed = tf.stack([seed, 1])
+            images, labels = mix(images, labels, augmentation.mixup_alpha, augmentation.cutmix_alpha, seed)
+        if converter.data_format == "channels_first":
+            images = tf.transpose(images, (0, 3, 1, 2))
+        return images, labels
+
+    dataset = _with_seeds(dataset, seed).map(one, tf.data.AUTOTUNE, deterministic=True)
+    dataset = _with_seeds(dataset.batch(batch_size, drop_remainder=True), seed + 1)
+    return dataset.map(many, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _check_elements(dataset, augmentation):
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank != 3 or spec[1].shape.rank != 0:
+        raise ValueError(
+            "`dataset` must be of single images and labels, (image (H, W, channels), label), before any batching. "
+            f"Received: a dataset of {spec}"
+        )
+    channels = spec[0].shape[-1]
+    of_colors = augmentation.rand_augment or augmentation.three_augment or augmentation.color_jitter
+    if channels is None or (of_colors and channels != 3):
+        raise ValueError(
+            "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of channels must be known. "
+            f"Received: images of shape {tuple(spec[0].shape)}"
+        )
+
+
+def _with_seeds(dataset, seed):
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    return tf.data.Dataset.zip(dataset, seeds)
+
+
+def repeat_each(dataset, repeats):
+    """Repeated augmentation: each image several times in a row, in an epoch as long as before.
+
+    The copies of an image meet in one batch, as in the official code those on several GPUs do.
+    """
+    repeated = dataset.flat_map(lambda *element: tf.data.Dataset.from_tensors(element).repeat(repeats))
+    return repeated.take(dataset.cardinality())
+
+
+def random_resized_crop(image, size, seed, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A part of the image of random area and aspect ratio, resized to (height, width) with an antialiased bicubic filter."""
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    top, left, crop_height, crop_width, found = random_box(height, width, scale, ratio, seed)
+    # Where nothing fits, as in a panorama, the largest centred part of an allowed ratio.
+    whole_height = tf.minimum(height, tf.cast(tf.round(tf.cast(width, tf.float32) / ratio[0]), tf.int32))
+    whole_width = tf.minimum(width, tf.cast(tf.round(tf.cast(height, tf.float32) * ratio[1]), tf.int32))
+    crop_height, crop_width = tf.where(found, crop_height, whole_height), tf.where(found, crop_width, whole_width)
+    top, left = tf.where(found, top, (height - crop_height) // 2), tf.where(found, left, (width - crop_width) // 2)
+    return _resize(image[top : top + crop_height, left : left + crop_width], size)
+
+
+def padded_crop(image, size, seed, padding=4):
+    """DeiT III's simple crop: the shorter side resized, 4 pixels reflected at each edge, and a part of `size` cut out."""
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    scale = tf.reduce_max(tf.constant(size, tf.float32) / shape)
+    image = _resize(image, tf.cast(tf.round(shape * scale), tf.int32))
+    image = tf.pad(image, ((padding, padding), (padding, padding), (0, 0)), "REFLECT")
+    return tf.image.stateless_random_crop(image, (*size, image.shape[-1]), seed)
+
+
+def three_augment(image, seed):
+    """One of grayscale, solarize and Gaussian blur, each as often as the others."""
+    choice, blur = tf.unstack(tf.random.split(seed, 2))
+    return tf.switch_case(
+        tf.random.stateless_uniform((), choice, maxval=3, dtype=tf.int32),
+        [
+            lambda: tf.zeros_like(image) + _gray(image),
+            lambda: tf.where(image < 128, image, 255 - image),
+            lambda: gaussian_blur(image, tf.random.stateless_uniform((), blur, 0.1, 2.0)),
+        ],
+    )
+
+
+def gaussian_blur(image, sigma, radius=6):
+    """Blurred with a standard deviation of `sigma` pixels, at most a third of `radius`."""
+    offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
+    weights = tf.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= tf.reduce_sum(weights)
+    channels = image.shape[-1]
+    kernel = tf.tile(weights[:, None, None, None], (1, 1, channels, 1))
+    image = tf.pad(image, ((radius, radius), (radius, radius), (0, 0)), "REFLECT")[None]
+    for along in (kernel, tf.transpose(kernel, (1, 0, 2, 3))):
+        image = tf.nn.depthwise_conv2d(image, along, (1, 1, 1, 1), "VALID")
+    return image[0]
+
+
+def color_jitter(image, strength, seed):
+    """Brightness, contrast and saturation, in random order, each by a factor of 1 give or take `strength`."""
+    order, factors = tf.unstack(tf.random.split(seed, 2))
+    order = tf.random.experimental.stateless_shuffle(tf.range(3), order)
+    factors = tf.random.stateless_uniform((3,), factors, max(0.0, 1 - strength), 1 + strength)
+
+    def towards(other, image, factor):
+        return tf.clip_by_value(other + factor * (image - other), 0.0, 255.0)
+
+    for index in range(3):
+        factor = factors[index]
+        image = tf.switch_case(
+            order[index],
+            [
+                lambda image=image, factor=factor: towards(0.0, image, factor),
+                lambda image=image, factor=factor: towards(tf.reduce_mean(_gray(image)), image, factor),
+                lambda image=image, factor=factor: towards(_gray(image), image, factor),
+            ],
+        )
+    return image
+
+
+def random_erasing(image, rate, seed):
+    """A box of 2 to 33% of a normalised image, with noise in place of its pixels, in a share `rate` of the images."""
+    erase, box, noise = tf.unstack(tf.random.split(seed, 3))
+    height, width = image.shape[0], image.shape[1]
+    top, left, box_height, box_width, found = random_box(height, width, (0.02, 1 / 3), (0.3, 1 / 0.3), box)
+    erased = found & (tf.random.stateless_uniform((), erase) < rate)
+    mask = box_mask(height, width, top, left, box_height, box_width)
+    return tf.where(erased & mask, tf.random.stateless_normal(image.shape, noise), image)
+
+
+def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
+    """MixUp or CutMix of a batch with itself in reverse, one or the other for all of it, and its labels likewise."""
+    switch, share, place = tf.unstack(tf.random.split(seed, 3))
+    if mixup_alpha and cutmix_alpha:
+        cuts = tf.random.stateless_uniform((), switch) < 0.5
+    else:
+        cuts = tf.constant(bool(cutmix_alpha))
+    kept = _beta(tf.where(cuts, cutmix_alpha, mixup_alpha), share)
+    height, width = images.shape[1], images.shape[2]
+
+    def cut():
+        sides = tf.sqrt(1 - kept) * tf.constant((height, width), tf.float32)
+        half = tf.cast(sides, tf.int32) // 2
+        centre = tf.cast(tf.random.stateless_uniform((2,), place) * tf.constant((height, width), tf.float32), tf.int32)
+        start, end = tf.maximum(centre - half, 0), tf.minimum(centre + half, (height, width))
+        mask = box_mask(height, width, start[0], start[1], end[0] - start[0], end[1] - start[1])
+        return tf.where(mask, images[::-1], images), 1 - tf.reduce_mean(tf.cast(mask, tf.float32))
+
+    mixed, kept = tf.cond(cuts, cut, lambda: (kept * images + (1 - kept) * images[::-1], kept))
+    return mixed, kept * labels + (1 - kept) * labels[::-1]
+
+
+def _beta(alpha, seed):
+    first, second = tf.unstack(tf.random.stateless_gamma((2,), seed, alpha))
+    return first / (first + second)
+
+
+def random_box(height, width, scale, ratio, seed, tries=10):
+    """(top, left, height, width, whether one fits) of the first of some boxes, of random area and aspect ratio, that fits."""
+    seeds = tf.unstack(tf.random.split(seed, 4))
+    area = tf.cast(height * width, tf.float32) * tf.random.stateless_uniform((tries,), seeds[0], *scale)
+    aspect = tf.exp(tf.random.stateless_uniform((tries,), seeds[1], math.log(ratio[0]), math.log(ratio[1])))
+    heights = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
+    widths = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
+    fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    box_height, box_width = heights[first], widths[first]
+    top, left = (
+        tf.cast(tf.random.stateless_uniform((), seed) * tf.cast(room + 1, tf.float32), tf.int32)
+        for seed, room in ((seeds[2], height - box_height), (seeds[3], width - box_width))
+    )
+    return top, left, box_height, box_width, tf.reduce_any(fits)
+
+
+def box_mask(height, width, top, left, box_height, box_width):
+    """(height, width, 1), true inside the box."""
+    rows, columns = tf.range(height)[:, None, None], tf.range(width)[None, :, None]
+    return (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+
+
+def _gray(image):
+    return tf.reduce_sum(image * _GRAY, axis=-1, keepdims=True)
+
+
+def _resize(image, size):
+    """As Pillow, to whole levels."""
+    image = tf.image.resize(image, size, "bicubic", antialias=True)
+    return tf.round(tf.clip_by_value(image, 0.0, 255.0))
