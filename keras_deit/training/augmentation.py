@@ -40,7 +40,6 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
     def one(element, seed):
         image, label = element
         seeds = tf.random.split(tf.stack([seed, 0]), 6)
-        image = tf.cast(image, tf.float32)
         crop = padded_crop if augmentation.crop == "padded" else random_resized_crop
         image = crop(image, converter.image_size, seeds[0])
         image = tf.image.stateless_random_flip_left_right(image, seeds[1])
@@ -173,9 +172,12 @@ def random_erasing(image, rate, seed):
     erase, box, noise = tf.unstack(tf.random.split(seed, 3))
     height, width = image.shape[0], image.shape[1]
     top, left, box_height, box_width, found = random_box(height, width, (0.02, 1 / 3), (0.3, 1 / 0.3), box)
-    erased = found & (tf.random.stateless_uniform((), erase) < rate)
-    mask = box_mask(height, width, top, left, box_height, box_width)
-    return tf.where(erased & mask, tf.random.stateless_normal(image.shape, noise), image)
+
+    def erased():
+        mask = box_mask(height, width, top, left, box_height, box_width)
+        return tf.where(mask, tf.random.stateless_normal(image.shape, noise), image)
+
+    return tf.cond(found & (tf.random.stateless_uniform((), erase) < rate), erased, lambda: image)
 
 
 def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
