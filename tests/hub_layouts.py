@@ -7,7 +7,10 @@ from safetensors.numpy import save_file
 
 from keras_deit.presets.tensor_names import rules, to_timm
 from keras_deit.presets.weights import state_of
+from tests.helpers import randomize, tiny_classifier
 
+LABELS = ["ant", "bee", "cat", "dog", "eel"]
+SIZES = {"image_shape": (32, 48, 3), "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 32}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -134,3 +137,20 @@ def transformers_names(tensors, version, model="deit", heads=("cls_classifier", 
                 }[start]
             ] = tensor
     return renamed
+
+
+def classifier_of(rng, num_classes=5, **backbone):
+    return randomize(tiny_classifier(backbone, num_classes=num_classes, labels=None, preprocessor=None), rng)
+
+
+def transformers_folder(path, classifier, architecture, version, **changes):
+    model = "deit" if architecture.startswith("DeiT") else "vit"
+    heads = ("cls_classifier", "distillation_classifier") if "Teacher" in architecture else ("classifier",)
+    tensors = transformers_names(timm_tensors(classifier), version, model, heads)
+    if architecture.endswith("Model"):
+        tensors = {
+            name.removeprefix(f"{model}."): array for name, array in tensors.items() if not name.startswith("classifier")
+        }
+        tensors["pooler.dense.weight"], tensors["pooler.dense.bias"] = np.ones((8, 8), "float32"), np.ones(8, "float32")
+    config = transformers_config(architecture, classifier.backbone, LABELS, **changes)
+    return write_folder(path, tensors, config=config, preprocessor_config=deit_processor())

@@ -353,3 +353,18 @@ def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
     assert DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None).preprocessor is None
+
+
+def test_one_of_two_heads_is_another_model(tmp_path):
+    tiny_classifier().save_to_preset(tmp_path / "own")
+    with raises(
+        f"The preset {str(tmp_path / 'own')!r} has two heads that answer together; one alone is another model. Leave out "
+        "`use_distillation_head=False`, or take `token_logits` apart."
+    ):
+        DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_head=False)
+
+
+def test_an_override_that_says_what_is_there_already_changes_nothing(rng, tmp_path):
+    one = randomize(tiny_classifier(use_distillation_head=False), rng)
+    one.save_to_preset(tmp_path / "own")
+    assert list(DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_token=True).token_logits) == ["class"]
