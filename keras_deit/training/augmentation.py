@@ -18,7 +18,8 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
     """Batches to train on.
 
     Args:
-        dataset: `tf.data.Dataset` of (image (H, W, channels), 0 to 255, of any size; label, an integer), in the order to be learnt in.
+        dataset: `tf.data.Dataset` of (image (H, W, channels), 0 to 255, of any size; label, an integer or a value for each class), in the
+            order to be learnt in.
         augmentation: `Augmentation`, as of a recipe.
         converter: `DeiTImageConverter` of the model. Its size, mean, std and data format are those of the batches; its centre crop is
             left to evaluation. The model is trained with `preprocessor=None`.
@@ -32,7 +33,7 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
     Raises:
         ValueError: the dataset is not of single images and labels, or their channels do not suit the augmentation.
     """
-    _check_elements(dataset, augmentation)
+    _check_elements(dataset, augmentation, num_classes)
     if augmentation.repeats > 1:
         dataset = repeat_each(dataset, augmentation.repeats)
     mean, std = (tf.constant(values, tf.float32) for values in (converter.mean, converter.std))
@@ -52,7 +53,7 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
         image = (image / 255.0 - mean) / std
         if augmentation.erasing_rate:
             image = random_erasing(image, augmentation.erasing_rate, seeds[4])
-        return image, tf.one_hot(label, num_classes)
+        return image, tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
 
     def many(batch, seed):
         images, labels = batch
@@ -68,12 +69,12 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
     return dataset.map(many, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _check_elements(dataset, augmentation):
+def _check_elements(dataset, augmentation, num_classes):
     spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank != 3 or spec[1].shape.rank != 0:
+    if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank != 3 or spec[1].shape not in ((), (num_classes,)):
         raise ValueError(
-            "`dataset` must be of single images and labels, (image (H, W, channels), label), before any batching. "
-            f"Received: a dataset of {spec}"
+            "`dataset` must be of single images and labels, (image (H, W, channels), label), before any batching, labels as integers or as "
+            f"{num_classes} values. Received: a dataset of {spec}"
         )
     channels = spec[0].shape[-1]
     of_colors = augmentation.rand_augment or augmentation.three_augment or augmentation.color_jitter

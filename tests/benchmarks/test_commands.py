@@ -1,0 +1,37 @@
+"""The smaller measurements run, and print tables of figures."""
+
+import keras
+import pytest
+
+from benchmarks import digits
+from tests.benchmarks.test_run import run
+
+
+def table(module, *arguments):
+    """{first cell: the others} of what a command prints."""
+    result = run(module, *arguments)
+    assert result.returncode == 0, result.stderr
+    lines = [line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith("| ")]
+    return {first.strip(): [cell.strip() for cell in others] for first, *others in lines[2:]}
+
+
+def test_parts_add_up_to_the_whole():
+    rows = table("parts", "--preset", digits.PRESET, "--batch_size", 2, "--rounds", 2, "--nojit")
+    whole = float(rows.pop("whole model")[1])
+    assert "MLP, first product and GELU" in rows
+    assert sum(float(row[1]) for row in rows.values()) == pytest.approx(whole, abs=1.0)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data, whatever the backend")
+def test_augmentation():
+    pytest.importorskip("keras_cv")
+    rows = table("augmentation", "--batch_size", 2, "--image_size", 32, "--batches", 1, "--rounds", 1)
+    assert len(rows) == 4
+    for name in ("keras_deit, DeiT", "keras_deit, DeiT III", "Keras core, DeiT"):
+        assert float(rows[name][0]) > 0
+
+
+def test_import_time():
+    rows = table("startup", "--modules", "json,no_such_module", "--rounds", 1)
+    assert float(rows["json"][0]) >= 0
+    assert rows["no_such_module"] == ["cannot be imported", ""]
