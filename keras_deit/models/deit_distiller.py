@@ -9,6 +9,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_share
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.distillation_losses import HardDistillationLoss, SoftDistillationLoss
+from keras_deit.models.preset_model import unique_name
 from keras_deit.models.raw_images import RawImageInputs
 
 DISTILLATION_TYPES = ("hard", "soft")
@@ -87,7 +88,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
         alpha = check_share("alpha", alpha)
         soft = SoftDistillationLoss(temperature, kl_reduction)
-        super().__init__(**kwargs)
+        super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
         self.student = student
         self.distillation_type = distillation_type
         self.alpha = alpha

@@ -33,7 +33,7 @@ class RawImageInputs:
     ):
         if self.preprocessor is not None:
             if validation_split and validation_data is None:
-                if not hasattr(x, "shape"):
+                if not self._are_arrays(x):
                     raise ValueError(
                         "`validation_split` is for arrays. Split the dataset before, and give `validation_data`. "
                         f"Received: x={type(x).__name__}"
@@ -86,6 +86,9 @@ class RawImageInputs:
     def predict_on_batch(self, x):
         return super().predict_on_batch(self._convert_images(x))
 
+    def _are_arrays(self, data):
+        return hasattr(data, "shape") or (self._takes_named_images and isinstance(data, dict))
+
     def _convert_images(self, images, training=False):
         return images if self.preprocessor is None else self._converter(training)(images)
 
@@ -103,7 +106,7 @@ class RawImageInputs:
             return data.map(lambda *batch: _convert_batch(converter, batch), num_parallel_calls=-1).prefetch(-1)
         if isinstance(data, keras.utils.PyDataset):
             return _ConvertedDataset(data, converter)
-        if hasattr(data, "shape") or (self._takes_named_images and isinstance(data, dict)):
+        if self._are_arrays(data):
             return _ConvertedArrays(converter, data, y, sample_weight, batch_size or 32, shuffle)
         raise TypeError(
             "With a preprocessor attached, images come as an array, a tf.data.Dataset or a keras.utils.PyDataset. For anything "
@@ -120,7 +123,7 @@ def _convert_batch(preprocessor, batch):
 
 def _split(validation_split, *arrays):
     """The first samples of each array, and the last `validation_split` of them, as Keras splits."""
-    num_training = int(len(arrays[0]) * (1 - validation_split))
+    num_training = int(len(keras.tree.flatten(arrays)[0]) * (1 - validation_split))
     return _map(lambda array: array[:num_training], arrays), _map(lambda array: array[num_training:], arrays)
 
 

@@ -193,6 +193,17 @@ def test_raw_images_are_converted_for_each(kind, rng):
     np.testing.assert_allclose(distiller.evaluate(**data, verbose=0, return_dict=True)["accuracy"], expected, atol=1e-6)
 
 
+def test_raw_images_with_logits_are_split_for_validation(rng):
+    student = tiny_student(preprocessor=DeiTImageConverter((12, 32), data_format="channels_last"))
+    x = {"images": raw_images(rng, 8), "teacher_logits": rng.normal(size=(8, 5)).astype("float32")}
+    distiller = DeiTDistiller(student, None)
+    distiller.compile("sgd", jit_compile=JIT)
+    logs = distiller.fit(x, np.arange(8) % 5, validation_split=0.25, batch_size=3, verbose=0).history
+    assert sorted(logs) == ["class_loss", "distillation_loss", "loss", "val_loss"]
+    expected = distiller.evaluate(x["images"][6:], np.asarray([1, 2]), verbose=0)
+    np.testing.assert_allclose(logs["val_loss"][0], expected, rtol=1e-5)
+
+
 def test_a_callable_takes_the_raw_images(rng):
     student = tiny_student(preprocessor=DeiTImageConverter((12, 32), data_format="channels_last"))
     seen = []
