@@ -1,5 +1,6 @@
 """Training a student on labels and on what a teacher says."""
 
+import contextlib
 import inspect
 
 import keras
@@ -137,7 +138,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         # Before anything runs: an error in the middle of a step costs JAX the weights.
-        inputs, labels = getattr(x, "element_spec", (x, y))[:2]
+        data = getattr(x, "element_spec", (x, y))
+        inputs, labels = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
         if isinstance(inputs, dict) or hasattr(inputs, "shape"):
             self._check_there_is_a_teacher(_named(inputs))
         if hasattr(labels, "shape"):
@@ -202,8 +204,10 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     def _check_labels(self, y):
         """By shape, when the step is traced."""
         classes = self.student.num_classes
-        given = tuple(y.shape) if getattr(y.shape, "rank", 1) is not None else ()
-        one_hot = len(given) == 2 and given[-1] == classes > 1
+        if classes == 1 or getattr(y.shape, "rank", 1) is None:  # a tf.data.Dataset may not know
+            return
+        given = tuple(y.shape)
+        one_hot = len(given) == 2 and given[-1] == classes
         if isinstance(self.loss, _OF_INDICES) and one_hot:
             wanted, other = "indices of classes, (batch,)", "CategoricalCrossentropy"
         elif isinstance(self.loss, _OF_ONE_HOT) and not one_hot:
@@ -268,8 +272,8 @@ class _Teacher:
         self.variables = []
         if is_layer and not function.built:
             raise ValueError("`teacher` must be built, as a trained one is: call it on a batch of images first.")
-        if isinstance(function, keras.Model):
-            _check_logits(function.compute_output_shape(function.input_shape), student.num_classes)
+        with contextlib.suppress(AttributeError):  # a model of a class of its own does not know
+            _check_logits(function.output_shape, student.num_classes)
         if is_layer:
             function.trainable = False
             self._arguments = {"training": False}

@@ -218,6 +218,25 @@ def test_a_callable_takes_the_raw_images(rng):
     assert {tuple(shape)[1:] for shape in seen} == {(20, 30, 3)}
 
 
+def test_a_teacher_of_a_class_of_its_own_and_a_dataset_without_labels(rng):
+    class Teacher(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(5)
+
+        def call(self, inputs):
+            return self.dense(keras.ops.mean(inputs, axis=(1, 2)))
+
+    teacher = Teacher()
+    teacher(images(rng))
+    distiller = DeiTDistiller(tiny_student(), teacher)
+    distiller.compile("sgd", jit_compile=JIT)
+    assert np.isfinite(distiller.fit(images(rng), np.zeros(4, int), verbose=0).history["distillation_loss"]).all()
+    tf = pytest.importorskip("tensorflow")
+    with pytest.raises(ValueError, match="A distiller learns from labels too"):
+        distiller.fit(tf.data.Dataset.from_tensor_slices(images(rng)).batch(2), shuffle=False, verbose=0)
+
+
 def test_class_weights_and_mixed_labels(rng):
     distiller = DeiTDistiller(tiny_student(rng), tiny_teacher(rng))
     distiller.compile("sgd", jit_compile=JIT)
