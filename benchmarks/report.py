@@ -96,23 +96,24 @@ def _speed(row):
 
 
 def draw(rows, path):
-    """Images per second of each subject, a panel for each mode and preset, at the largest batch size."""
+    """Images per second of each subject, a panel for each group that has one of ours and a peer; for each group, if none has."""
     from matplotlib.figure import Figure  # without pyplot: no display is needed
 
-    panels = {}
-    for (_, mode, *_, batch_size), group in grouped(rows).items():
-        if any(map(_measured, best(group))):
-            panels[(mode, results.model_name(group[0]))] = (batch_size, group)
+    groups = [list(filter(_measured, best(group))) for group in grouped(rows).values()]
+    groups = [group for group in groups if group]
+    panels = [group for group in groups if len({row["subject"] in OURS for row in group}) == 2] or groups
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 2.6 * lines), layout="constrained")
-    for place, ((mode, preset), (batch_size, group)) in enumerate(panels.items(), start=1):
+    height = 1.2 + 0.2 * max(map(len, panels))  # inches
+    figure = Figure(figsize=(5 * columns, height * lines), layout="constrained")
+    for place, group in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, place)
-        bars = sorted(filter(_measured, best(group)), key=_speed)
+        bars = sorted(group, key=_speed)
         names = [f"{row['subject']} ({row['backend']}, {row['dtype']})" for row in bars]
         colors = ["tab:orange" if row["subject"] in OURS else "tab:gray" for row in bars]
         axes.barh(names, [_speed(row) for row in bars], color=colors)
-        axes.set_title(f"{preset}\n{mode}, batch {batch_size}", fontsize=9)
+        first = group[0]
+        axes.set_title(f"{results.model_name(first)}\n{first['mode']}, batch {first['requested_batch_size']}", fontsize=9)
         axes.set_xlabel("images/s", fontsize=8)
         axes.tick_params(labelsize=8)
     figure.savefig(path, dpi=110)
