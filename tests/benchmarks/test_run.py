@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import digits, measure, report, results, worker
 from benchmarks.case import write_case
-from benchmarks.subjects import Request
+from benchmarks.subjects import NotSupportedError, Request
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
@@ -74,13 +74,19 @@ def case(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if BACKEND == "torch" else ["float32", "bfloat16", "int8"])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_inference_is_checked_before_it_is_timed(dtype, case):
     request = Request("keras_deit", digits.PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
     subject, facts = worker.prepare(request)
     assert 0 <= facts["logits_relative_error"] <= worker.TOLERANCES[dtype]
     assert len(worker.timed(subject, 2)) == 2
+
+
+def test_int8_without_a_kernel_is_refused(case):
+    request = Request("keras_deit", digits.PRESET, "inference", "torch", "int8", False, 3, "cpu", None, None, str(case))
+    with pytest.raises(NotSupportedError, match="no kernel on PyTorch's CPU"):
+        worker.prepare(request)
 
 
 def test_wrong_answers_are_not_timed(case, tmp_path):
