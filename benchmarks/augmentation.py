@@ -30,7 +30,8 @@ def ours(name):
         converter = DeiTImageConverter(FLAGS.image_size, data_format="channels_last")
         images = photographs().map(lambda image: (image, 1))
         recipe = RECIPES[name].augmentation
-        return augmentation.augment(images, recipe, converter, NUM_CLASSES, FLAGS.batch_size).as_numpy_iterator()
+        batches = augmentation.augment(images, recipe, converter, NUM_CLASSES, FLAGS.batch_size, shuffle_buffer_size=8)
+        return batches.as_numpy_iterator()
 
     return make
 
@@ -71,7 +72,7 @@ def timm():
 
 def photographs():
     images = tf.constant(np.stack(load_sample_images().images))
-    return tf.data.Dataset.from_tensor_slices(images).repeat()
+    return tf.data.Dataset.from_tensor_slices(images).repeat(100_000)
 
 
 WAYS = {

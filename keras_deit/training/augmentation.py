@@ -14,33 +14,51 @@ from keras_deit.training.keras_cv_layers import rand_augment
 _GRAY = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's "L"
 
 
-def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
-    """Batches to train on.
+def augment(
+    dataset,
+    augmentation,
+    converter,
+    num_classes,
+    batch_size,
+    shuffle_buffer_size=1000,
+    read=None,
+    seed=0,
+    start=0,
+    num_shards=1,
+    shard=0,
+):
+    """Batches to train on, without end: give `fit` its `steps_per_epoch`.
+
+    Image number n of the training is the same for a seed, wherever the training started and however many processes share it.
 
     Args:
-        dataset: `tf.data.Dataset` of (image (H, W, channels), 0 to 255, of any size; label, an integer or a value for each class), in the
-            order to be learnt in.
+        dataset: `tf.data.Dataset` of known length, of (image (H, W, channels), 0 to 255, of any size; label, an integer or a value for
+            each class), the same in each pass: it is shuffled here.
         augmentation: `Augmentation`, as of a recipe.
         converter: `DeiTImageConverter` of the model. Its size, mean, std and data format are those of the batches; its centre crop is
             left to evaluation. The model is trained with `preprocessor=None`.
         num_classes: int.
-        batch_size: int. What is over at the end of an epoch is left out.
-        seed: int. Each pass over the dataset is another, and the same for this seed.
+        batch_size: int.
+        shuffle_buffer_size: elements of `dataset` in memory from which the next is drawn. All of them, where they are small. Defaults to
+            1000.
+        read: function from an element of `dataset` to (image, label), where it is a file's name, say. It is called after shuffling.
+        seed: int.
+        start: number of the first image, to go on with a training: batches seen times their size, of all shards.
+        num_shards, shard: processes that share the work, and which of them this is. Each reads its images alone; `batch_size` is of one.
 
     Returns:
         `tf.data.Dataset` of (images (batch_size, height, width, channels), normalised; labels (batch_size, num_classes), float).
 
     Raises:
-        ValueError: the dataset is not of single images and labels, or their channels do not suit the augmentation.
+        ValueError: the length of the dataset is not known, it is not of single images and labels, or their channels do not suit the
+            augmentation.
     """
-    _check_elements(dataset, augmentation, num_classes)
-    if augmentation.repeats > 1:
-        dataset = repeat_each(dataset, augmentation.repeats)
     mean, std = (tf.constant(values, tf.float32) for values in (converter.mean, converter.std))
 
-    def one(element, seed):
+    def one(number, element):
         image, label = element
-        seeds = tf.random.split(tf.stack([seed, 0]), 6)
+        # 2, for one image; 3, for a batch.
+        seeds = tf.random.split(tf.random.fold_in(tf.stack([seed, 2]), number), 6)
         crop = padded_crop if augmentation.crop == "padded" else random_resized_crop
         image = crop(image, converter.image_size, seeds[0])
         image = tf.image.stateless_random_flip_left_right(image, seeds[1])
@@ -53,24 +71,53 @@ def augment(dataset, augmentation, converter, num_classes, batch_size, seed=0):
         image = (image / 255.0 - mean) / std
         if augmentation.erasing_rate:
             image = random_erasing(image, augmentation.erasing_rate, seeds[4])
-        return image, tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
+        return number, image, tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
 
-    def many(batch, seed):
-        images, labels = batch
+    def many(numbers, images, labels):
         if augmentation.mixup_alpha or augmentation.cutmix_alpha:
-            seed = tf.stack([seed, 1])
-            images, labels = mix(images, labels, augmentation.mixup_alpha, augmentation.cutmix_alpha, seed)
+            batch_seed = tf.random.fold_in(tf.stack([seed, 3]), numbers[0])
+            images, labels = mix(images, labels, augmentation.mixup_alpha, augmentation.cutmix_alpha, batch_seed)
         if converter.data_format == "channels_first":
             images = tf.transpose(images, (0, 3, 1, 2))
         return images, labels
 
-    dataset = _with_seeds(dataset, seed).map(one, tf.data.AUTOTUNE, deterministic=True)
-    dataset = _with_seeds(dataset.batch(batch_size, drop_remainder=True), seed + 1)
+    dataset = _numbered(dataset, shuffle_buffer_size, augmentation.repeats, seed, start)
+    dataset = dataset.shard(num_shards, shard)
+    if read is not None:
+        dataset = dataset.map(lambda number, element: (number, read(element)), tf.data.AUTOTUNE, deterministic=True)
+    _check_elements(dataset.element_spec[1], augmentation, num_classes)
+    dataset = dataset.map(one, tf.data.AUTOTUNE, deterministic=True).batch(batch_size, drop_remainder=True)
     return dataset.map(many, tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _check_elements(dataset, augmentation, num_classes):
-    spec = dataset.element_spec
+def _numbered(dataset, shuffle_buffer_size, repeats, seed, start):
+    """(number, element) from number `start` on: pass after pass, each in another order.
+
+    Repeated augmentation has each element several times in a row, so that an epoch, as long as without, sees fewer. The copies meet in one
+    batch, or on the shards of one, as in the official code.
+    """
+    length = int(dataset.cardinality())
+    if length <= 0:
+        raise ValueError(
+            "`dataset` must have a known length, above 0: see `tf.data.Dataset.cardinality` and `apply(tf.data.experimental."
+            f"assert_cardinality(length))`. Received: a dataset of cardinality {length}"
+        )
+
+    def one_pass(number):
+        elements = dataset.shuffle(shuffle_buffer_size, seed=seed + number, reshuffle_each_iteration=False)
+        return elements.flat_map(lambda *element: tf.data.Dataset.from_tensors(_as_one(element)).repeat(repeats))
+
+    first_pass, seen = divmod(start, length * repeats)
+    passes = tf.data.Dataset.range(first_pass, tf.int64.max)
+    dataset = passes.flat_map(one_pass).skip(seen).enumerate(start)
+    return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _as_one(element):
+    return element if len(element) > 1 else element[0]
+
+
+def _check_elements(spec, augmentation, num_classes):
     if not isinstance(spec, tuple) or len(spec) != 2 or spec[0].shape.rank != 3 or spec[1].shape not in ((), (num_classes,)):
         raise ValueError(
             "`dataset` must be of single images and labels, (image (H, W, channels), label), before any batching, labels as integers or as "
@@ -83,20 +130,6 @@ def _check_elements(dataset, augmentation, num_classes):
             "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of channels must be known. "
             f"Received: images of shape {tuple(spec[0].shape)}"
         )
-
-
-def _with_seeds(dataset, seed):
-    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(dataset, seeds)
-
-
-def repeat_each(dataset, repeats):
-    """Repeated augmentation: each image several times in a row, in an epoch as long as before.
-
-    The copies of an image meet in one batch, as in the official code those on several GPUs do.
-    """
-    repeated = dataset.flat_map(lambda *element: tf.data.Dataset.from_tensors(element).repeat(repeats))
-    return repeated.take(dataset.cardinality())
 
 
 def random_resized_crop(image, size, seed, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
