@@ -15,7 +15,7 @@ from absl import app, flags
 from sklearn.datasets import load_sample_images
 
 from keras_deit.layers import DeiTImageConverter
-from keras_deit.training import RECIPES, augmentation
+from keras_deit.training import RECIPES, batches
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batch_size", 32, "Images in a batch.", lower_bound=2)
@@ -30,8 +30,8 @@ def ours(name):
         converter = DeiTImageConverter(FLAGS.image_size, data_format="channels_last")
         images = photographs().map(lambda image: (image, 1))
         recipe = RECIPES[name].augmentation
-        batches = augmentation.augment(images, recipe, converter, NUM_CLASSES, FLAGS.batch_size, shuffle_buffer_size=8)
-        return batches.as_numpy_iterator()
+        found = batches.training_batches(images, recipe, converter, NUM_CLASSES, FLAGS.batch_size, shuffle_buffer_size=8)
+        return found.as_numpy_iterator()
 
     return make
 

@@ -14,6 +14,7 @@ from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.rematerialization import rematerialized
 from keras_deit.layers.token_merging import TokenMerging
 
 
@@ -33,6 +34,8 @@ class TransformerBlock(CompositeLayer):
         layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
         num_merged_tokens: int, 0 or more. How many tokens `TokenMerging` takes away between attention and MLP. Defaults to 0: none.
         num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
+        remat: bool. Whether training keeps only the block's input, and computes the rest again for the gradient: less memory, more time,
+            the same numbers. Defaults to `False`.
 
     Call arguments:
         inputs: tokens.
@@ -73,6 +76,7 @@ class TransformerBlock(CompositeLayer):
         layer_norm_epsilon=1e-6,
         num_merged_tokens=0,
         num_prefix_tokens=1,
+        remat=False,
         **kwargs,
     ):
         num_heads = check_positive_int("num_heads", num_heads)
@@ -95,6 +99,7 @@ class TransformerBlock(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.num_merged_tokens = num_merged_tokens
         self.num_prefix_tokens = num_prefix_tokens
+        self.remat = bool(remat)
 
         self.attention_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_of("attention_norm"), name="attention_norm"
@@ -144,6 +149,13 @@ class TransformerBlock(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None):
+        def compute(inputs, token_sizes=None):
+            return self._compute(inputs, training, return_attention_scores, num_queries, token_sizes)
+
+        tensors = (inputs,) if token_sizes is None else (inputs, token_sizes)
+        return rematerialized(self, compute, *tensors) if self.remat and training else compute(*tensors)
+
+    def _compute(self, inputs, training, return_attention_scores, num_queries, token_sizes):
         merges = self._merges(num_queries)
         branch = self.attention(
             self.attention_norm(inputs),
@@ -195,4 +207,5 @@ class TransformerBlock(CompositeLayer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_merged_tokens": self.num_merged_tokens,
             "num_prefix_tokens": self.num_prefix_tokens,
+            "remat": self.remat,
         }

@@ -50,6 +50,8 @@ class DeiTBackbone(PresetModel):
         layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
         num_merged_tokens: int, 0 or more. How many tokens each block merges into others that are alike (`TokenMerging`): faster, a
             little less accurate, and no training needed. Defaults to 0.
+        remat: bool. Whether training keeps only the blocks' inputs, and computes the rest again for the gradient: less memory, more
+            time, the same numbers. Defaults to `False`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
         name: string. Defaults to a generated one.
@@ -97,6 +99,7 @@ class DeiTBackbone(PresetModel):
         layer_scale_init_value=None,
         layer_norm_epsilon=1e-6,
         num_merged_tokens=0,
+        remat=False,
         data_format=None,
         dtype=None,
         name=None,
@@ -145,6 +148,7 @@ class DeiTBackbone(PresetModel):
                 layer_norm_epsilon=layer_norm_epsilon,
                 num_merged_tokens=num_merged_tokens,
                 num_prefix_tokens=num_prefix_tokens,
+                remat=remat,
                 dtype=sublayer_policy(dtype, f"block_{index}"),
                 name=f"block_{index}",
             )
@@ -195,6 +199,7 @@ class DeiTBackbone(PresetModel):
         self.layer_scale_init_value = blocks[0].layer_scale_init_value
         self.layer_norm_epsilon = blocks[0].layer_norm_epsilon
         self.num_merged_tokens = num_merged_tokens
+        self.remat = bool(remat)
         self.data_format = data_format
         self._attention_scores = attention_scores
         self._block_outputs = block_outputs
@@ -266,6 +271,37 @@ class DeiTBackbone(PresetModel):
         """
         write_preset(directory, self, origin=self._origin)
 
+    @staticmethod
+    def get_layout_map(device_mesh, model_parallel_dim_name="model"):
+        """How the weights of a backbone, and of all that contains one, are split over devices; the rest is on each of them.
+
+        Heads and the inside of the MLP are split: what enters is cut by columns, what leaves by rows, so that each block sums over devices
+        twice. As in KerasHub, for `keras.distribution.ModelParallel(layout_map=...)`, on JAX.
+
+        Args:
+            device_mesh: `keras.distribution.DeviceMesh`.
+            model_parallel_dim_name: name of its axis to split over. Its size must divide `hidden_dim` and `intermediate_dim`.
+
+        Returns:
+            `keras.distribution.LayoutMap`.
+
+        Raises:
+            ValueError: the mesh has no such axis.
+
+        Reference: [Shoeybi et al., 2019](https://arxiv.org/abs/1909.08053), section 3.
+        """
+        if model_parallel_dim_name not in device_mesh.axis_names:
+            raise ValueError(
+                f"The device mesh must have an axis {model_parallel_dim_name!r}. Received: axes {', '.join(device_mesh.axis_names)}"
+            )
+        layout = keras.distribution.LayoutMap(device_mesh)
+        for entry in ("attention/qkv", "mlp/intermediate"):
+            layout[f".*block_.*/{entry}/kernel"] = (None, model_parallel_dim_name)
+            layout[f".*block_.*/{entry}/bias"] = (model_parallel_dim_name,)
+        for projection in ("attention/projection", "mlp/projection"):
+            layout[f".*block_.*/{projection}/kernel"] = (model_parallel_dim_name, None)
+        return layout
+
     def get_config(self):
         return {
             "name": self.name,
@@ -286,6 +322,7 @@ class DeiTBackbone(PresetModel):
             "layer_scale_init_value": self.layer_scale_init_value,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_merged_tokens": self.num_merged_tokens,
+            "remat": self.remat,
             "data_format": self.data_format,
         }
 

@@ -1,9 +1,10 @@
 """The published training recipes: what they are, and what they are built of.
 
-`keras_deit.training.augmentation`, which needs TensorFlow for its `tf.data` pipelines, is imported by itself.
+`batches`, `augmentation` and `image_folder`, which need TensorFlow for their `tf.data` pipelines, are imported by themselves.
 """
 
+from keras_deit.training.checkpoint import TrainingCheckpoint
 from keras_deit.training.losses import MixedLabelBinaryCrossentropy
 from keras_deit.training.recipes import RECIPES, Augmentation, Recipe
 
-__all__ = ["RECIPES", "Augmentation", "MixedLabelBinaryCrossentropy", "Recipe"]
+__all__ = ["RECIPES", "Augmentation", "MixedLabelBinaryCrossentropy", "Recipe", "TrainingCheckpoint"]

@@ -1,7 +1,5 @@
 """Statistics of each augmentation: rates, ranges, and that labels mix as images do."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
@@ -9,9 +7,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 
 from keras_deit.layers import DeiTImageConverter  # noqa: E402
-from keras_deit.models import DeiTDistiller  # noqa: E402
-from keras_deit.training import RECIPES, Augmentation, augmentation  # noqa: E402
-from tests.helpers import raises, tiny_classifier  # noqa: E402
+from keras_deit.training import augmentation  # noqa: E402
 
 N = 1500
 
@@ -150,140 +146,3 @@ def test_labels_mix_as_images_do(mixup, cutmix):
     if not cutmix:  # Beta(0.8, 0.8): mean 1/2, variance 1 / (4 * 2.6)
         assert abs(kept.mean() - 0.5) < 4 * np.sqrt(1 / (4 * 2.6) / N)
         assert abs(kept.var() - 1 / (4 * 2.6)) < 0.01
-
-
-def test_rand_augment_changes_three_images_of_four():
-    rand_augment = pytest.importorskip("keras_cv") and augmentation.rand_augment()
-    image = noise_image(32, 32)
-    dataset = tf.data.Dataset.from_tensors(image).repeat(400).map(rand_augment)
-    results = np.stack(list(dataset.as_numpy_iterator()))
-    assert results.min() >= 0
-    assert results.max() <= 255
-    # Two operations, each on half of the images; some of them leave an image of noise as it is.
-    assert 0.55 < (np.abs(results - np.asarray(image)) > 1).any((1, 2, 3)).mean() < 0.85
-
-
-def dataset_of(n=24, channels=3):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (n, 20, 30, channels)).astype("uint8")
-    return tf.data.Dataset.from_tensor_slices((images, np.arange(n) % 5))
-
-
-def batches_of(count, *args, **kwargs):
-    batches = augmentation.augment(dataset_of(), *args, 5, **kwargs)
-    assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
-    return [tuple(map(np.asarray, batch)) for batch in batches.take(count)]
-
-
-def assert_same(batches, others):
-    for batch, other in zip(batches, others, strict=True):
-        np.testing.assert_array_equal(batch[0], other[0])
-        np.testing.assert_array_equal(batch[1], other[1])
-
-
-def test_batches_are_those_of_the_recipe_and_of_the_seed():
-    recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))
-    batches = batches_of(8, recipe, converter, batch_size=6, seed=3)
-    images, labels = batches[0]
-    assert images.shape == (6, 12, 16, 3)
-    assert images.dtype == labels.dtype == np.float32
-    assert labels.shape == (6, 5)
-    np.testing.assert_allclose(labels.sum(-1), 1.0, atol=1e-5)
-    assert np.abs(images).max() < 3
-    assert_same(batches, batches_of(8, recipe, converter, batch_size=6, seed=3))
-    assert not np.array_equal(batches_of(1, recipe, converter, batch_size=6, seed=4)[0][0], images)
-
-
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_a_training_goes_on_where_it_was_left(repeats):
-    recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))
-    recipe = dataclasses.replace(recipe, repeats=repeats)
-    batches = batches_of(14, recipe, converter, batch_size=7)
-    for seen in (1, 5, 11):  # in a pass of 24 images, in the next ones, in the middle of an image's copies
-        assert_same(batches[seen:], batches_of(14 - seen, recipe, converter, batch_size=7, start=7 * seen))
-
-
-def test_processes_share_the_images_of_a_batch():
-    recipe, converter = Augmentation(three_augment=True, erasing_rate=0.5), DeiTImageConverter((12, 16))
-    whole = batches_of(5, recipe, converter, batch_size=6)
-    shards = [batches_of(5, recipe, converter, batch_size=3, num_shards=2, shard=shard) for shard in range(2)]
-    for index, (images, labels) in enumerate(whole):
-        for shard in range(2):
-            np.testing.assert_array_equal(shards[shard][index][0], images[shard::2])
-            np.testing.assert_array_equal(shards[shard][index][1], labels[shard::2])
-
-
-def test_each_process_reads_its_images_alone():
-    files = tf.data.Dataset.range(24)
-    was_read = []
-
-    def read(index):
-        tf.numpy_function(lambda index: was_read.append(int(index)), [index], [])
-        return tf.zeros((20, 30, 3)), index % 5
-
-    converter = DeiTImageConverter((12, 16))
-    batches = augmentation.augment(files, Augmentation(), converter, 5, 6, 24, read, num_shards=2, shard=1)
-    assert len(list(batches.take(2))) == 2  # all of this process' part of the first pass, and what is read ahead
-    assert len(set(was_read[:12])) == 12
-    other = augmentation.augment(
-        files,
-        Augmentation(),
-        converter,
-        5,
-        6,
-        24,
-        lambda index: (tf.zeros((9, 9, 3)) + tf.cast(index, tf.float32), 0),
-        num_shards=2,
-    )
-    seen = np.concatenate(
-        [images[:, 0, 0, 0] * converter.std[0] * 255 + converter.mean[0] * 255 for images, _ in other.take(2)]
-    )
-    assert not set(was_read[:12]) & set(np.round(seen).astype(int))
-
-
-def test_each_pass_has_every_image_in_another_order():
-    batches = batches_of(8, Augmentation(), DeiTImageConverter((12, 16)), batch_size=6)
-    orders = np.concatenate([labels for _, labels in batches]).argmax(-1).reshape(2, 24)
-    for order in orders:
-        np.testing.assert_array_equal(np.bincount(order), [5, 5, 5, 5, 4])
-    assert not np.array_equal(*orders)
-
-
-def test_repeated_augmentation_repeats_images():
-    (images, labels), *_ = batches = batches_of(4, Augmentation(repeats=3), DeiTImageConverter((12, 16)), batch_size=6)
-    labels = np.concatenate([batch[1] for batch in batches]).argmax(-1).reshape(8, 3)
-    assert (labels == labels[:, :1]).all()
-    assert not np.array_equal(images[0], images[1])
-
-
-def test_gray_images_and_channels_first_train_a_distiller():
-    student = tiny_classifier(
-        {"image_shape": (12, 32, 1), "num_layers": 1}, preprocessor=DeiTImageConverter((12, 32), mean=0.5, std=0.5)
-    )
-    converter = student.preprocessor
-    recipe = Augmentation(erasing_rate=0.25, mixup_alpha=0.8, cutmix_alpha=1.0)
-    batches = augmentation.augment(dataset_of(channels=1), recipe, converter, 5, 6)
-    student.preprocessor = None
-    distiller = DeiTDistiller(student, lambda images: keras.ops.zeros((keras.ops.shape(images)[0], 5)))
-    distiller.compile("sgd", RECIPES["deit"].build_loss())
-    assert np.isfinite(distiller.fit(batches, steps_per_epoch=4, shuffle=False, verbose=0).history["loss"]).all()
-    first = DeiTImageConverter((12, 32), mean=0.5, std=0.5, data_format="channels_first")
-    assert augmentation.augment(dataset_of(channels=1), recipe, first, 5, 6).element_spec[0].shape == (6, 1, 12, 32)
-
-
-def test_datasets_that_do_not_fit_are_refused():
-    converter = DeiTImageConverter((12, 16))
-    with pytest.raises(
-        ValueError, match=r"must be of single images and labels, \(image \(H, W, channels\), label\), before any"
-    ):
-        augmentation.augment(dataset_of().batch(2), Augmentation(), converter, 5, 6)
-    with raises(
-        "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of channels must be known. "
-        "Received: images of shape (20, 30, 1)"
-    ):
-        augmentation.augment(dataset_of(channels=1), RECIPES["deit"].augmentation, converter, 5, 6)
-    with raises(
-        "`dataset` must have a known length, above 0: see `tf.data.Dataset.cardinality` and "
-        "`apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset of cardinality -1"
-    ):
-        augmentation.augment(dataset_of().repeat(), Augmentation(), converter, 5, 6)

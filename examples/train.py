@@ -1,0 +1,280 @@
+"""Trains a DeiT on your images: from scratch, from a published checkpoint, or taught by another model.
+
+    pip install ".[train]"
+    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run
+    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --noload_weights --recipe deit
+    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --teacher deit3_base_patch16_224
+
+`photos` has the folders `train` and `val`, each with a folder of images for every class; `--data tfds:NAME` reads a set of
+TensorFlow Datasets. Killed at any moment and started again with the same flags, it goes on from its last epoch, and ends with the weights that
+it would have had. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `log.csv`, `curves.png`, `tensorboard`.
+
+Several devices: `--distribution data_parallel` or `model_parallel` with `KERAS_BACKEND=jax`, `mirrored` with TensorFlow. Several machines: JAX,
+and on each the variables `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES` and `_PROCESS_ID` of `keras.distribution.initialize`. `--batch_size`
+is of all together.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+
+import keras
+import tensorflow as tf
+from absl import app, flags, logging
+
+from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
+from keras_deit.training import RECIPES, TrainingCheckpoint, batches
+from keras_deit.training.image_folder import ImageFolder, reader
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("data", None, "Folder with train/ and val/, or tfds:NAME.", required=True)
+flags.DEFINE_string("preset", None, "Name, hf:// address or folder of the model.", required=True)
+flags.DEFINE_string("output", None, "Folder of all that is written.", required=True)
+flags.DEFINE_bool("load_weights", True, "Start from the preset's weights.")
+flags.DEFINE_string("teacher", None, "Preset, or .keras file that takes images from 0 to 255, to distil.")
+flags.DEFINE_enum("distillation_type", "hard", ["hard", "soft"], "How the teacher is listened to.")
+flags.DEFINE_float("alpha", 0.5, "Share of the teacher in the loss.", 0.0, 1.0)
+flags.DEFINE_float("temperature", 1.0, "Of soft distillation.", 1e-3)
+flags.DEFINE_enum("recipe", "deit3_base_fine_tune_224", list(RECIPES), "One of the published.")
+flags.DEFINE_integer("epochs", None, "Default: the recipe's.", 1)
+flags.DEFINE_integer("batch_size", None, "Images in a step, over all devices. Default: the recipe's.", 1)
+flags.DEFINE_integer("image_size", None, "Pixels of a side. Default: the preset's.", 1)
+flags.DEFINE_string("dtype_policy", "float32", "Such as mixed_bfloat16.")
+flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether XLA compiles the step.")
+flags.DEFINE_bool("ema", True, "Validate and save the moving average of the weights.")
+flags.DEFINE_float("ema_momentum", None, "Default: the recipe's, which is for long trainings.", 0.0, 1.0)
+flags.DEFINE_float("learning_rate", None, "At the recipe's batch size. Default: the recipe's.", 0.0)
+flags.DEFINE_integer("gradient_accumulation_steps", None, "Steps whose gradients make one update.", 2)
+flags.DEFINE_bool("remat", False, "Compute blocks again on the way back rather than keep what they computed: less memory.")
+flags.DEFINE_enum(
+    "distribution",
+    "none",
+    ["none", "data_parallel", "model_parallel", "mirrored", "multi_worker_mirrored"],
+    "How several devices share the work.",
+)
+flags.DEFINE_bool("skip_broken_images", False, "Leave out files that are no images, rather than stop.")
+flags.DEFINE_integer("seed", 0, "Of weights, order, augmentation and dropout.")
+
+COORDINATOR = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+
+
+def start_distribution():
+    """Says to Keras how devices share the work, and gives (the scope to build in, number of processes, which of them this is)."""
+    backend, kind = keras.backend.backend(), FLAGS.distribution
+    if kind == "multi_worker_mirrored":
+        raise app.UsageError(
+            "MultiWorkerMirroredStrategy fails inside the fit of Keras 3 (keras issue 20585). For several machines use "
+            "--distribution data_parallel with KERAS_BACKEND=jax."
+        )
+    wanted = {"data_parallel": "jax", "model_parallel": "jax", "mirrored": "tensorflow"}.get(kind, backend)
+    if backend != wanted:
+        raise app.UsageError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
+    if kind == "mirrored":
+        return tf.distribute.MirroredStrategy().scope(), 1, 0
+    if kind == "none":
+        return contextlib.nullcontext(), 1, 0
+    import jax
+
+    if COORDINATOR in os.environ:
+        keras.distribution.initialize()
+    devices = keras.distribution.list_devices()
+    if kind == "data_parallel":
+        distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    else:
+        if jax.process_count() > 1:
+            raise app.UsageError(
+                "--distribution model_parallel is for the devices of one machine; over several use data_parallel."
+            )
+        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
+        distribution = keras.distribution.ModelParallel(layout_map=DeiTBackbone.get_layout_map(mesh))
+    keras.distribution.set_distribution(distribution)
+    return contextlib.nullcontext(), jax.process_count(), jax.process_index()
+
+
+def read_data():
+    """(training set, validation set, names of the classes, whether its elements are names of files)."""
+    if FLAGS.data.startswith("tfds:"):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder(FLAGS.data.removeprefix("tfds:"))
+        builder.download_and_prepare()
+        held_out = "validation" if "validation" in builder.info.splits else "test"
+        # Files in their order: the shuffling is ours, which knows how to go on.
+        sets = [builder.as_dataset(split=split, shuffle_files=False, as_supervised=True) for split in ("train", held_out)]
+        return *sets, tuple(builder.info.features["label"].names), False
+    parts = [pathlib.Path(FLAGS.data) / part for part in ("train", "val")]
+    folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images) for part in parts]
+    for folder in folders:
+        if folder.skipped:
+            logging.warning("Left out %d files that are no images: %s", len(folder.skipped), ", ".join(folder.skipped))
+    training, validation = folders
+    if training.class_names != validation.class_names:
+        raise app.UsageError(
+            f"{parts[0]} and {parts[1]} must have the same classes. "
+            f"Received: {', '.join(training.class_names)}; {', '.join(validation.class_names)}"
+        )
+    return training.dataset(), validation.dataset(), training.class_names, True
+
+
+def build_classifier(recipe, names):
+    overrides = {"num_classes": len(names), "labels": list(names), "dtype": FLAGS.dtype_policy, "remat": FLAGS.remat}
+    if FLAGS.image_size:
+        *_, channels = DeiTBackbone.from_preset(FLAGS.preset, load_weights=False).image_shape
+        overrides["image_shape"] = (FLAGS.image_size, FLAGS.image_size, channels)
+    if FLAGS.teacher:
+        overrides["use_distillation_token"] = True
+    return DeiTImageClassifier.from_preset(
+        FLAGS.preset, load_weights=FLAGS.load_weights, **overrides, **recipe.model_overrides()
+    )
+
+
+def build_teacher(classifier, converter):
+    """From the student's images, normalised, mixed and all, to the teacher's logits."""
+    is_file = FLAGS.teacher.endswith(".keras")
+    teacher = keras.saving.load_model(FLAGS.teacher) if is_file else DeiTImageClassifier.from_preset(FLAGS.teacher)
+    levels = keras.layers.Rescaling([255 * std for std in converter.std], [255 * mean for mean in converter.mean])
+    layers = [keras.Input(classifier.backbone.image_shape), levels, getattr(teacher, "preprocessor", None), teacher]
+    return keras.Sequential([layer for layer in layers if layer is not None], name="teacher")
+
+
+class BestPreset(keras.callbacks.Callback):
+    """Saves the classifier, as it is validated, whenever it is better than ever."""
+
+    def __init__(self, classifier, converter, folder):
+        super().__init__()
+        self.classifier, self.converter, self.folder = classifier, converter, folder
+        self.record = folder.with_suffix(".json")
+        self.accuracy = json.loads(self.record.read_text())["accuracy"] if self.record.exists() else -1.0
+
+    def on_test_end(self, logs=None):
+        if logs["accuracy"] <= self.accuracy:
+            return
+        self.accuracy = float(logs["accuracy"])
+        self.classifier.preprocessor = self.converter
+        self.classifier.save_to_preset(self.folder)
+        self.classifier.preprocessor = None
+        write(self.record, json.dumps({"accuracy": self.accuracy}))
+
+
+def write(path, text):
+    """Whole or not at all."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def plot_curves(log, picture):
+    """Loss and accuracy by epoch. An epoch that was run again after a kill counts once."""
+    from matplotlib.figure import Figure
+
+    with open(log, newline="") as stream:
+        rows = list({row["epoch"]: row for row in csv.DictReader(stream)}.values())
+    figure = Figure((9, 3.5), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for name in (metric, f"val_{metric}"):
+            axes.plot([int(row["epoch"]) + 1 for row in rows], [float(row[name]) for row in rows], label=name, marker=".")
+        axes.set_xlabel("epoch")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=150)
+
+
+def check_settings(output):
+    """A training goes on as it began."""
+    ours = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+    settings = {name: value for name, value in sorted(ours.items()) if name not in ("output", "distribution", "jit")}
+    path = output / "settings.json"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(settings, indent=4))
+        return
+    before = json.loads(path.read_text())
+    changed = [
+        f"--{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items() if before.get(name) != value
+    ]
+    if changed:
+        raise app.UsageError(
+            f"{output} holds a training with other settings. Give those to go on with it, or another --output. "
+            f"Received: {'; '.join(changed)}"
+        )
+
+
+def main(_):
+    scope, num_processes, process = start_distribution()
+    output = pathlib.Path(FLAGS.output)
+    is_first = process == 0
+    if is_first:
+        check_settings(output)
+    keras.utils.set_random_seed(FLAGS.seed)
+    given = {"learning_rate": FLAGS.learning_rate, "ema_momentum": FLAGS.ema_momentum}
+    recipe = dataclasses.replace(RECIPES[FLAGS.recipe], **{name: value for name, value in given.items() if value is not None})
+    epochs, batch_size = FLAGS.epochs or recipe.epochs, FLAGS.batch_size or recipe.batch_size
+    training, validation, names, are_files = read_data()
+    steps = len(training) // batch_size
+    if steps == 0 or batch_size % num_processes:
+        raise app.UsageError(
+            f"--batch_size must be a multiple of the {num_processes} processes, and at most the {len(training)} training images. "
+            f"Received: {batch_size}"
+        )
+
+    checkpoint = TrainingCheckpoint(output / "checkpoints", saves=is_first)
+    with scope:
+        classifier = build_classifier(recipe, names)
+        # The batches are converted already, with augmentation.
+        converter, classifier.preprocessor = classifier.preprocessor, None
+        model = classifier
+        if FLAGS.teacher:
+            teacher = build_teacher(classifier, converter)
+            model = DeiTDistiller(classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature)
+        accumulated = FLAGS.gradient_accumulation_steps or 1
+        options = {} if accumulated == 1 else {"gradient_accumulation_steps": accumulated}
+        if not FLAGS.ema:
+            options["ema_momentum"] = None
+        optimizer = recipe.build_optimizer(model, steps, epochs, batch_size * accumulated, **options)
+        jit = {"auto": "auto", "on": True, "off": False}[FLAGS.jit]
+        model.compile(optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit)
+        epoch = checkpoint.restore(model)
+
+    *_, channels = classifier.backbone.image_shape
+    augmentation = recipe.augmentation
+    if channels != 3:
+        logging.warning("Images of %d channels: without what the recipe does to colours, RandAugment included.", channels)
+        augmentation = dataclasses.replace(augmentation, rand_augment=False, three_augment=False, color_jitter=0.0)
+    shared = {"batch_size": batch_size // num_processes, "num_shards": num_processes, "shard": process}
+    shared["read"] = reader(channels) if are_files else None
+    shared["num_classes"], shared["converter"] = len(names), converter
+    buffer = len(training) if are_files else 10_000  # names are small, images are not
+    start = epoch * steps * batch_size
+    training = batches.training_batches(
+        training, augmentation, shuffle_buffer_size=buffer, seed=FLAGS.seed, start=start, **shared
+    )
+    validation = batches.evaluation_batches(validation, **shared)
+
+    # What saves the best stands before what swaps the averages in: it is asked while they are there.
+    callbacks = [BestPreset(classifier, converter, output / "best")] if is_first else []
+    if FLAGS.ema and recipe.ema_momentum:
+        callbacks.append(keras.callbacks.SwapEMAWeights())
+    if is_first:
+        log = output / "log.csv"
+        callbacks += [
+            keras.callbacks.CSVLogger(log, append=True),
+            keras.callbacks.TensorBoard(output / "tensorboard"),
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
+        ]
+    model.fit(
+        training,
+        steps_per_epoch=steps,
+        initial_epoch=epoch,
+        epochs=epochs,
+        validation_data=validation,
+        callbacks=[*callbacks, checkpoint],
+        shuffle=False,
+        verbose=2 if is_first else 0,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,103 @@
+"""A training that is killed at any moment goes on from its last whole epoch, and ends as if nothing had happened."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+
+import keras
+
+_WEIGHTS, _STATE = "training.weights.h5", "state.json"
+
+
+class TrainingCheckpoint(keras.callbacks.Callback):
+    """Keeps the state of a training at the end of each epoch: weights, optimizer with its averages and steps, seeds of dropout.
+
+    Unlike `keras.callbacks.BackupAndRestore` it keeps seeds, so that the rest of the training draws what it would have drawn; weights and the
+    number of the epoch are written as one, so that no moment to be killed in parts them; and `restore` says where the training goes on
+    before `fit`, so that the data can.
+
+    Args:
+        directory: path, of nothing but checkpoints. The newest is kept.
+        saves: bool. `False` in all processes of a training but one. Defaults to `True`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("adamw", "mse")
+    >>> checkpoint = TrainingCheckpoint("doctest_checkpoints")
+    >>> epoch = checkpoint.restore(model)  # 0, or where it was killed
+    >>> images, labels = np.zeros((4, 2)), np.zeros((4, 1))
+    >>> history = model.fit(images, labels, epochs=3, initial_epoch=epoch, callbacks=[checkpoint], verbose=0)
+    >>> checkpoint.restore(model)
+    3
+    """
+
+    def __init__(self, directory, saves=True):
+        super().__init__()
+        self.directory = pathlib.Path(directory)
+        self.saves = saves
+
+    def restore(self, model):
+        """Gives a built, compiled model the state of the last whole epoch.
+
+        Returns:
+            The number of epochs that are done: 0 where there is no checkpoint.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture, or its files were altered.
+        """
+        epochs = self._epochs()
+        if not epochs:
+            return 0
+        folder = epochs[-1]
+        model.optimizer.build(model.trainable_variables)
+        try:
+            state = json.loads((folder / _STATE).read_text())
+            shapes, seeds = state["shapes"], state["seeds"]
+            _check_shapes(shapes, _shapes(model), folder)
+            model.load_weights(folder / _WEIGHTS)
+            for generator, seed in zip(_seeds(model), seeds, strict=True):
+                generator.assign(seed)
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"The checkpoint {folder} cannot be read ({error}). Remove the folder to go on from an earlier epoch, or from the first."
+            ) from error
+        return int(folder.name.removeprefix("epoch_"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not self.saves:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        before = self._epochs()
+        work = pathlib.Path(tempfile.mkdtemp(prefix=".writing_", dir=self.directory))
+        try:
+            self.model.save_weights(work / _WEIGHTS)
+            seeds = [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)]
+            (work / _STATE).write_text(json.dumps({"shapes": _shapes(self.model), "seeds": seeds}))
+            work.rename(self.directory / f"epoch_{epoch + 1:05d}")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        for folder in before:
+            shutil.rmtree(folder)
+
+    def _epochs(self):
+        return sorted(self.directory.glob("epoch_*"))
+
+
+def _seeds(model):
+    """States of the generators that dropout draws from. Keras saves all else."""
+    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+
+
+def _shapes(model):
+    return [list(variable.shape) for variable in model.weights]
+
+
+def _check_shapes(saved, own, folder):
+    if saved != own:
+        differ = next((pair for pair in zip(own, saved) if pair[0] != pair[1]), ("no more", "more"))
+        raise ValueError(
+            f"The checkpoint {folder} is of another architecture. Expected: {len(own)} weights. Received: {len(saved)}. The first that "
+            f"differ are {differ[0]} here and {differ[1]} there. Go on with the settings of that training, or give another directory."
+        )

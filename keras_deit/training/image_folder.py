@@ -1,0 +1,88 @@
+"""Images in folders, as names that `tf.data` reads when it needs them."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """A folder with a subfolder of images for each class, as ImageNet is kept: `cat/1.jpg`, `dog/2.png`.
+
+    Args:
+        files: names of the image files.
+        labels: the class of each, an index of `class_names`.
+        class_names: names of the subfolders, in alphabetical order.
+        skipped: names of the files that are no images and were left out.
+    """
+
+    files: tuple
+    labels: tuple
+    class_names: tuple
+    skipped: tuple = ()
+
+    @classmethod
+    def open(cls, directory):
+        """Lists a folder; reads no image.
+
+        Raises:
+            ValueError: there is no such folder, or no image in it.
+        """
+        if not pathlib.Path(directory).is_dir():
+            raise ValueError(f"There is no folder {directory}. Give one with a subfolder of images for each class.")
+        listed = keras.utils.image_dataset_from_directory(str(directory), batch_size=None, shuffle=False, verbose=False)
+        indices = {name: index for index, name in enumerate(listed.class_names)}
+        labels = tuple(indices[pathlib.Path(file).relative_to(directory).parts[0]] for file in listed.file_paths)
+        return cls(tuple(listed.file_paths), labels, tuple(listed.class_names))
+
+    def checked(self, skip_broken=False):
+        """Reads each image once, so that none breaks a training.
+
+        Args:
+            skip_broken: whether files that are no images are left out. Otherwise they are an error.
+
+        Raises:
+            ValueError: a file cannot be read as an image; no file can.
+        """
+        names = tf.data.Dataset.from_tensor_slices(list(self.files))
+        broken = np.fromiter(names.map(_is_broken, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator(), bool)
+        if not broken.any():
+            return self
+        bad = tuple(np.array(self.files, object)[broken])
+        if not skip_broken or broken.all():
+            raise ValueError(
+                f"{len(bad)} of {len(self.files)} files cannot be read as images: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. "
+                "Remove or replace them, or ask for them to be skipped."
+            )
+        kept = [index for index, is_broken in enumerate(broken) if not is_broken]
+        files, labels = (tuple(values[index] for index in kept) for values in (self.files, self.labels))
+        return dataclasses.replace(self, files=files, labels=labels, skipped=self.skipped + bad)
+
+    def dataset(self):
+        """`tf.data.Dataset` of (name, label), to be read by `reader`."""
+        return tf.data.Dataset.from_tensor_slices((list(self.files), list(self.labels)))
+
+
+def reader(channels=3):
+    """The `read` of `training_batches` and `evaluation_batches`: from (name, label) to (image (H, W, channels), uint8; label)."""
+
+    def read(element):
+        name, label = element
+        image = tf.io.decode_image(tf.io.read_file(name), channels, expand_animations=False)
+        return tf.ensure_shape(image, (None, None, channels)), label
+
+    return read
+
+
+def _is_broken(name):
+    def is_broken(name):
+        try:
+            tf.io.decode_image(tf.io.read_file(name), expand_animations=False)
+        except tf.errors.OpError:
+            return True
+        return False
+
+    return tf.numpy_function(is_broken, [name], tf.bool)
