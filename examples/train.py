@@ -20,6 +20,9 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
+import tempfile
+import traceback
 
 import keras
 import tensorflow as tf
@@ -65,13 +68,13 @@ def start_distribution():
     """Says to Keras how devices share the work, and gives (the scope to build in, number of processes, which of them this is)."""
     backend, kind = keras.backend.backend(), FLAGS.distribution
     if kind == "multi_worker_mirrored":
-        raise app.UsageError(
+        raise ValueError(
             "MultiWorkerMirroredStrategy fails inside the fit of Keras 3 (keras issue 20585). For several machines use "
             "--distribution data_parallel with KERAS_BACKEND=jax."
         )
     wanted = {"data_parallel": "jax", "model_parallel": "jax", "mirrored": "tensorflow"}.get(kind, backend)
     if backend != wanted:
-        raise app.UsageError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
+        raise ValueError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
     if kind == "mirrored":
         return tf.distribute.MirroredStrategy().scope(), 1, 0
     if kind == "none":
@@ -85,9 +88,7 @@ def start_distribution():
         distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
     else:
         if jax.process_count() > 1:
-            raise app.UsageError(
-                "--distribution model_parallel is for the devices of one machine; over several use data_parallel."
-            )
+            raise ValueError("--distribution model_parallel is for the devices of one machine; over several use data_parallel.")
         mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
         distribution = keras.distribution.ModelParallel(layout_map=DeiTBackbone.get_layout_map(mesh))
     keras.distribution.set_distribution(distribution)
@@ -112,7 +113,7 @@ def read_data():
             logging.warning("Left out %d files that are no images: %s", len(folder.skipped), ", ".join(folder.skipped))
     training, validation = folders
     if training.class_names != validation.class_names:
-        raise app.UsageError(
+        raise ValueError(
             f"{parts[0]} and {parts[1]} must have the same classes. "
             f"Received: {', '.join(training.class_names)}; {', '.join(validation.class_names)}"
         )
@@ -143,20 +144,18 @@ def build_teacher(classifier, converter):
 class BestPreset(keras.callbacks.Callback):
     """Saves the classifier, as it is validated, whenever it is better than ever."""
 
-    def __init__(self, classifier, converter, folder):
+    def __init__(self, classifier, converter, output, accuracy):
         super().__init__()
-        self.classifier, self.converter, self.folder = classifier, converter, folder
-        self.record = folder.with_suffix(".json")
-        self.accuracy = json.loads(self.record.read_text())["accuracy"] if self.record.exists() else -1.0
+        self.classifier, self.converter, self.output, self.accuracy = classifier, converter, output, accuracy
 
     def on_test_end(self, logs=None):
         if logs["accuracy"] <= self.accuracy:
             return
         self.accuracy = float(logs["accuracy"])
         self.classifier.preprocessor = self.converter
-        self.classifier.save_to_preset(self.folder)
+        self.classifier.save_to_preset(self.output / "best")
         self.classifier.preprocessor = None
-        write(self.record, json.dumps({"accuracy": self.accuracy}))
+        write(self.output / "best.json", json.dumps({"accuracy": self.accuracy}))
 
 
 def write(path, text):
@@ -196,18 +195,24 @@ def check_settings(output):
         f"--{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items() if before.get(name) != value
     ]
     if changed:
-        raise app.UsageError(
+        raise ValueError(
             f"{output} holds a training with other settings. Give those to go on with it, or another --output. "
             f"Received: {'; '.join(changed)}"
         )
 
 
-def main(_):
+def prepare(scratch):
+    """(Number of processes, what to fit, and with which arguments.)
+
+    Of several processes the first writes to --output, and the others to `scratch`: gathering weights takes them all.
+
+    Raises:
+        ValueError: what was asked for cannot be done.
+    """
     scope, num_processes, process = start_distribution()
-    output = pathlib.Path(FLAGS.output)
-    is_first = process == 0
-    if is_first:
-        check_settings(output)
+    kept = pathlib.Path(FLAGS.output)
+    output = kept if process == 0 else pathlib.Path(scratch)
+    check_settings(output)
     keras.utils.set_random_seed(FLAGS.seed)
     given = {"learning_rate": FLAGS.learning_rate, "ema_momentum": FLAGS.ema_momentum}
     recipe = dataclasses.replace(RECIPES[FLAGS.recipe], **{name: value for name, value in given.items() if value is not None})
@@ -215,12 +220,11 @@ def main(_):
     training, validation, names, are_files = read_data()
     steps = len(training) // batch_size
     if steps == 0 or batch_size % num_processes:
-        raise app.UsageError(
+        raise ValueError(
             f"--batch_size must be a multiple of the {num_processes} processes, and at most the {len(training)} training images. "
             f"Received: {batch_size}"
         )
 
-    checkpoint = TrainingCheckpoint(output / "checkpoints", saves=is_first)
     with scope:
         classifier = build_classifier(recipe, names)
         # The batches are converted already, with augmentation.
@@ -236,7 +240,7 @@ def main(_):
         optimizer = recipe.build_optimizer(model, steps, epochs, batch_size * accumulated, **options)
         jit = {"auto": "auto", "on": True, "off": False}[FLAGS.jit]
         model.compile(optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit)
-        epoch = checkpoint.restore(model)
+        epoch = TrainingCheckpoint(kept / "checkpoints").restore(model)
 
     *_, channels = classifier.backbone.image_shape
     augmentation = recipe.augmentation
@@ -253,27 +257,53 @@ def main(_):
     )
     validation = batches.evaluation_batches(validation, **shared)
 
+    record, log = kept / "best.json", output / "log.csv"
+    best = json.loads(record.read_text())["accuracy"] if record.exists() else -1.0
     # What saves the best stands before what swaps the averages in: it is asked while they are there.
-    callbacks = [BestPreset(classifier, converter, output / "best")] if is_first else []
+    callbacks = [BestPreset(classifier, converter, output, best)]
     if FLAGS.ema and recipe.ema_momentum:
         callbacks.append(keras.callbacks.SwapEMAWeights())
-    if is_first:
-        log = output / "log.csv"
-        callbacks += [
-            keras.callbacks.CSVLogger(log, append=True),
-            keras.callbacks.TensorBoard(output / "tensorboard"),
-            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
-        ]
-    model.fit(
-        training,
-        steps_per_epoch=steps,
-        initial_epoch=epoch,
-        epochs=epochs,
-        validation_data=validation,
-        callbacks=[*callbacks, checkpoint],
-        shuffle=False,
-        verbose=2 if is_first else 0,
+    callbacks += [
+        keras.callbacks.CSVLogger(log, append=True),
+        keras.callbacks.TensorBoard(output / "tensorboard"),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
+        TrainingCheckpoint(output / "checkpoints"),
+    ]
+    return (
+        num_processes,
+        model,
+        {
+            "x": training,
+            "steps_per_epoch": steps,
+            "initial_epoch": epoch,
+            "epochs": epochs,
+            "validation_data": validation,
+            "callbacks": callbacks,
+            "shuffle": False,
+            "verbose": 2 if process == 0 else 0,
+        },
     )
+
+
+def main(_):
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            num_processes, model, arguments = prepare(scratch)
+        except ValueError as error:
+            sys.exit(f"Not trained. {error}")
+        try:
+            model.fit(**arguments)
+        except Exception:
+            if num_processes == 1:
+                raise
+            # At once: JAX would wait minutes for the process that is gone.
+            traceback.print_exc()
+            print(
+                "A process of the training failed. Start all of them again: they go on from the last epoch.",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
 
 
 if __name__ == "__main__":

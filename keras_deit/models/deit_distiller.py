@@ -157,8 +157,10 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         class_loss = super().compute_loss(x, y, y_pred["class"], sample_weight, training)
         distillation_loss = self._distillation_loss(self._teacher_logits(_named(x)), y_pred["distillation"], sample_weight)
         batch_size = ops.shape(y_pred["mean"])[0]
-        self._class_loss_tracker.update_state(class_loss, sample_weight=batch_size)
-        self._distillation_loss_tracker.update_state(distillation_loss, sample_weight=batch_size)
+        # Under `tf.distribute` Keras divides every loss by the number of replicas, one of 1, too. The log should not show that.
+        share = keras.losses.MeanAbsoluteError()(ops.zeros((1, 1)), ops.ones((1, 1)))
+        self._class_loss_tracker.update_state(class_loss / share, sample_weight=batch_size)
+        self._distillation_loss_tracker.update_state(distillation_loss / share, sample_weight=batch_size)
         return (1 - self.alpha) * class_loss + self.alpha * distillation_loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):

@@ -18,8 +18,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     before `fit`, so that the data can.
 
     Args:
-        directory: path, of nothing but checkpoints. The newest is kept.
-        saves: bool. `False` in all processes of a training but one. Defaults to `True`.
+        directory: path, of nothing but checkpoints. The newest is kept. Where several processes train together, each saves to one of its
+            own, for they gather the weights together; all restore from the first's.
 
     Example:
 
@@ -33,10 +33,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     3
     """
 
-    def __init__(self, directory, saves=True):
+    def __init__(self, directory):
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self.saves = saves
 
     def restore(self, model):
         """Gives a built, compiled model the state of the last whole epoch.
@@ -66,8 +65,6 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         return int(folder.name.removeprefix("epoch_"))
 
     def on_epoch_end(self, epoch, logs=None):
-        if not self.saves:
-            return
         self.directory.mkdir(parents=True, exist_ok=True)
         before = self._epochs()
         work = pathlib.Path(tempfile.mkdtemp(prefix=".writing_", dir=self.directory))

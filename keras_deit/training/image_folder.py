@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_deit.layers.arguments import check_choice
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
@@ -67,20 +69,37 @@ class ImageFolder:
 
 
 def reader(channels=3):
-    """The `read` of `training_batches` and `evaluation_batches`: from (name, label) to (image (H, W, channels), uint8; label)."""
+    """The `read` of `training_batches` and `evaluation_batches`: from (name, label) to (image (H, W, channels), uint8; label).
+
+    Raises:
+        ValueError: `channels` is neither 1, gray, nor 3.
+    """
+    check_choice("channels", channels, (1, 3))
 
     def read(element):
         name, label = element
-        image = tf.io.decode_image(tf.io.read_file(name), channels, expand_animations=False)
-        return tf.ensure_shape(image, (None, None, channels)), label
+        image = _decode(name)
+        return (image if channels == 3 else _gray(image)), label
 
     return read
+
+
+def _decode(name):
+    """In colour, which every format can."""
+    image = tf.io.decode_image(tf.io.read_file(name), 3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _gray(image):
+    """As Pillow's "L"; what is gray stays as it is."""
+    weighted = tf.tensordot(tf.cast(image, tf.int32), [[19595], [38470], [7471]], 1)
+    return tf.cast((weighted + 32768) // 65536, tf.uint8)
 
 
 def _is_broken(name):
     def is_broken(name):
         try:
-            tf.io.decode_image(tf.io.read_file(name), expand_animations=False)
+            _decode(name)
         except tf.errors.OpError:
             return True
         return False

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from keras_deit.models import DeiTImageClassifier
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(directory, example, *arguments):

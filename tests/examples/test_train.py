@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from keras_deit.layers import DeiTImageConverter
-from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.models import DeiTImageClassifier
+from tests.examples.conftest import flags
 
 pytest.importorskip("tensorflow")
-SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train.py"
+SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -30,39 +30,6 @@ def train():
     sys.modules["train"] = module
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A folder with images of two classes, a preset and a teacher."""
-    folder = tmp_path_factory.mktemp("given")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 10), ("val", 3)):
-        for label in ("cat", "dog"):
-            (folder / "photos" / part / label).mkdir(parents=True)
-            for index in range(count):
-                image = rng.integers(0, 256, (24, 20 + index, 3))
-                keras.utils.save_img(folder / "photos" / part / label / f"{index}.png", image, scale=False)
-    backbone = DeiTBackbone((32, 32, 3), 16, 2, 2, 16, 32, use_distillation_token=True, data_format="channels_last")
-    DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter(32)).save_to_preset(folder / "tiny")
-    teacher = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
-    teacher.save(folder / "teacher.keras")
-    return folder
-
-
-def flags(given, output, **overrides):
-    common = {
-        "data": str(given / "photos"),
-        "preset": str(given / "tiny"),
-        "output": str(output),
-        "recipe": "deit",
-        "epochs": 3,
-        "batch_size": 5,
-        "learning_rate": 0.5,
-        "ema_momentum": 0.9,
-        "jit": "off",
-    }
-    return {**common, **overrides}
 
 
 def run(train, given, output, **overrides):
@@ -127,3 +94,68 @@ def test_what_it_leaves(train, given, tmp_path):
             labels.append(label)
     correct = keras.ops.convert_to_numpy(best(keras.ops.stack(images))).argmax(-1) == np.array(labels)
     assert correct.mean() == pytest.approx(max(accuracies))
+
+
+def refusal(train, given, output, **overrides):
+    with pytest.raises(SystemExit) as error:
+        run(train, given, output, **overrides)
+    return str(error.value)
+
+
+def test_a_training_goes_on_with_its_own_settings_alone(train, given, tmp_path):
+    output = run(train, given, tmp_path / "run", epochs=1)
+    assert refusal(train, given, output, epochs=1, batch_size=2) == (
+        f"Not trained. {output} holds a training with other settings. Give those to go on with it, or another --output. "
+        "Received: --batch_size: 4, now 2"
+    )
+
+
+def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path):
+    assert "--batch_size must be a multiple of the 1 processes, and at most the 20 training images. Received: 21" in refusal(
+        train, given, tmp_path / "a", batch_size=21
+    )
+    assert "There is no folder" in refusal(train, given, tmp_path / "b", data=str(tmp_path / "none"))
+    assert "For several machines use --distribution data_parallel with KERAS_BACKEND=jax." in refusal(
+        train, given, tmp_path / "c", distribution="multi_worker_mirrored"
+    )
+    backend = keras.backend.backend()
+    other, wanted = ("mirrored", "tensorflow") if backend != "tensorflow" else ("data_parallel", "jax")
+    assert refusal(train, given, tmp_path / "d", distribution=other) == (
+        f"Not trained. --distribution {other} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}"
+    )
+    with pytest.raises(ValueError, match=r"The teacher must give logits of shape \(batch, 2\)"):
+        teacher = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        teacher.save(tmp_path / "three.keras")
+        raise ValueError(refusal(train, given, tmp_path / "e", teacher=str(tmp_path / "three.keras")))
+
+
+def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    tfds = pytest.importorskip("tensorflow_datasets")
+    rng = np.random.default_rng(0)
+
+    class TwoColors(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["dim", "lit"]),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), supervised_keys=("image", "label")
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(12), "test": self._generate_examples(6)}
+
+        def _generate_examples(self, count=0):
+            for index in range(count):
+                level = 128 * (index % 2)
+                yield index, {"image": rng.integers(level, level + 128, (20, 25, 3)).astype("uint8"), "label": index % 2}
+
+    output = run(train, given, tmp_path / "run", data="tfds:two_colors", epochs=1)
+    assert DeiTImageClassifier.from_preset(output / "best").labels == ["dim", "lit"]
+    with open(output / "log.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert np.isfinite(float(row["val_loss"]))
