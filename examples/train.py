@@ -225,6 +225,7 @@ def prepare(scratch):
             f"Received: {batch_size}"
         )
 
+    checkpoint = TrainingCheckpoint(kept / "checkpoints")
     with scope:
         classifier = build_classifier(recipe, names)
         # The batches are converted already, with augmentation.
@@ -240,7 +241,8 @@ def prepare(scratch):
         optimizer = recipe.build_optimizer(model, steps, epochs, batch_size * accumulated, **options)
         jit = {"auto": "auto", "on": True, "off": False}[FLAGS.jit]
         model.compile(optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit)
-        epoch = TrainingCheckpoint(kept / "checkpoints").restore(model)
+        epoch = checkpoint.restore(model)
+    checkpoint.directory = output / "checkpoints"
 
     *_, channels = classifier.backbone.image_shape
     augmentation = recipe.augmentation
@@ -267,7 +269,7 @@ def prepare(scratch):
         keras.callbacks.CSVLogger(log, append=True),
         keras.callbacks.TensorBoard(output / "tensorboard"),
         keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
-        TrainingCheckpoint(output / "checkpoints"),
+        checkpoint,
     ]
     return (
         num_processes,

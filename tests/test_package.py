@@ -13,6 +13,9 @@ import pytest
 import keras_deit
 
 ROOT = pathlib.Path(keras_deit.__file__).parent
+# Who may name a backend: pipelines of tf.data, and what PyTorch keeps outside Keras.
+PIPELINES = ("augmentation.py", "batches.py", "image_folder.py", "rand_augment.py")
+ALONE = {**dict.fromkeys(PIPELINES, "tensorflow"), "checkpoint.py": "torch"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 

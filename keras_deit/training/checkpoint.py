@@ -18,8 +18,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     before `fit`, so that the data can.
 
     Args:
-        directory: path, of nothing but checkpoints. The newest is kept. Where several processes train together, each saves to one of its
-            own, for they gather the weights together; all restore from the first's.
+        directory: path, of nothing but checkpoints. The newest is kept. Where several processes train together, all restore from that of the
+            first, and each saves to one of its own, for gathering weights takes them all: set the attribute between.
 
     Example:
 
@@ -36,6 +36,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     def __init__(self, directory):
         super().__init__()
         self.directory = pathlib.Path(directory)
+        self._global_generators = []
 
     def restore(self, model):
         """Gives a built, compiled model the state of the last whole epoch.
@@ -58,11 +59,17 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             model.load_weights(folder / _WEIGHTS)
             for generator, seed in zip(_seeds(model), seeds, strict=True):
                 generator.assign(seed)
+            self._global_generators = state["global_generators"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"The checkpoint {folder} cannot be read ({error}). Remove the folder to go on from an earlier epoch, or from the first."
             ) from error
         return int(folder.name.removeprefix("epoch_"))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Only now: `fit` has drawn from them to get ready.
+        _set_global_generators(self._global_generators)
+        self._global_generators = []
 
     def on_epoch_end(self, epoch, logs=None):
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         try:
             self.model.save_weights(work / _WEIGHTS)
             seeds = [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)]
-            (work / _STATE).write_text(json.dumps({"shapes": _shapes(self.model), "seeds": seeds}))
+            state = {"shapes": _shapes(self.model), "seeds": seeds, "global_generators": _global_generators()}
+            (work / _STATE).write_text(json.dumps(state))
             work.rename(self.directory / f"epoch_{epoch + 1:05d}")
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -85,6 +93,26 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 def _seeds(model):
     """States of the generators that dropout draws from. Keras saves all else."""
     return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+
+
+def _global_generators():
+    """States of PyTorch's own generators, for the processor and for each GPU: dropout without a seed draws from them there."""
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    return [bytes(state.tolist()).hex() for state in (torch.get_rng_state(), *torch.cuda.get_rng_state_all())]
+
+
+def _set_global_generators(states):
+    if keras.backend.backend() != "torch" or not states:
+        return
+    import torch
+
+    first, *others = (torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8) for state in states)
+    torch.set_rng_state(first)
+    if len(others) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(others)
 
 
 def _shapes(model):

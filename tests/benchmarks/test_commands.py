@@ -24,7 +24,6 @@ def test_parts_add_up_to_the_whole():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data, whatever the backend")
 def test_augmentation():
-    pytest.importorskip("keras_cv")
     rows = table("augmentation", "--batch_size", 2, "--image_size", 32, "--batches", 1, "--rounds", 1)
     assert len(rows) == 4
     for name in ("keras_deit, DeiT", "keras_deit, DeiT III", "Keras core, DeiT"):
@@ -35,3 +34,12 @@ def test_import_time():
     rows = table("startup", "--modules", "json,no_such_module", "--rounds", 1)
     assert float(rows["json"][0]) >= 0
     assert rows["no_such_module"] == ["cannot be imported", ""]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="names its backend itself")
+def test_memory_of_a_training_step():
+    rows = table("training_memory", "--preset", digits.PRESET, "--batch_size", 64, "--updates", 1)
+    assert list(rows) == ["as it is", "remat=True", "gradient_accumulation_steps=4"]
+    for memory, share, _, _ in rows.values():
+        assert float(memory) > 0
+        assert float(share) > 0
