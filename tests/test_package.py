@@ -38,7 +38,7 @@ def test_direction_of_imports(file):
         "training": ("keras_deit.models", "keras_deit.presets", "keras_deit.visualization"),
         "visualization": ("keras_deit.models", "keras_deit.presets", "keras_deit.training"),
     }.get(file.relative_to(ROOT).parts[0], ())
-    alone = {"augmentation.py": "tensorflow", "keras_cv_layers.py": "keras_cv"}.get(file.name)
+    alone = ALONE.get(file.name)
     for name in imports(file):
         others = {"keras.src", "keras_hub", "keras_cv", "tensorflow", "jax", "torch"} - {alone}
         assert not name.startswith(tuple(others)), f"{file} imports {name}"
