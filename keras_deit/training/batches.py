@@ -44,11 +44,14 @@ def training_batches(
     Raises:
         ValueError: the length of the dataset is not known, it is not of single images and labels, or their channels do not suit the
             augmentation.
+        tf.errors.InvalidArgumentError: when it is read, an image with NaN, or a label that is no class.
     """
     mean, std = (tf.constant(values, tf.float32) for values in (converter.mean, converter.std))
 
     def one(number, element):
         image, label = element
+        if image.dtype.is_floating:
+            image = tf.debugging.check_numerics(image, "An image must hold levels from 0 to 255.")
         # 2, for one image; 3, for a batch.
         seeds = tf.random.split(tf.random.fold_in(tf.stack([seed, 2]), number), 6)
         crop = augmentation.padded_crop if recipe.crop == "padded" else augmentation.random_resized_crop
@@ -147,7 +150,17 @@ def evaluation_batches(dataset, converter, num_classes, batch_size, read=None, n
 
 def _one_hot(label, num_classes):
     label = tf.convert_to_tensor(label)
-    return tf.cast(label, tf.float32) if label.shape.rank else tf.one_hot(label, num_classes)
+    if label.shape.rank:
+        return tf.cast(label, tf.float32)
+    # `tf.one_hot` would give zeros.
+    message = f"Labels must be from 0 to {num_classes - 1}."
+    with tf.control_dependencies(
+        [
+            tf.debugging.assert_non_negative(label, message),
+            tf.debugging.assert_less(label, tf.cast(num_classes, label.dtype), message),
+        ]
+    ):
+        return tf.one_hot(label, num_classes)
 
 
 def _known_length(dataset):

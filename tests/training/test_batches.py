@@ -158,3 +158,18 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
                 assert label.argmax() == index % 5
                 seen.append(index)
     assert sorted(seen) == list(range(24))
+
+
+@pytest.mark.parametrize(
+    ("level", "label", "message"),
+    [
+        (np.nan, 0, "An image must hold levels from 0 to 255. : Tensor had NaN"),
+        (0.0, 5, "Labels must be from 0 to 4."),
+        (0.0, -1, "Labels must be from 0 to 4."),
+    ],
+)
+def test_bad_images_and_labels_end_the_training(level, label, message):
+    dataset = tf.data.Dataset.from_tensor_slices((np.full((4, 9, 9, 3), level, "float32"), [0, 1, 2, label]))
+    found = batches.training_batches(dataset, Augmentation(), DeiTImageConverter((12, 16)), 5, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        next(iter(found))
