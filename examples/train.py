@@ -7,19 +7,22 @@
 
 `photos` has the folders `train` and `val`, each with a folder of images for every class; `--data tfds:NAME` reads a set of
 TensorFlow Datasets. Killed at any moment and started again with the same flags, it goes on from its last epoch, and ends with the weights that
-it would have had. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `log.csv`, `curves.png`, `tensorboard`.
+it would have had: the same bits on a processor. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `curves.png`,
+`tensorboard`, and `log.csv`, in which an epoch that was run again is there twice.
 
 Several devices: `--distribution data_parallel` or `model_parallel` with `KERAS_BACKEND=jax`, `mirrored` with TensorFlow. Several machines: JAX,
 and on each the variables `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES` and `_PROCESS_ID` of `keras.distribution.initialize`. `--batch_size`
-is of all together.
+is of all together, and `--output` a folder that all of them see.
 """
 
 import contextlib
 import csv
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 import traceback
@@ -27,10 +30,11 @@ import traceback
 import keras
 import tensorflow as tf
 from absl import app, flags, logging
+from matplotlib.figure import Figure
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.training import RECIPES, TrainingCheckpoint, batches
-from keras_deit.training.image_folder import ImageFolder, reader
+from keras_deit.training.image_folder import ImageFolder, decoder, reader
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data", None, "Folder with train/ and val/, or tfds:NAME.", required=True)
@@ -48,8 +52,8 @@ flags.DEFINE_integer("image_size", None, "Pixels of a side. Default: the preset'
 flags.DEFINE_string("dtype_policy", "float32", "Such as mixed_bfloat16.")
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether XLA compiles the step.")
 flags.DEFINE_bool("ema", True, "Validate and save the moving average of the weights.")
-flags.DEFINE_float("ema_momentum", None, "Default: the recipe's, which is for long trainings.", 0.0, 1.0)
-flags.DEFINE_float("learning_rate", None, "At the recipe's batch size. Default: the recipe's.", 0.0)
+flags.DEFINE_float("ema_momentum", None, "Default: the recipe's, or less in a short training: a tenth of it.", 0.0, 1.0)
+flags.DEFINE_float("learning_rate", None, "At the recipe's batch size. Default: the recipe's.", 1e-12)
 flags.DEFINE_integer("gradient_accumulation_steps", None, "Steps whose gradients make one update.", 2)
 flags.DEFINE_bool("remat", False, "Compute blocks again on the way back rather than keep what they computed: less memory.")
 flags.DEFINE_enum(
@@ -65,7 +69,11 @@ COORDINATOR = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 
 
 def start_distribution():
-    """Says to Keras how devices share the work, and gives (the scope to build in, number of processes, which of them this is)."""
+    """Says to Keras how devices share the work.
+
+    Returns:
+        (the scope to build in, how many devices share a batch, number of processes, which of them this is).
+    """
     backend, kind = keras.backend.backend(), FLAGS.distribution
     if kind == "multi_worker_mirrored":
         raise ValueError(
@@ -76,14 +84,16 @@ def start_distribution():
     if backend != wanted:
         raise ValueError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
     if kind == "mirrored":
-        return tf.distribute.MirroredStrategy().scope(), 1, 0
+        strategy = tf.distribute.MirroredStrategy()
+        return strategy.scope(), strategy.num_replicas_in_sync, 1, 0
     if kind == "none":
-        return contextlib.nullcontext(), 1, 0
+        return contextlib.nullcontext(), 1, 1, 0
     import jax
 
     if COORDINATOR in os.environ:
         keras.distribution.initialize()
     devices = keras.distribution.list_devices()
+    num_shares = len(devices) if kind == "data_parallel" else 1
     if kind == "data_parallel":
         distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
     else:
@@ -92,7 +102,7 @@ def start_distribution():
         mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
         distribution = keras.distribution.ModelParallel(layout_map=DeiTBackbone.get_layout_map(mesh))
     keras.distribution.set_distribution(distribution)
-    return contextlib.nullcontext(), jax.process_count(), jax.process_index()
+    return contextlib.nullcontext(), num_shares, jax.process_count(), jax.process_index()
 
 
 def read_data():
@@ -101,16 +111,22 @@ def read_data():
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(FLAGS.data.removeprefix("tfds:"))
+        image, label = builder.info.supervised_keys or (None, None)
+        if label is None or not isinstance(builder.info.features[label], tfds.features.ClassLabel):
+            raise ValueError(f"{FLAGS.data} is not of images with one class each. Received: {builder.info.features}")
         builder.download_and_prepare()
         held_out = "validation" if "validation" in builder.info.splits else "test"
-        # Files in their order: the shuffling is ours, which knows how to go on.
-        sets = [builder.as_dataset(split=split, shuffle_files=False, as_supervised=True) for split in ("train", held_out)]
-        return *sets, tuple(builder.info.features["label"].names), False
+        # In the order of the files, for the shuffling is ours, which knows how to go on; and not yet decoded.
+        options = {"shuffle_files": False, "as_supervised": True, "decoders": {image: tfds.decode.SkipDecoding()}}
+        sets = [builder.as_dataset(split=split, **options) for split in ("train", held_out)]
+        return *sets, tuple(builder.info.features[label].names), False
     parts = [pathlib.Path(FLAGS.data) / part for part in ("train", "val")]
     folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images) for part in parts]
     for folder in folders:
         if folder.skipped:
-            logging.warning("Left out %d files that are no images: %s", len(folder.skipped), ", ".join(folder.skipped))
+            logging.warning(
+                "Left out %d files that are no images, such as %s", len(folder.skipped), ", ".join(folder.skipped[:5])
+            )
     training, validation = folders
     if training.class_names != validation.class_names:
         raise ValueError(
@@ -127,17 +143,36 @@ def build_classifier(recipe, names):
         overrides["image_shape"] = (FLAGS.image_size, FLAGS.image_size, channels)
     if FLAGS.teacher:
         overrides["use_distillation_token"] = True
-    return DeiTImageClassifier.from_preset(
-        FLAGS.preset, load_weights=FLAGS.load_weights, **overrides, **recipe.model_overrides()
-    )
+    overrides |= {"activation": None, **recipe.model_overrides()}  # the losses are of logits
+    classifier = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=FLAGS.load_weights, **overrides)
+    if classifier.preprocessor is None:
+        raise ValueError(f"{FLAGS.preset} does not say how images are converted for it. Save it with a `preprocessor`.")
+    if classifier.backbone.data_format != "channels_last":
+        raise ValueError("The batches are channels_last. Give a preset of that data format.")
+    return classifier
+
+
+def ema_momentum(recipe, steps, accumulated):
+    """That of the recipe would, in a short training, hardly leave the first weights: the average is of a tenth of the training at most."""
+    if not FLAGS.ema or recipe.ema_momentum is None:
+        return None
+    momentum = FLAGS.ema_momentum or min(recipe.ema_momentum, max(0.0, 1 - 10 * accumulated / steps))
+    return momentum ** (1 / accumulated)  # Keras averages at every step, whether or not it is an update
 
 
 def build_teacher(classifier, converter):
     """From the student's images, normalised, mixed and all, to the teacher's logits."""
-    is_file = FLAGS.teacher.endswith(".keras")
-    teacher = keras.saving.load_model(FLAGS.teacher) if is_file else DeiTImageClassifier.from_preset(FLAGS.teacher)
+    if FLAGS.teacher.endswith(".keras"):
+        teacher = keras.saving.load_model(FLAGS.teacher)
+    else:
+        teacher = DeiTImageClassifier.from_preset(FLAGS.teacher, crop_ratio=1.0)  # it is cropped already
+    given, taken = classifier.backbone.image_shape, teacher.input_shape[1:]
+    if given[-1] != taken[-1] or (given != taken and getattr(teacher, "preprocessor", None) is None):
+        raise ValueError(
+            f"The teacher takes images of {taken}, and the student's are {given}. Put layers that convert them in front of it."
+        )
     levels = keras.layers.Rescaling([255 * std for std in converter.std], [255 * mean for mean in converter.mean])
-    layers = [keras.Input(classifier.backbone.image_shape), levels, getattr(teacher, "preprocessor", None), teacher]
+    layers = [keras.Input(given), levels, getattr(teacher, "preprocessor", None), teacher]
     return keras.Sequential([layer for layer in layers if layer is not None], name="teacher")
 
 
@@ -149,6 +184,10 @@ class BestPreset(keras.callbacks.Callback):
         self.classifier, self.converter, self.output, self.accuracy = classifier, converter, output, accuracy
 
     def on_test_end(self, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                "The loss is no longer a number. Start again in another --output, with a lower --learning_rate."
+            )
         if logs["accuracy"] <= self.accuracy:
             return
         self.accuracy = float(logs["accuracy"])
@@ -167,8 +206,6 @@ def write(path, text):
 
 def plot_curves(log, picture):
     """Loss and accuracy by epoch. An epoch that was run again after a kill counts once."""
-    from matplotlib.figure import Figure
-
     with open(log, newline="") as stream:
         rows = list({row["epoch"]: row for row in csv.DictReader(stream)}.values())
     figure = Figure((9, 3.5), layout="constrained")
@@ -181,18 +218,20 @@ def plot_curves(log, picture):
     figure.savefig(picture, dpi=150)
 
 
+def settings():
+    """The flags that decide what is learnt."""
+    ours = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+    return {name: value for name, value in sorted(ours.items()) if name not in ("output", "distribution", "jit")}
+
+
 def check_settings(output):
     """A training goes on as it began."""
-    ours = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
-    settings = {name: value for name, value in sorted(ours.items()) if name not in ("output", "distribution", "jit")}
     path = output / "settings.json"
-    if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(settings, indent=4))
+    if not (output / "checkpoints").exists() or not path.exists():
         return
     before = json.loads(path.read_text())
     changed = [
-        f"--{name}: {before.get(name)!r}, now {value!r}" for name, value in settings.items() if before.get(name) != value
+        f"--{name}: {before.get(name)!r}, now {value!r}" for name, value in settings().items() if before.get(name) != value
     ]
     if changed:
         raise ValueError(
@@ -209,21 +248,24 @@ def prepare(scratch):
     Raises:
         ValueError: what was asked for cannot be done.
     """
-    scope, num_processes, process = start_distribution()
+    scope, num_shares, num_processes, process = start_distribution()
     kept = pathlib.Path(FLAGS.output)
     output = kept if process == 0 else pathlib.Path(scratch)
-    check_settings(output)
+    check_settings(kept)
     keras.utils.set_random_seed(FLAGS.seed)
-    given = {"learning_rate": FLAGS.learning_rate, "ema_momentum": FLAGS.ema_momentum}
-    recipe = dataclasses.replace(RECIPES[FLAGS.recipe], **{name: value for name, value in given.items() if value is not None})
+    recipe = RECIPES[FLAGS.recipe]
+    if FLAGS.learning_rate:
+        recipe = dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate)
     epochs, batch_size = FLAGS.epochs or recipe.epochs, FLAGS.batch_size or recipe.batch_size
     training, validation, names, are_files = read_data()
     steps = len(training) // batch_size
-    if steps == 0 or batch_size % num_processes:
+    if steps == 0 or batch_size % num_shares:
         raise ValueError(
-            f"--batch_size must be a multiple of the {num_processes} processes, and at most the {len(training)} training images. "
+            f"--batch_size must be at most the {len(training)} training images, and a multiple of the number of devices, {num_shares}. "
             f"Received: {batch_size}"
         )
+    if len(names) < 2:
+        raise ValueError(f"There must be two classes or more. Received: {', '.join(names)}")
 
     checkpoint = TrainingCheckpoint(kept / "checkpoints")
     with scope:
@@ -235,9 +277,9 @@ def prepare(scratch):
             teacher = build_teacher(classifier, converter)
             model = DeiTDistiller(classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature)
         accumulated = FLAGS.gradient_accumulation_steps or 1
-        options = {} if accumulated == 1 else {"gradient_accumulation_steps": accumulated}
-        if not FLAGS.ema:
-            options["ema_momentum"] = None
+        options = {"ema_momentum": ema_momentum(recipe, epochs * steps, accumulated)}
+        if accumulated > 1:
+            options["gradient_accumulation_steps"] = accumulated
         optimizer = recipe.build_optimizer(model, steps, epochs, batch_size * accumulated, **options)
         jit = {"auto": "auto", "on": True, "off": False}[FLAGS.jit]
         model.compile(optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit)
@@ -250,7 +292,7 @@ def prepare(scratch):
         logging.warning("Images of %d channels: without what the recipe does to colours, RandAugment included.", channels)
         augmentation = dataclasses.replace(augmentation, rand_augment=False, three_augment=False, color_jitter=0.0)
     shared = {"batch_size": batch_size // num_processes, "num_shards": num_processes, "shard": process}
-    shared["read"] = reader(channels) if are_files else None
+    shared["read"] = reader(channels) if are_files else decoder(channels)
     shared["num_classes"], shared["converter"] = len(names), converter
     buffer = len(training) if are_files else 10_000  # names are small, images are not
     start = epoch * steps * batch_size
@@ -263,7 +305,7 @@ def prepare(scratch):
     best = json.loads(record.read_text())["accuracy"] if record.exists() else -1.0
     # What saves the best stands before what swaps the averages in: it is asked while they are there.
     callbacks = [BestPreset(classifier, converter, output, best)]
-    if FLAGS.ema and recipe.ema_momentum:
+    if options["ema_momentum"] is not None:
         callbacks.append(keras.callbacks.SwapEMAWeights())
     callbacks += [
         keras.callbacks.CSVLogger(log, append=True),
@@ -271,20 +313,19 @@ def prepare(scratch):
         keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
         checkpoint,
     ]
-    return (
-        num_processes,
-        model,
-        {
-            "x": training,
-            "steps_per_epoch": steps,
-            "initial_epoch": epoch,
-            "epochs": epochs,
-            "validation_data": validation,
-            "callbacks": callbacks,
-            "shuffle": False,
-            "verbose": 2 if process == 0 else 0,
-        },
-    )
+    arguments = {
+        "x": training,
+        "steps_per_epoch": steps,
+        "initial_epoch": epoch,
+        "epochs": epochs,
+        "validation_data": validation,
+        "callbacks": callbacks,
+        "shuffle": False,
+        "verbose": 2 if process == 0 else 0,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write(output / "settings.json", json.dumps(settings(), indent=4))
+    return num_processes, model, arguments
 
 
 def main(_):
@@ -305,6 +346,7 @@ def main(_):
                 file=sys.stderr,
                 flush=True,
             )
+            shutil.rmtree(scratch)
             os._exit(1)
 
 

@@ -3,8 +3,8 @@
     pip install ".[examples]" && python tools/distillation_table.py
 
 600 digits to learn from, 1197 to be scored on, 5 seeds, 60 epochs each: half an hour on two cores. For every seed a convolutional teacher
-learns the same 600 and teaches two students; all three students see the same images in the same order, augmented alike. Nothing was chosen by the
-1197: settings are those of `examples/train_digits.py`, soft distillation those of the paper. Each seed's figures are kept in docs/distillation.json,
+learns the same 600 and teaches two students of four; all see the same images in the same order, augmented alike. Nothing was chosen by the
+1197: the learning rate is that of `examples/train_digits.py`, soft distillation the paper's. Each seed's figures are kept in docs/distillation.json,
 and a run that was stopped goes on from there.
 """
 

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-_SEED = "seed_generator_state"
+# Keras' name for the variable of a generator.
+SEED_STATE = "seed_generator_state"
 
 
 def rematerialized(layer, function, *inputs):
@@ -13,7 +14,7 @@ def rematerialized(layer, function, *inputs):
     function. So all that `layer` has goes in as arguments, its seeds too, and their new states come out.
     """
     variables = layer.variables
-    seeds = [variable for variable in variables if variable.name == _SEED]
+    seeds = [variable for variable in variables if variable.name == SEED_STATE]
 
     def stateless(inputs, values):
         with keras.StatelessScope(list(zip(variables, values))) as scope:
@@ -21,7 +22,7 @@ def rematerialized(layer, function, *inputs):
         return outputs, [scope.get_current_value(seed) for seed in seeds]
 
     # A copy, for `assign` below writes into PyTorch's tensors.
-    values = [ops.copy(variable) if variable.name == _SEED else ops.convert_to_tensor(variable) for variable in variables]
+    values = [ops.copy(variable) if variable.name == SEED_STATE else ops.convert_to_tensor(variable) for variable in variables]
     outputs, states = keras.remat(stateless)(list(inputs), values)
     for seed, state in zip(seeds, states):
         seed.assign(state)

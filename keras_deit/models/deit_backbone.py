@@ -275,8 +275,9 @@ class DeiTBackbone(PresetModel):
     def get_layout_map(device_mesh, model_parallel_dim_name="model"):
         """How the weights of a backbone, and of all that contains one, are split over devices; the rest is on each of them.
 
-        Heads and the inside of the MLP are split: what enters is cut by columns, what leaves by rows, so that each block sums over devices
-        twice. As in KerasHub, for `keras.distribution.ModelParallel(layout_map=...)`, on JAX.
+        Attention and the inside of the MLP are split: what enters by columns, what leaves by rows. For
+        `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. Query, key and value are one product here, whose
+        columns XLA sorts to the heads.
 
         Args:
             device_mesh: `keras.distribution.DeviceMesh`.

@@ -90,6 +90,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         alpha = check_share("alpha", alpha)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
+        self.dtype_policy = student.dtype_policy  # with "mixed_float16" Keras scales the loss
         self.student = student
         self.distillation_type = distillation_type
         self.alpha = alpha

@@ -73,7 +73,7 @@ def shapes(model):
 
 def variables_of(model):
     """{variable path: variable}, by paths that start with the model's own layers, wherever the model was made."""
-    layer = model.layers[-1]
+    layer = next(layer for layer in model.layers if layer.weights)
     scope = layer.path.removesuffix(layer.name)
     # LoRA's factors are folded into their kernel when Keras saves.
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}

@@ -142,6 +142,8 @@ def evaluation_batches(dataset, converter, num_classes, batch_size, read=None, n
 
     def one(element, weight):
         image, label = element if read is None else read(element)
+        if converter.data_format == "channels_first":
+            image = tf.transpose(image, (2, 0, 1))
         return converter(image), _one_hot(label, num_classes), weight
 
     dataset = dataset.map(one, tf.data.AUTOTUNE, deterministic=True)

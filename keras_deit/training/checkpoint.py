@@ -1,11 +1,14 @@
 """A training that is killed at any moment goes on from its last whole epoch, and ends as if nothing had happened."""
 
+import itertools
 import json
 import pathlib
 import shutil
 import tempfile
 
 import keras
+
+from keras_deit.layers.rematerialization import SEED_STATE
 
 _WEIGHTS, _STATE = "training.weights.h5", "state.json"
 
@@ -61,10 +64,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 generator.assign(seed)
             self._global_generators = state["global_generators"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"The checkpoint {folder} cannot be read ({error}). Remove the folder to go on from an earlier epoch, or from the first."
-            ) from error
+            raise ValueError(f"The checkpoint {folder} cannot be read ({error}). Remove the folder to start again.") from error
         return int(folder.name.removeprefix("epoch_"))
+
+    def on_train_begin(self, logs=None):
+        for unfinished in self.directory.glob(".writing_*"):
+            shutil.rmtree(unfinished)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Only now: `fit` has drawn from them to get ready.
@@ -80,11 +85,15 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             seeds = [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)]
             state = {"shapes": _shapes(self.model), "seeds": seeds, "global_generators": _global_generators()}
             (work / _STATE).write_text(json.dumps(state))
-            work.rename(self.directory / f"epoch_{epoch + 1:05d}")
+            target = self.directory / f"epoch_{epoch + 1:05d}"
+            if target.exists():  # of a training before, that this one did not go on with
+                shutil.rmtree(target)
+            work.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         for folder in before:
-            shutil.rmtree(folder)
+            if folder != target:
+                shutil.rmtree(folder)
 
     def _epochs(self):
         return sorted(self.directory.glob("epoch_*"))
@@ -92,7 +101,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
 def _seeds(model):
     """States of the generators that dropout draws from. Keras saves all else."""
-    return [variable for variable in model.variables if variable.name == "seed_generator_state"]
+    return [variable for variable in model.variables if variable.name == SEED_STATE]
 
 
 def _global_generators():
@@ -121,7 +130,7 @@ def _shapes(model):
 
 def _check_shapes(saved, own, folder):
     if saved != own:
-        differ = next((pair for pair in zip(own, saved) if pair[0] != pair[1]), ("no more", "more"))
+        differ = next(pair for pair in itertools.zip_longest(own, saved, fillvalue="none") if pair[0] != pair[1])
         raise ValueError(
             f"The checkpoint {folder} is of another architecture. Expected: {len(own)} weights. Received: {len(saved)}. The first that "
             f"differ are {differ[0]} here and {differ[1]} there. Go on with the settings of that training, or give another directory."

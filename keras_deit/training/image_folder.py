@@ -31,14 +31,14 @@ class ImageFolder:
         """Lists a folder; reads no image.
 
         Raises:
-            ValueError: there is no such folder, or no image in it.
+            ValueError: there is no such folder, or no image in one of its subfolders.
         """
         if not pathlib.Path(directory).is_dir():
             raise ValueError(f"There is no folder {directory}. Give one with a subfolder of images for each class.")
         listed = keras.utils.image_dataset_from_directory(str(directory), batch_size=None, shuffle=False, verbose=False)
         indices = {name: index for index, name in enumerate(listed.class_names)}
         labels = tuple(indices[pathlib.Path(file).relative_to(directory).parts[0]] for file in listed.file_paths)
-        return cls(tuple(listed.file_paths), labels, tuple(listed.class_names))
+        return cls(tuple(listed.file_paths), labels, tuple(listed.class_names))._with_images_of_each_class()
 
     def checked(self, skip_broken=False):
         """Reads each image once, so that none breaks a training.
@@ -61,7 +61,17 @@ class ImageFolder:
             )
         kept = [index for index, is_broken in enumerate(broken) if not is_broken]
         files, labels = (tuple(values[index] for index in kept) for values in (self.files, self.labels))
-        return dataclasses.replace(self, files=files, labels=labels, skipped=self.skipped + bad)
+        rest = dataclasses.replace(self, files=files, labels=labels, skipped=self.skipped + bad)
+        return rest._with_images_of_each_class()
+
+    def _with_images_of_each_class(self):
+        empty = [name for index, name in enumerate(self.class_names) if index not in set(self.labels)]
+        if empty:
+            raise ValueError(
+                "Every class must have images, as .bmp, .gif, .jpeg, .jpg or .png. Convert those of another format, or remove the folder. "
+                f"Received: none in {', '.join(empty)}"
+            )
+        return self
 
     def dataset(self):
         """`tf.data.Dataset` of (name, label), to be read by `reader`."""
@@ -74,20 +84,30 @@ def reader(channels=3):
     Raises:
         ValueError: `channels` is neither 1, gray, nor 3.
     """
-    check_choice("channels", channels, (1, 3))
+    decode = decoder(channels)
 
     def read(element):
         name, label = element
-        image = _decode(name)
-        return (image if channels == 3 else _gray(image)), label
+        return decode((tf.io.read_file(name), label))
 
     return read
 
 
-def _decode(name):
+def decoder(channels=3):
+    """As `reader`, from (bytes of a file, label)."""
+    check_choice("channels", channels, (1, 3))
+
+    def decode(element):
+        content, label = element
+        image = _decode(content)
+        return (image if channels == 3 else _gray(image)), label
+
+    return decode
+
+
+def _decode(content):
     """In colour, which every format can."""
-    image = tf.io.decode_image(tf.io.read_file(name), 3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+    return tf.ensure_shape(tf.io.decode_image(content, 3, expand_animations=False), (None, None, 3))
 
 
 def _gray(image):
@@ -99,7 +119,7 @@ def _gray(image):
 def _is_broken(name):
     def is_broken(name):
         try:
-            _decode(name)
+            _decode(tf.io.read_file(name))
         except tf.errors.OpError:
             return True
         return False

@@ -103,8 +103,9 @@ class Recipe:
     def build_optimizer(self, model, steps_per_epoch, epochs=None, batch_size=None, **kwargs):
         """The optimizer, with `build_schedule`'s learning rate.
 
-        LAMB of Keras decays beside its trust ratio, and not within as the paper's does. Weights of one axis (biases, LayerNorm, LayerScale), positions and prefix tokens do not decay. Keras does not save which, so that
-        an optimizer that `keras.saving.load_model` brings decays all: go on with `BackupAndRestore`, or build it again.
+        LAMB of Keras decays beside its trust ratio, and not within as the paper's does. Weights of one axis (biases, LayerNorm,
+        LayerScale), positions and prefix tokens do not decay. Keras does not save which, so that an optimizer that
+        `keras.saving.load_model` brings decays all: go on with `TrainingCheckpoint`, or build it again.
 
         Args:
             model: what is trained: a classifier, a `DeiTDistiller`, any Keras model.

@@ -1,6 +1,7 @@
 """`examples/train.py`, in this process but where one is killed."""
 
 import csv
+import gc
 import importlib.util
 import json
 import os
@@ -33,8 +34,8 @@ def train():
 
 
 def run(train, given, output, **overrides):
-    parsed = {} if train.FLAGS.is_parsed() else train.FLAGS(["train", "--data=", "--preset=", "--output="])
-    del parsed
+    if not train.FLAGS.is_parsed():
+        train.FLAGS(["train", "--data=", "--preset=", "--output="])
     with flagsaver.flagsaver(**flags(given, output, **overrides)):
         train.main(None)
     return output
@@ -63,6 +64,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(tra
     while not (output / "checkpoints" / "epoch_00001").exists() and time.time() < deadline:
         assert process.poll() is None, "it ended by itself"
         time.sleep(0.005)
+    assert (output / "checkpoints" / "epoch_00001").exists()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (output / "checkpoints" / "epoch_00003").exists()
@@ -111,10 +113,12 @@ def test_a_training_goes_on_with_its_own_settings_alone(train, given, tmp_path):
 
 
 def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path):
-    assert "--batch_size must be a multiple of the 1 processes, and at most the 20 training images. Received: 21" in refusal(
-        train, given, tmp_path / "a", batch_size=21
+    assert (
+        "--batch_size must be at most the 20 training images, and a multiple of the number of devices, 1. Received: 21"
+        in refusal(train, given, tmp_path / "a", batch_size=21)
     )
-    assert "There is no folder" in refusal(train, given, tmp_path / "b", data=str(tmp_path / "none"))
+    # In the same folder: what was not trained does not stand in the way.
+    assert "There is no folder" in refusal(train, given, tmp_path / "a", data=str(tmp_path / "none"))
     assert "For several machines use --distribution data_parallel with KERAS_BACKEND=jax." in refusal(
         train, given, tmp_path / "c", distribution="multi_worker_mirrored"
     )
@@ -123,10 +127,33 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
     assert refusal(train, given, tmp_path / "d", distribution=other) == (
         f"Not trained. --distribution {other} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}"
     )
-    with pytest.raises(ValueError, match=r"The teacher must give logits of shape \(batch, 2\)"):
-        teacher = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
-        teacher.save(tmp_path / "three.keras")
-        raise ValueError(refusal(train, given, tmp_path / "e", teacher=str(tmp_path / "three.keras")))
+    for shape, classes, message in (
+        ((32, 32, 3), 3, "The teacher must give logits of shape (batch, 2)"),
+        ((64, 64, 3), 2, "The teacher takes images of (64, 64, 3), and the student's are (32, 32, 3)."),
+    ):
+        teacher = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes)])
+        teacher.save(tmp_path / "other.keras")
+        assert message in refusal(train, given, tmp_path / "e", teacher=str(tmp_path / "other.keras"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Keras' CSVLogger does not close its file then
+def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"The loss is no longer a number\. Start again in another --output"):
+        run(train, given, tmp_path / "run", learning_rate=1e30)
+    gc.collect()
+    assert not (tmp_path / "run" / "best").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("momentum", "steps", "accumulated", "expected"),
+    [(None, 1000, 1, 0.99), (None, 10**9, 1, 0.99996), (0.5, 9, 1, 0.5), (0.25, 9, 2, 0.5)],
+)
+def test_the_average_is_of_a_tenth_of_the_training_at_most(train, momentum, steps, accumulated, expected):
+    if not train.FLAGS.is_parsed():
+        train.FLAGS(["train", "--data=", "--preset=", "--output="])
+    with flagsaver.flagsaver(ema_momentum=momentum):
+        assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
 
 
 def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):

@@ -138,6 +138,15 @@ def test_channels_first_survives(rng, tmp_path):
     np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x)))
 
 
+def test_an_activation_survives(rng, tmp_path):
+    classifier = randomize(tiny_classifier(activation="softmax"), rng)
+    classifier.save_to_preset(tmp_path / "preset")
+    inputs = images(rng)
+    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "preset")(inputs), classifier(inputs))
+    logits = DeiTImageClassifier.from_preset(tmp_path / "preset", activation=None)(inputs)
+    np.testing.assert_allclose(keras.ops.softmax(logits), numpy(classifier(inputs)), atol=1e-6)
+
+
 def test_an_override_that_the_trained_weights_cannot_take(saved):
     _, directory = saved
     with pytest.raises(ValueError) as caught:

@@ -79,6 +79,12 @@ def test_a_new_training_starts_at_the_first_epoch(tmp_path):
     assert TrainingCheckpoint(tmp_path / "none").restore(compiled()) == 0
 
 
+def test_a_training_that_does_not_go_on_replaces_the_one_before(saved, tmp_path):
+    for _ in range(2):
+        fit(saved[0], TrainingCheckpoint(tmp_path), epochs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["epoch_00001"]
+
+
 def test_another_architecture_is_refused(saved):
     with pytest.raises(
         ValueError, match=r"epoch_00001 is of another architecture\. Expected: .* weights\. Received: .* Go on with"
@@ -96,5 +102,5 @@ def test_altered_files_are_named(saved, tmp_path, damage):
         (folder / "state.json").write_text("{")
     else:
         (folder / "state.json").write_text(json.dumps({"shapes": []}))
-    with pytest.raises(ValueError, match=r"epoch_00001 cannot be read \(.*\)\. Remove the folder to go on"):
+    with pytest.raises(ValueError, match=r"epoch_00001 cannot be read \(.*\)\. Remove the folder to start again"):
         TrainingCheckpoint(tmp_path).restore(compiled())

@@ -67,6 +67,13 @@ def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(ValueError, match="No images found in directory"):
         ImageFolder.open(tmp_path)
+    (tmp_path / "dog").mkdir()
     (tmp_path / "cat" / "1.png").write_bytes(b"no")
+    with raises(
+        "Every class must have images, as .bmp, .gif, .jpeg, .jpg or .png. Convert those of another format, or remove the folder. "
+        "Received: none in dog"
+    ):
+        ImageFolder.open(tmp_path)
+    (tmp_path / "dog").rmdir()
     with pytest.raises(ValueError, match="1 of 1 files cannot be read as images"):
         ImageFolder.open(tmp_path).checked(skip_broken=True)
