@@ -105,7 +105,7 @@ def start_distribution():
     return contextlib.nullcontext(), num_shares, jax.process_count(), jax.process_index()
 
 
-def read_data():
+def read_data(num_processes, process):
     """(training set, validation set, names of the classes, whether its elements are names of files)."""
     if FLAGS.data.startswith("tfds:"):
         import tensorflow_datasets as tfds
@@ -121,7 +121,7 @@ def read_data():
         sets = [builder.as_dataset(split=split, **options) for split in ("train", held_out)]
         return *sets, tuple(builder.info.features[label].names), False
     parts = [pathlib.Path(FLAGS.data) / part for part in ("train", "val")]
-    folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images) for part in parts]
+    folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images, num_processes, process) for part in parts]
     for folder in folders:
         if folder.skipped:
             logging.warning(
@@ -257,7 +257,7 @@ def prepare(scratch):
     if FLAGS.learning_rate:
         recipe = dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate)
     epochs, batch_size = FLAGS.epochs or recipe.epochs, FLAGS.batch_size or recipe.batch_size
-    training, validation, names, are_files = read_data()
+    training, validation, names, are_files = read_data(num_processes, process)
     steps = len(training) // batch_size
     if steps == 0 or batch_size % num_shares:
         raise ValueError(

@@ -28,7 +28,7 @@ class ImageFolder:
 
     @classmethod
     def open(cls, directory):
-        """Lists a folder; reads no image.
+        """Lists a folder; reads no image. Files of another format are `skipped`.
 
         Raises:
             ValueError: there is no such folder, or no image in one of its subfolders.
@@ -38,25 +38,33 @@ class ImageFolder:
         listed = keras.utils.image_dataset_from_directory(str(directory), batch_size=None, shuffle=False, verbose=False)
         indices = {name: index for index, name in enumerate(listed.class_names)}
         labels = tuple(indices[pathlib.Path(file).relative_to(directory).parts[0]] for file in listed.file_paths)
-        return cls(tuple(listed.file_paths), labels, tuple(listed.class_names))._with_images_of_each_class()
+        listed_files = set(map(pathlib.Path, listed.file_paths))
+        others = sorted(
+            str(path) for path in pathlib.Path(directory).glob("*/**/*") if path.is_file() and path not in listed_files
+        )
+        folder = cls(tuple(listed.file_paths), labels, tuple(listed.class_names), tuple(others))
+        return folder._with_images_of_each_class()
 
-    def checked(self, skip_broken=False):
+    def checked(self, skip_broken=False, num_shards=1, shard=0):
         """Reads each image once, so that none breaks a training.
 
         Args:
             skip_broken: whether files that are no images are left out. Otherwise they are an error.
+            num_shards, shard: processes that share the work, and which of them this is. With `skip_broken` each reads all, for all must
+                leave out the same.
 
         Raises:
             ValueError: a file cannot be read as an image; no file can.
         """
-        names = tf.data.Dataset.from_tensor_slices(list(self.files))
+        files = self.files if skip_broken else self.files[shard::num_shards]
+        names = tf.data.Dataset.from_tensor_slices(np.array(files, object).astype(str))
         broken = np.fromiter(names.map(_is_broken, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator(), bool)
         if not broken.any():
             return self
-        bad = tuple(np.array(self.files, object)[broken])
+        bad = tuple(np.array(files, object)[broken])
         if not skip_broken or broken.all():
             raise ValueError(
-                f"{len(bad)} of {len(self.files)} files cannot be read as images: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. "
+                f"{len(bad)} of {len(files)} files cannot be read as images: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. "
                 "Remove or replace them, or ask for them to be skipped."
             )
         kept = [index for index, is_broken in enumerate(broken) if not is_broken]

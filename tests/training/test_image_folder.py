@@ -55,10 +55,21 @@ def test_broken_images_are_an_error_or_are_counted(folder):
         f"2 of 6 files cannot be read as images: {truncated}, {text}. Remove or replace them, or ask for them to be skipped."
     ):
         opened.checked()
+    # Of two processes each reads its half, and both broken files are in that of the second.
+    assert opened.checked(num_shards=2, shard=0) is opened
+    with pytest.raises(ValueError, match="2 of 3 files cannot be read as images"):
+        opened.checked(num_shards=2, shard=1)
     good = opened.checked(skip_broken=True)
     assert good.skipped == (truncated, text)
     assert good.labels == (0, 0, 1, 1)
     assert not set(good.files) & {truncated, text}
+
+
+def test_files_of_another_format_are_counted(folder):
+    (folder / "cat" / "3.webp").write_bytes(b"RIFF")
+    opened = ImageFolder.open(folder)
+    assert opened.skipped == (str(folder / "cat" / "3.webp"),)
+    assert len(opened.files) == 6
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
