@@ -31,6 +31,7 @@ import keras
 import tensorflow as tf
 from absl import app, flags, logging
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.training import RECIPES, TrainingCheckpoint, batches
@@ -213,6 +214,7 @@ def plot_curves(log, picture):
         for name in (metric, f"val_{metric}"):
             axes.plot([int(row["epoch"]) + 1 for row in rows], [float(row[name]) for row in rows], label=name, marker=".")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=150)
