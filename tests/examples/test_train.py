@@ -1,6 +1,7 @@
 """`examples/train.py`, in this process but where one is killed."""
 
 import csv
+import functools
 import gc
 import importlib.util
 import json
@@ -11,11 +12,11 @@ import subprocess
 import sys
 import time
 
+import absl.flags
 import h5py
 import keras
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from keras_deit.models import DeiTImageClassifier
 from tests.examples.conftest import flags
@@ -26,19 +27,32 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "train.py"
 
 @pytest.fixture(scope="module")
 def train():
+    """The script as a module, with flags of its own: those of other scripts in this process have the same names."""
     spec = importlib.util.spec_from_file_location("train", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["train"] = module
-    spec.loader.exec_module(module)
-    return module
+    own = absl.flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "train", module)
+        patch.setattr(absl.flags, "FLAGS", own)
+        for name in ("string", "bool", "enum", "integer", "float"):
+            define = getattr(absl.flags, f"DEFINE_{name}")
+            patch.setattr(absl.flags, f"DEFINE_{name}", functools.partial(define, flag_values=own))
+        spec.loader.exec_module(module)
+        yield module
 
 
 def run(train, given, output, **overrides):
-    if not train.FLAGS.is_parsed():
-        train.FLAGS(["train", "--data=", "--preset=", "--output="])
-    with flagsaver.flagsaver(**flags(given, output, **overrides)):
-        train.main(None)
+    set_flags(train, **flags(given, output, **overrides))
+    train.main(None)
     return output
+
+
+def set_flags(train, **values):
+    """As if the script had been started with these alone."""
+    train.FLAGS.unparse_flags()
+    for name in train.FLAGS:
+        train.FLAGS[name].unparse()
+    train.FLAGS(["train", "--data=", "--preset=", "--output=", *(f"--{name}={value}" for name, value in values.items())])
 
 
 def states(output, epoch=3):
@@ -150,10 +164,8 @@ def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given
     [(None, 1000, 1, 0.99), (None, 10**9, 1, 0.99996), (0.5, 9, 1, 0.5), (0.25, 9, 2, 0.5)],
 )
 def test_the_average_is_of_a_tenth_of_the_training_at_most(train, momentum, steps, accumulated, expected):
-    if not train.FLAGS.is_parsed():
-        train.FLAGS(["train", "--data=", "--preset=", "--output="])
-    with flagsaver.flagsaver(ema_momentum=momentum):
-        assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
+    set_flags(train, **({} if momentum is None else {"ema_momentum": momentum}))
+    assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
 
 
 def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):
