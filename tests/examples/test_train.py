@@ -1,9 +1,7 @@
 """`examples/train.py`, in this process but where one is killed."""
 
 import csv
-import functools
 import gc
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import absl.flags
 import h5py
 import keras
 import numpy as np
@@ -20,39 +17,19 @@ import pytest
 
 from keras_deit.models import DeiTImageClassifier
 from tests.examples.conftest import flags
+from tests.scripts import ROOT, load_script, run_script, set_flags
 
 pytest.importorskip("tensorflow")
-SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "train.py"
 
 
 @pytest.fixture(scope="module")
 def train():
-    """The script as a module, with flags of its own: those of other scripts in this process have the same names."""
-    spec = importlib.util.spec_from_file_location("train", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    own = absl.flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "train", module)
-        patch.setattr(absl.flags, "FLAGS", own)
-        for name in ("string", "bool", "enum", "integer", "float"):
-            define = getattr(absl.flags, f"DEFINE_{name}")
-            patch.setattr(absl.flags, f"DEFINE_{name}", functools.partial(define, flag_values=own))
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("examples/train.py")
 
 
 def run(train, given, output, **overrides):
-    set_flags(train, **flags(given, output, **overrides))
-    train.main(None)
+    run_script(train, **flags(given, output, **overrides))
     return output
-
-
-def set_flags(train, **values):
-    """As if the script had been started with these alone."""
-    train.FLAGS.unparse_flags()
-    for name in train.FLAGS:
-        train.FLAGS[name].unparse()
-    train.FLAGS(["train", "--data=", "--preset=", "--output=", *(f"--{name}={value}" for name, value in values.items())])
 
 
 def states(output, epoch=3):
@@ -70,9 +47,12 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(tra
 
     output = tmp_path / "killed"
     arguments = [f"--{name}={value}" for name, value in flags(given, output, **taught).items()]
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, ROOT / "examples" / "train.py", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.time() + 300
     while not (output / "checkpoints" / "epoch_00001").exists() and time.time() < deadline:
@@ -164,7 +144,8 @@ def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given
     [(None, 1000, 1, 0.99), (None, 10**9, 1, 0.99996), (0.5, 9, 1, 0.5), (0.25, 9, 2, 0.5)],
 )
 def test_the_average_is_of_a_tenth_of_the_training_at_most(train, momentum, steps, accumulated, expected):
-    set_flags(train, **({} if momentum is None else {"ema_momentum": momentum}))
+    given = {} if momentum is None else {"ema_momentum": momentum}
+    set_flags(train, data="", preset="", output="", **given)
     assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
 
 

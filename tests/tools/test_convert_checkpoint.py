@@ -16,11 +16,9 @@ from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets import catalog, handles, timm_tensors
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 from tests.hub_layouts import transformers_names
+from tests.scripts import ROOT, load_script
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-
-import convert_checkpoint as tool  # noqa: E402
+tool = load_script("tools/convert_checkpoint.py")
 
 NAME = "deit_tiny_distilled_patch16_224"
 
