@@ -105,24 +105,60 @@ class DeiTImageConverter(keras.layers.Rescaling):
             images = self._permute(images, (2, 0, 1))
         return self.backend.cast(images, self.compute_dtype)
 
-    def _resize(self, images):
-        """(..., H, W, C), any size, to the uncropped size, or to one that just covers it."""
-        height, width = self.backend.shape(images)[-3:-1]
+    def crop_box(self, height, width):
+        """The part of an image that the model sees, in pixels of the image: `(top, left, height, width)`, floats.
+
+        Args:
+            height, width: int. Size of the raw image.
+        """
+        resized = self._resized_size(height, width)
+        scales = [side / new for side, new in zip((height, width), resized)]
+        top, left = (_half_to_even(new - side) * scale for new, side, scale in zip(resized, self.image_size, scales))
+        return (top, left, *(side * scale for side, scale in zip(self.image_size, scales)))
+
+    def resize_matrices(self, height, width):
+        """Resize and crop of images of one size as products with constants, for runtimes that lack an antialiased resize.
+
+        With `levels(x) = round(clip(x, 0, 255))`, `levels(rows @ levels(image @ columns.T))` is each channel before normalisation.
+
+        Args:
+            height, width: int. Size of the raw images.
+
+        Returns:
+            `(rows, columns)`, float32 arrays (image_size[0], height) and (image_size[1], width).
+        """
+        sides = zip((height, width), self._resized_size(height, width), self.image_size)
+        return tuple(self._resize_matrix(side, new_side, kept) for side, new_side, kept in sides)
+
+    def _resize_matrix(self, side, new_side, kept):
+        identity = np.eye(side, dtype="float32")[..., None]
+        resized = keras.ops.convert_to_numpy(self._interpolate(identity, (side, new_side)))[..., 0]
+        start = _half_to_even(new_side - kept)
+        return resized[:, start : start + kept].T
+
+    def _resized_size(self, height, width):
+        """Of (H, W), the size before the crop: the uncropped size, or one that just covers it."""
         # A ratio such as 16 / 93 must give 93 back.
         new_height, new_width = (int(side / self.crop_ratio + 1e-6) for side in self.image_size)
-        if self.crop_to_aspect_ratio:
-            # Sizes are tensors where tf.data does not know them.
-            larger = max if isinstance(height, int) and isinstance(width, int) else self.backend.numpy.maximum
-            new_height, new_width = (
-                larger(new_height, height * new_width // width),
-                larger(new_width, width * new_height // height),
-            )
+        if not self.crop_to_aspect_ratio:
+            return new_height, new_width
+        # Sizes are tensors where tf.data does not know them.
+        larger = max if isinstance(height, int) and isinstance(width, int) else self.backend.numpy.maximum
+        return larger(new_height, height * new_width // width), larger(new_width, width * new_height // height)
+
+    def _resize(self, images):
+        """(..., H, W, C), any size, to (..., h, w, C)."""
+        height, width = self.backend.shape(images)[-3:-1]
+        new_height, new_width = self._resized_size(height, width)
         for size in ((height, new_width), (new_height, new_width)):
-            images = self.backend.image.resize(
-                images, size, interpolation=self.interpolation, antialias=True, data_format="channels_last"
-            )
+            images = self._interpolate(images, size)
             images = self.backend.numpy.round(self.backend.numpy.clip(images, 0.0, 255.0))
         return images
+
+    def _interpolate(self, images, size):
+        return self.backend.image.resize(
+            images, size, interpolation=self.interpolation, antialias=True, data_format="channels_last"
+        )
 
     def _crop(self, images):
         sizes = self.backend.shape(images)[-3:-1]

@@ -2,6 +2,70 @@
 
 import numpy as np
 
+_PALETTE = "inferno"
+
+
+def overlay(image, shares, box=None, strength=0.6):
+    """Lays a map of patches over an image, at the size of the image.
+
+    Args:
+        image: array (height, width, channels) of 1 or 3 channels, 0 to 255.
+        shares: array (rows, columns), such as one of `attention_rollout`'s. Its largest share is drawn brightest, its smallest darkest.
+        box: (top, left, height, width) of what the model saw, in pixels of the image: `converter.crop_box(height, width)`. The rest stays
+            as it is. Defaults to the whole image.
+        strength: float in [0, 1]. How much the map covers. Defaults to 0.6.
+
+    Returns:
+        uint8 array (height, width, 3).
+
+    Raises:
+        ValueError: `image` or `shares` has another shape.
+        ImportError: matplotlib is not installed.
+    """
+    # On demand: only pictures need them.
+    import matplotlib
+    from PIL import Image
+
+    picture, shares = _rgb(image), np.asarray(shares, "float32")
+    if shares.ndim != 2:
+        raise ValueError(
+            f"`shares` must be one map, (rows, columns): take one image's, and one head's. Received: shape {shares.shape}"
+        )
+    height, width = picture.shape[:2]
+    top, left, box_height, box_width = box or (0, 0, height, width)
+    # Whole pixels: a crop that ends inside one takes it.
+    top, bottom = max(0, round(top)), min(height, max(round(top) + 1, round(top + box_height)))
+    left, right = max(0, round(left)), min(width, max(round(left) + 1, round(left + box_width)))
+    stretched = (shares - shares.min()) / max(np.ptp(shares), np.finfo("float32").tiny)
+    heat = Image.fromarray(stretched).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+    colours = matplotlib.colormaps[_PALETTE](np.asarray(heat).clip(0, 1))[..., :3] * 255
+    seen = picture[top:bottom, left:right]
+    picture[top:bottom, left:right] = np.rint((1 - strength) * seen + strength * colours)
+    return picture
+
+
+def plot_images(images, titles=None, columns=4):
+    """Draws images side by side, each at its own aspect.
+
+    Args:
+        images: sequence of arrays (height, width, channels) of 1 or 3 channels, 0 to 255.
+        titles: sequence of strings, one for each image. Defaults to none.
+        columns: int. Images in a row. Defaults to 4.
+
+    Returns:
+        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    columns = min(columns, len(images))
+    figure, axes = _figure(len(images), columns, width=10 / columns, height=10 / columns * _tallest(images) + 0.3)
+    for axis, image in zip(axes.flat, images):
+        axis.imshow(_rgb(image))
+    for axis, title in zip(axes.flat, titles or ()):
+        axis.set_title(title, fontsize=9)
+    return figure
+
 
 def plot_rollouts(images, rollouts, titles, columns=8):
     """Draws each image, and below it the image with its rollout laid over.
@@ -18,22 +82,88 @@ def plot_rollouts(images, rollouts, titles, columns=8):
     Raises:
         ImportError: matplotlib is not installed.
     """
-    # On demand: only pictures need it. A Figure of its own leaves the user's pyplot state and backend alone.
-    from matplotlib.figure import Figure
-
-    height, width = images.shape[1:3]
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.4 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    figure, axes = _figure(2 * rows * columns, columns, width=1.4, height=1.6)
     for index, (image, rollout, title) in enumerate(zip(images, rollouts, titles)):
         row, column = divmod(index, columns)
-        image = np.asarray(image, "float32") / 255
-        image = np.broadcast_to(image, (height, width, 3)).clip(0, 1)
-        extent = (0, width, height, 0)
-        for axis in axes[2 * row : 2 * row + 2, column]:
-            axis.imshow(image, extent=extent)
+        image = _enlarged(_rgb(image))
+        axes[2 * row, column].imshow(image)
         axes[2 * row, column].set_title(title, fontsize=9)
-        axes[2 * row + 1, column].imshow(rollout, extent=extent, cmap="inferno", alpha=0.6, interpolation="bicubic")
+        axes[2 * row + 1, column].imshow(overlay(image, rollout))
     return figure
+
+
+def plot_filters(filters, columns=7):
+    """Draws patch filters, as `patch_filters` returns them, each stretched over all levels.
+
+    Args:
+        filters: array (filters, height, width, channels) of 1 or 3 channels.
+        columns: int. Filters in a row. Defaults to 7.
+
+    Returns:
+        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+
+    Raises:
+        ValueError: filters of another number of channels, which have no colour.
+        ImportError: matplotlib is not installed.
+    """
+    if filters.shape[-1] not in (1, 3):
+        raise ValueError(f"Filters of 1 or 3 channels have a colour. Received: filters of shape {filters.shape}")
+    lowest, highest = filters.min(axis=(1, 2, 3), keepdims=True), filters.max(axis=(1, 2, 3), keepdims=True)
+    figure, axes = _figure(len(filters), columns, width=0.9, height=0.9)
+    for axis, image in zip(axes.flat, 255 * (filters - lowest) / (highest - lowest)):
+        axis.imshow(_rgb(image))
+    return figure
+
+
+def plot_position_similarity(similarity):
+    """Draws, for the position of each patch, how alike those of all others are, as `position_similarity` returns it.
+
+    Args:
+        similarity: array (rows, columns, rows, columns), from -1 to 1.
+
+    Returns:
+        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    rows, columns = similarity.shape[:2]
+    figure, axes = _figure(rows * columns, columns, width=8 / columns, height=8 / columns * rows / columns)
+    for axis, image in zip(axes.flat, similarity.reshape(-1, rows, columns)):
+        drawn = axis.imshow(image, cmap="viridis", vmin=-1, vmax=1)
+    figure.colorbar(drawn, ax=axes, shrink=0.6, label="cosine similarity")
+    return figure
+
+
+def _figure(count, columns, width, height):
+    """(figure, its axes (rows, columns)), for `count` pictures of `width` times `height` inches."""
+    # A Figure of its own leaves the user's pyplot state and backend alone.
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def _tallest(images):
+    """The largest height / width."""
+    return max(image.shape[0] / image.shape[1] for image in images)
+
+
+def _rgb(image):
+    """(height, width, 1 or 3), 0 to 255, as uint8 (height, width, 3); a copy."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(f"An image must be (height, width, channels) of 1 or 3 channels. Received: shape {image.shape}")
+    levels = np.rint(image.clip(0, 255)).astype("uint8")
+    return np.array(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+
+
+def _enlarged(image, least=128):
+    """With pixels large enough for a map that is smooth: (height, width, 3) to a multiple of both sides."""
+    times = -(-least // min(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)

@@ -117,3 +117,25 @@ def test_keeps_float32_under_a_half_precision_policy(photographs):
 
 def test_has_a_symbolic_shape():
     assert DeiTImageConverter((64, 32))(keras.Input((None, None, 3))).shape == (None, 64, 32, 3)
+
+
+@pytest.mark.parametrize("crop_ratio", [0.875, 1.0])
+@pytest.mark.parametrize("cover", [True, False])
+def test_the_crop_box_is_what_the_model_sees(crop_ratio, cover):
+    converter = DeiTImageConverter((32, 48), crop_ratio=crop_ratio, crop_to_aspect_ratio=cover)
+    top, left, height, width = converter.crop_box(200, 420)
+
+    def seen(margin):
+        """What becomes of an image that is white inside the box less a margin, in pixels of the result."""
+        vertical, horizontal = margin * height / 32, margin * width / 48
+        image = np.zeros((200, 420, 3), "uint8")
+        image[
+            round(top + vertical) : round(top + height - vertical), round(left + horizontal) : round(left + width - horizontal)
+        ] = 255
+        return levels(converter, image).mean(axis=-1)
+
+    assert seen(0)[3:-3, 3:-3].min() > 254
+    inner = seen(4)
+    for border in (inner[:2], inner[-2:], inner[:, :2], inner[:, -2:]):
+        assert border.max() < 1
+    assert inner[7:-7, 7:-7].min() > 254

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.visualization import attention_rollout, plot_rollouts
+from keras_deit.visualization import attention_rollout
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
 
@@ -22,6 +22,34 @@ def test_is_the_product_over_blocks_of_attention_with_the_residual(rng):
             attention = 0.5 * sum(scores[block, sample, head] for head in range(4)) / 4 + 0.5 * np.eye(8)
             rollout = attention @ rollout
         np.testing.assert_allclose(found[sample].ravel(), rollout[0, 2:], atol=1e-12)
+
+
+def test_is_that_of_the_seed_project(rng):
+    """The notebook `classification.ipynb` of sayakpaul/deit-tf at 79cc91d, in its float32: one image, one prefix token."""
+    scores = scores_of(rng, batch=1, tokens=10).astype("float32")
+    attention = scores[:, 0].mean(axis=1)
+    attention = attention + np.eye(10, dtype="float32")
+    attention = attention / attention.sum(axis=-1)[..., None]
+    joint = attention[0]
+    for block in attention[1:]:
+        joint = block @ joint
+    np.testing.assert_allclose(attention_rollout(list(scores), 1, (3, 3))[0], joint[0, 1:].reshape(3, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+@pytest.mark.parametrize("ratio", [0.0, 0.9])
+@pytest.mark.parametrize("token", ["class", "distillation"])
+def test_fusion_of_heads_and_discarding_of_the_smallest(fusion, ratio, token, rng):
+    scores = scores_of(rng)
+    found = attention_rollout(list(scores), 2, (2, 3), head_fusion=fusion, discard_ratio=ratio, token=token)
+    for sample in range(2):
+        rollout = np.eye(8)
+        for block in scores[:, sample]:
+            fused = [[getattr(np, fusion)([block[head, i, j] for head in range(4)]) for j in range(8)] for i in range(8)]
+            threshold = sorted(np.ravel(fused))[int(ratio * 64)]
+            kept = np.where(np.array(fused) < threshold, 0, fused) + np.eye(8)
+            rollout = kept / kept.sum(axis=1, keepdims=True) @ rollout
+        np.testing.assert_allclose(found[sample].ravel(), rollout[["class", "distillation"].index(token), 2:], atol=1e-12)
 
 
 def test_shares_sum_to_at_most_one(rng):
@@ -52,25 +80,22 @@ def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
 def test_errors(rng):
     with raises(
         "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. "
-        "Received: [(2, 4, 8, 8)]"
+        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: [(2, 4, 8, 8)]"
     ):
         attention_rollout(list(scores_of(rng, blocks=1)), 1, (2, 3))
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. Received: []"
+        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. "
+        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: []"
     ):
         attention_rollout({}, 1, (2, 3))
 
     with raises("`scores` must have the scores of every block, ['block_0']. Received: ['block_2']"):
         attention_rollout({"block_2": scores_of(rng)[0]}, 2, (2, 3))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_plot(channels, rng, tmp_path):
-    pictures = rng.integers(0, 256, (3, 12, 32, channels)).astype("uint8")
-    rollouts = attention_rollout(list(scores_of(rng, batch=3)), 2, (2, 3))
-    figure = plot_rollouts(pictures, rollouts, ["a", "b", "c"], columns=2)
-    drawn = [axis for axis in figure.axes if axis.images]
-    assert len(drawn) == 6
-    assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["a", "b", "c"]
-    figure.savefig(tmp_path / "rollouts.png")
-    assert (tmp_path / "rollouts.png").stat().st_size > 1000
+    with raises("`head_fusion` must be one of 'mean', 'max', 'min'. Received: head_fusion='sum'"):
+        attention_rollout(list(scores_of(rng)), 2, (2, 3), head_fusion="sum")
+    with raises("`discard_ratio` must be a probability in [0, 1); use 0.0 to switch it off. Received: discard_ratio=1"):
+        attention_rollout(list(scores_of(rng)), 2, (2, 3), discard_ratio=1)
+    with raises(
+        "The model has no distillation token. Ask for `token=\"class\"`. Received: token='distillation', num_prefix_tokens=1"
+    ):
+        attention_rollout(list(scores_of(rng)), 1, (7, 1), token="distillation")

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from keras_deit.visualization import (
+    overlay,
+    plot_filters,
+    plot_images,
+    plot_position_similarity,
+    plot_rollouts,
+)
+from tests.helpers import raises
+
+
+def size(figure, path):
+    """Pixels of a figure that is saved: (width, height)."""
+    from PIL import Image
+
+    figure.savefig(path, dpi=100)
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_overlay_is_brightest_where_the_model_looks(channels):
+    """At the image's own size, and rows and columns as they stand."""
+    shares = np.zeros((3, 4))
+    shares[2, 1] = 0.1
+    found = overlay(np.zeros((60, 120, channels)), shares)
+    assert found.shape == (60, 120, 3)
+    assert found.dtype == np.uint8
+    row, column = np.unravel_index(found.sum(axis=-1).argmax(), (60, 120))
+    assert 40 <= row < 60
+    assert 30 <= column < 60
+    bright = found.sum(axis=-1)
+    assert bright[50, 45] > 3 * bright[10, 100]
+
+
+def test_outside_the_box_the_image_stays_as_it_is(rng):
+    image = rng.integers(0, 256, (50, 80, 3)).astype("uint8")
+    before = image.copy()
+    found = overlay(image, np.ones((2, 2)), box=(9.6, 20.2, 30.0, 40.0), strength=1.0)
+    np.testing.assert_array_equal(image, before)
+    outside = np.ones((50, 80), bool)
+    outside[10:40, 20:60] = False
+    np.testing.assert_array_equal(found[outside], image[outside])
+    assert len(np.unique(found[~outside], axis=0)) == 1
+
+
+def test_a_map_of_nothing_and_an_image_of_one_pixel():
+    assert overlay(np.zeros((1, 1, 3)), np.zeros((14, 14)), box=(0.0, 0.2, 1.0, 0.6)).shape == (1, 1, 3)
+
+
+def test_pictures_keep_their_aspect(rng, tmp_path):
+    tall = [rng.integers(0, 256, (60, 20, 3)) for _ in range(3)]
+    width, height = size(plot_images(tall, titles=["a", "b", "c"]), tmp_path / "tall.png")
+    assert height > 2 * width / 3
+    figure = plot_images([rng.integers(0, 256, (20, 60, 1))] * 5, columns=2)
+    assert [axis.images[0].get_array().shape for axis in figure.axes if axis.images] == [(20, 60, 3)] * 5
+    width, height = size(figure, tmp_path / "wide.png")
+    assert width > height
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rollouts_of_a_batch(channels, rng, tmp_path):
+    pictures = rng.integers(0, 256, (3, 12, 32, channels)).astype("uint8")
+    figure = plot_rollouts(pictures, rng.random((3, 2, 3)), ["a", "b", "c"], columns=2)
+    drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert len(drawn) == 6
+    np.testing.assert_array_equal(drawn[0][::11, ::11], np.broadcast_to(pictures[0], (12, 32, 3)))
+    assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["a", "b", "c"]
+    size(figure, tmp_path / "rollouts.png")
+
+
+def test_filters_are_stretched_over_all_levels(rng, tmp_path):
+    figure = plot_filters(rng.normal(size=(5, 4, 8, 3)) * [[[[1]]], [[[2]]], [[[1]]], [[[9]]], [[[1]]]], columns=3)
+    drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert [(image.min(), image.max()) for image in drawn] == [(0, 255)] * 5
+    size(figure, tmp_path / "filters.png")
+    with raises("Filters of 1 or 3 channels have a colour. Received: filters of shape (5, 4, 8, 2)"):
+        plot_filters(np.zeros((5, 4, 8, 2)))
+
+
+def test_position_similarity_has_a_picture_for_each_patch(rng, tmp_path):
+    figure = plot_position_similarity(rng.uniform(-1, 1, (3, 4, 3, 4)))
+    assert len([axis for axis in figure.axes if axis.images]) == 12
+    size(figure, tmp_path / "positions.png")
+
+
+def test_errors():
+    with raises("An image must be (height, width, channels) of 1 or 3 channels. Received: shape (4, 4)"):
+        overlay(np.zeros((4, 4)), np.zeros((2, 2)))
+    with raises("`shares` must be one map, (rows, columns): take one image's, and one head's. Received: shape (1, 2, 2)"):
+        overlay(np.zeros((4, 4, 3)), np.zeros((1, 2, 2)))

@@ -1,0 +1,78 @@
+"""Files as people have them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_deit.visualization import read_photograph
+from tests.helpers import raises
+
+
+@pytest.fixture
+def photograph(photographs):
+    return Image.fromarray(photographs[0][:60, :90])
+
+
+def test_a_png_is_its_pixels(photograph, tmp_path):
+    photograph.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), np.asarray(photograph))
+    gray = read_photograph(str(tmp_path / "a.png"), channels=1)
+    np.testing.assert_array_equal(gray[..., 0], np.asarray(photograph.convert("L")))
+    assert gray.shape == (60, 90, 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_other_modes_are_what_they_look_like(mode, photograph, tmp_path):
+    file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
+    photograph.convert(mode).save(file)
+    expected = photograph.convert(mode).convert("RGB")
+    difference = np.abs(read_photograph(file).astype(int) - np.asarray(expected))
+    assert difference.max() <= 2, mode
+
+
+def test_what_is_transparent_is_white(photograph, tmp_path):
+    photograph.putalpha(Image.fromarray(np.repeat([[0], [255]], 30, axis=0).astype("uint8").repeat(90, 1)))
+    photograph.save(tmp_path / "a.png")
+    found = read_photograph(tmp_path / "a.png")
+    assert (found[:30] == 255).all()
+    np.testing.assert_array_equal(found[30:], np.asarray(photograph.convert("RGB"))[30:])
+
+
+def test_16_bits_of_gray_keep_their_levels(tmp_path):
+    levels = np.linspace(0, 65535, 256).astype("uint16")[None]
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png")[0, :, 0], np.arange(256))
+
+
+def test_stands_upright_as_exif_says(photograph, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    photograph.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), np.rot90(np.asarray(photograph), -1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 3)])
+def test_sizes(size, tmp_path):
+    Image.new("RGB", size, "red").save(tmp_path / "a.png")
+    assert read_photograph(tmp_path / "a.png").shape == (*size[::-1], 3)
+
+
+def test_errors(photograph, tmp_path, monkeypatch):
+    with raises(f"There is no file {tmp_path}/no.jpg. Give the name of an image."):
+        read_photograph(tmp_path / "no.jpg")
+    with raises("`channels` must be one of 1, 3. Received: channels=4"):
+        read_photograph(tmp_path / "no.jpg", channels=4)
+    (tmp_path / "text.jpg").write_text("no image")
+    with raises(f"{tmp_path}/text.jpg is not an image, or of a format that Pillow does not read. Convert it to JPEG or PNG."):
+        read_photograph(tmp_path / "text.jpg")
+    for format in ("JPEG", "PNG"):
+        stream = io.BytesIO()
+        photograph.save(stream, format)
+        (tmp_path / "half").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
+        with pytest.raises(ValueError, match=f"{tmp_path}/half is cut short or damaged. Copy it again. "):
+            read_photograph(tmp_path / "half")
+    Image.new("L", (20_000, 20_000)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="large.png has too many pixels to be opened safely. Scale it down first. Image size"):
+        read_photograph(tmp_path / "large.png")
