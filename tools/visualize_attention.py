@@ -7,7 +7,7 @@
     python tools/visualize_attention.py --preset deit_small_distilled_patch16_224 --output filters.png --kind filters
 
 `rollout`: attention through all blocks; `heads`: each head of one block; `filters`: the patch embedding; `positions`: how alike the positions
-are. The photograph keeps its size and aspect; what the model's crop cuts off has no map over it. --output is replaced if it exists.
+are. The photograph keeps its size and aspect (a tiny one is enlarged); what the model's crop cuts off has no map over it. --output is replaced if it exists.
 """
 
 import pathlib
@@ -52,6 +52,7 @@ def draw():
     raw = image[None] if channels_last else image[None].transpose(0, 3, 1, 2)
     model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
     found = model.predict(converter(raw), verbose=0)
+    image = visualization.enlarge(image)
     scores, box = found["attention_scores"], converter.crop_box(*image.shape[:2])
     tokens = {"num_prefix_tokens": backbone.num_prefix_tokens, "grid_size": backbone.grid_size, "token": FLAGS.token}
     if FLAGS.kind == "heads":

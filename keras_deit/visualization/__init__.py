@@ -2,13 +2,21 @@
 
 from keras_deit.visualization.attention_maps import attention_maps
 from keras_deit.visualization.attention_rollout import attention_rollout
-from keras_deit.visualization.overlays import overlay, plot_filters, plot_images, plot_position_similarity, plot_rollouts
+from keras_deit.visualization.overlays import (
+    enlarge,
+    overlay,
+    plot_filters,
+    plot_images,
+    plot_position_similarity,
+    plot_rollouts,
+)
 from keras_deit.visualization.photographs import read_photograph
 from keras_deit.visualization.weights import patch_filters, position_similarity
 
 __all__ = [
     "attention_maps",
     "attention_rollout",
+    "enlarge",
     "overlay",
     "patch_filters",
     "plot_filters",

@@ -44,6 +44,20 @@ def overlay(image, shares, box=None, strength=0.6):
     return picture
 
 
+def enlarge(image, least=256):
+    """Repeats the pixels of a small image, so that a map that is laid over it is smooth.
+
+    Args:
+        image: array (height, width, channels).
+        least: int. Pixels that both sides have at least, after. Defaults to 256.
+
+    Returns:
+        array (n * height, n * width, channels) with the smallest whole n.
+    """
+    times = -(-least // min(image.shape[:2]))
+    return image.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def plot_images(images, titles=None, columns=4):
     """Draws images side by side, each at its own aspect.
 
@@ -86,7 +100,7 @@ def plot_rollouts(images, rollouts, titles, columns=8):
     figure, axes = _figure(2 * rows * columns, columns, width=1.4, height=1.6)
     for index, (image, rollout, title) in enumerate(zip(images, rollouts, titles)):
         row, column = divmod(index, columns)
-        image = _enlarged(_rgb(image))
+        image = enlarge(_rgb(image))
         axes[2 * row, column].imshow(image)
         axes[2 * row, column].set_title(title, fontsize=9)
         axes[2 * row + 1, column].imshow(overlay(image, rollout))
@@ -161,9 +175,3 @@ def _rgb(image):
         raise ValueError(f"An image must be (height, width, channels) of 1 or 3 channels. Received: shape {image.shape}")
     levels = np.rint(image.clip(0, 255)).astype("uint8")
     return np.array(np.broadcast_to(levels, (*levels.shape[:2], 3)))
-
-
-def _enlarged(image, least=128):
-    """With pixels large enough for a map that is smooth: (height, width, 3) to a multiple of both sides."""
-    times = -(-least // min(image.shape[:2]))
-    return image.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,0 +1,94 @@
+"""A page in the browser: give it a photograph, see what the model takes it for, and where each of its heads looks.
+
+    pip install ".[explorer]"
+    python examples/attention_explorer.py --preset deit_small_distilled_patch16_224
+
+and open the address that it prints. Without --preset it is the model of handwritten digits that ships inside keras_deit.
+"""
+
+import gradio
+import keras
+import numpy as np
+from absl import app, flags
+
+from keras_deit import visualization
+from keras_deit.models import DeiTImageClassifier
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("preset", "deit_nano_distilled_patch4_32_digits", "Handle of a classifier's preset.")
+flags.DEFINE_integer("port", 7860, "Where the page is, on this machine.", 1, 65535)
+
+ALL_BLOCKS, ONE_HEAD = "through all blocks", "one head of one block"
+
+
+class Explorer:
+    """What the page asks of the model, which runs once for a photograph."""
+
+    def __init__(self, classifier):
+        self.classifier, self.backbone = classifier, classifier.backbone
+        self.tokens = ("class", "distillation")[: self.backbone.num_prefix_tokens]
+        self.model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
+
+    def look(self, file):
+        """(labels with their probabilities, what `draw` needs)"""
+        if file is None:
+            return None, None
+        try:
+            image = visualization.read_photograph(file, self.backbone.image_shape[-1])
+        except ValueError as error:
+            raise gradio.Error(str(error)) from error
+        found = self.model.predict_on_batch(self.classifier.preprocessor(image[None]))
+        scores, maps = found["attention_scores"], {}
+        for token in self.tokens:
+            sizes = {"num_prefix_tokens": len(self.tokens), "grid_size": self.backbone.grid_size, "token": token}
+            rollout = visualization.attention_rollout(scores, **sizes)[0]
+            blocks = [visualization.attention_maps(scores[block.name], **sizes)[0] for block in self.backbone.blocks]
+            maps[token] = {ALL_BLOCKS: rollout, ONE_HEAD: np.stack(blocks)}
+        [best] = self.classifier.decode_predictions(found["outputs"], top=5)
+        return dict(best), (visualization.enlarge(image), maps)
+
+    def draw(self, seen, kind, token, block, head):
+        if seen is None:
+            return None
+        image, maps = seen
+        shares = maps[token][kind] if kind == ALL_BLOCKS else maps[token][kind][int(block), int(head)]
+        return visualization.overlay(image, shares, self.classifier.preprocessor.crop_box(*image.shape[:2]))
+
+
+def build_page(explorer):
+    backbone = explorer.backbone
+    with gradio.Blocks(title="Where DeiT looks", analytics_enabled=False) as page:
+        seen = gradio.State()
+        with gradio.Row():
+            with gradio.Column():
+                photograph = gradio.Image(
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph", height=400
+                )
+                labels = gradio.Label(label="What it is", num_top_classes=5)
+            with gradio.Column():
+                picture = gradio.Image(label="Where the model looks", format="png", height=400, interactive=False)
+                kind = gradio.Radio([ALL_BLOCKS, ONE_HEAD], value=ALL_BLOCKS, label="Attention")
+                token = gradio.Radio(list(explorer.tokens), value="class", label="Of which token")
+                block = gradio.Slider(0, backbone.num_layers - 1, value=backbone.num_layers - 1, step=1, label="Block")
+                head = gradio.Slider(0, backbone.num_heads - 1, value=0, step=1, label="Head")
+        controls = [kind, token, block, head]
+        photograph.change(explorer.look, photograph, [labels, seen]).then(explorer.draw, [seen, *controls], picture)
+        for control in controls:
+            control.change(explorer.draw, [seen, *controls], picture)
+    return page
+
+
+def main(_):
+    try:
+        classifier = DeiTImageClassifier.from_preset(FLAGS.preset)
+        if classifier.labels is None or classifier.preprocessor is None:
+            raise ValueError(f"{FLAGS.preset} has no labels or no preprocessor. Save it with both.")
+        if classifier.backbone.data_format != "channels_last":
+            raise ValueError("The page draws channels_last images. Give a preset of that data format.")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"Nothing to explore. {error}") from error
+    build_page(Explorer(classifier)).launch(server_port=FLAGS.port)
+
+
+if __name__ == "__main__":
+    app.run(main)
