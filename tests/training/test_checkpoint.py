@@ -79,9 +79,10 @@ def test_a_new_training_starts_at_the_first_epoch(tmp_path):
     assert TrainingCheckpoint(tmp_path / "none").restore(compiled()) == 0
 
 
-def test_a_training_that_does_not_go_on_replaces_the_one_before(saved, tmp_path):
+def test_a_training_that_does_not_go_on_replaces_the_one_before(tmp_path):
     for _ in range(2):
-        fit(saved[0], TrainingCheckpoint(tmp_path), epochs=1)
+        # A model each: with an average of the weights, Keras 3.15 cannot `fit` a model twice on JAX.
+        fit(compiled(), TrainingCheckpoint(tmp_path), epochs=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch_00001"]
 
 
