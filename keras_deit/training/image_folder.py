@@ -114,8 +114,13 @@ def decoder(channels=3):
 
 
 def _decode(content):
-    """In colour, which every format can."""
-    return tf.ensure_shape(tf.io.decode_image(content, 3, expand_animations=False), (None, None, 3))
+    """In colour, which every format can. A JPEG as Pillow reads it: TensorFlow's default is faster, and up to 16 levels from that."""
+    image = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(content, 3, expand_animations=False),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def _gray(image):
