@@ -5,6 +5,8 @@ import numpy as np
 
 from keras_deit.layers.arguments import check_choice, check_pair, check_positive_number
 
+_LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
+
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTImageConverter(keras.layers.Rescaling):
@@ -116,25 +118,18 @@ class DeiTImageConverter(keras.layers.Rescaling):
         top, left = (_half_to_even(new - side) * scale for new, side, scale in zip(resized, self.image_size, scales))
         return (top, left, *(side * scale for side, scale in zip(self.image_size, scales)))
 
-    def resize_matrices(self, height, width):
-        """Resize and crop of images of one size as products with constants, for runtimes that lack an antialiased resize.
+    def for_size(self, height, width):
+        """The same conversion for batches of images of one size alone, without a resize: products with constants.
 
-        With `levels(x) = round(clip(x, 0, 255))`, `levels(rows @ levels(image @ columns.T))` is each channel before normalisation.
+        For graphs that are exported: ONNX and LiteRT have no antialiased resize. The layer is not for saving.
 
         Args:
             height, width: int. Size of the raw images.
 
-        Returns:
-            `(rows, columns)`, float32 arrays (image_size[0], height) and (image_size[1], width).
+        Raises:
+            ValueError: so long and thin that the image would be resized to more than 16384 pixels along a side.
         """
-        sides = zip((height, width), self._resized_size(height, width), self.image_size)
-        return tuple(self._resize_matrix(side, new_side, kept) for side, new_side, kept in sides)
-
-    def _resize_matrix(self, side, new_side, kept):
-        identity = np.eye(side, dtype="float32")[..., None]
-        resized = keras.ops.convert_to_numpy(self._interpolate(identity, (side, new_side)))[..., 0]
-        start = _half_to_even(new_side - kept)
-        return resized[:, start : start + kept].T
+        return _OneSizeConverter(self, height, width)
 
     def _resized_size(self, height, width):
         """Of (H, W), the size before the crop: the uncropped size, or one that just covers it."""
@@ -151,14 +146,17 @@ class DeiTImageConverter(keras.layers.Rescaling):
         height, width = self.backend.shape(images)[-3:-1]
         new_height, new_width = self._resized_size(height, width)
         for size in ((height, new_width), (new_height, new_width)):
-            images = self._interpolate(images, size)
-            images = self.backend.numpy.round(self.backend.numpy.clip(images, 0.0, 255.0))
+            images = self._levels(self._interpolate(images, size))
         return images
 
     def _interpolate(self, images, size):
         return self.backend.image.resize(
             images, size, interpolation=self.interpolation, antialias=True, data_format="channels_last"
         )
+
+    def _levels(self, images):
+        """To whole levels. A half goes up, as Pillow's, and a hair below it too, or the order of float32's sums would decide."""
+        return self.backend.numpy.floor(self.backend.numpy.clip(images, 0.0, 255.0) + (0.5 + 1e-4))
 
     def _crop(self, images):
         sizes = self.backend.shape(images)[-3:-1]
@@ -215,6 +213,40 @@ class DeiTImageConverter(keras.layers.Rescaling):
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+class _OneSizeConverter(DeiTImageConverter):
+    def __init__(self, converter, height, width):
+        super().__init__(**converter.get_config())
+        resized = self._resized_size(height, width)
+        if max(resized) > _LARGEST_PRODUCT:
+            raise ValueError(
+                f"Images of {height} x {width} pixels would be resized to {resized[0]} x {resized[1]} before the crop. "
+                f"Cut them to a shape nearer to {self.image_size[0]} x {self.image_size[1]} first."
+            )
+        self._raw_size = (height, width)
+        # The resize is linear along each axis, so what it makes of the unit vectors is its matrix.
+        self._rows, self._columns = map(self._matrix, self._raw_size, resized, self.image_size)
+
+    def _matrix(self, side, new_side, kept):
+        """Resize and crop along an axis: (kept, side)."""
+        unit_vectors = np.eye(side, dtype="float32")[..., None]
+        matrix = keras.ops.convert_to_numpy(self._interpolate(unit_vectors, (side, new_side)))[..., 0].T
+        start = _half_to_even(new_side - kept)
+        return matrix[start : start + kept]
+
+    def _resize(self, images):
+        """(B, H, W, C) to (B, h, w, C), cropped."""
+        (height, width), (new_height, new_width), channels = self._raw_size, self.image_size, images.shape[-1]
+        ops = self.backend.numpy
+        x = ops.reshape(ops.transpose(images, (0, 2, 1, 3)), (-1, width, height * channels))
+        x = self._levels(ops.matmul(self._columns, x))  # (B, w, H * C)
+        x = ops.transpose(ops.reshape(x, (-1, new_width, height, channels)), (0, 2, 1, 3))
+        x = self._levels(ops.matmul(self._rows, ops.reshape(x, (-1, height, new_width * channels))))  # (B, h, w * C)
+        return ops.reshape(x, (-1, new_height, new_width, channels))
+
+    def _crop(self, images):
+        return images
 
 
 def _per_channel(value):
