@@ -2,5 +2,14 @@
 
 from keras_deit.presets.checkpoints import assign_tensors, read_tensors, timm_tensors, transformers_tensors
 from keras_deit.presets.handles import find_preset
+from keras_deit.presets.imagenet import imagenet_labels, imagenet_synsets
 
-__all__ = ["assign_tensors", "find_preset", "read_tensors", "timm_tensors", "transformers_tensors"]
+__all__ = [
+    "assign_tensors",
+    "find_preset",
+    "imagenet_labels",
+    "imagenet_synsets",
+    "read_tensors",
+    "timm_tensors",
+    "transformers_tensors",
+]
