@@ -1,0 +1,143 @@
+"""The examples that use the package with what people have: each runs as it stands, prints what it says, and does what it is for."""
+
+import ast
+import importlib.util
+import re
+import sys
+import unittest.mock
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from keras_deit.models import DeiTImageClassifier
+from tests.conftest import BACKEND
+from tests.helpers import numpy
+from tests.scripts import ROOT
+
+
+@pytest.fixture(autouse=True)
+def no_xla(monkeypatch):
+    """On TensorFlow, where it can be left out, XLA compiles longer than these examples take."""
+    if BACKEND == "tensorflow":
+        monkeypatch.setattr(keras.Model, "jit_compile", property(lambda self: False, lambda self, value: None))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs an example in this process, in a folder of its own: what it printed, and its names."""
+
+    def run(example):
+        path = ROOT / "examples" / example
+        source = path.read_text(encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        names = {"__name__": "__main__"}
+        exec(compile(source, path, "exec"), names)
+        printed = capsys.readouterr().out
+        # Line by line what the docstring promises. The numbers are another processor's: each test holds its own to what they mean.
+        *_, promised = ast.get_docstring(ast.parse(source)).split("\n\n")
+        assert without_numbers(printed) == without_numbers(promised)
+        return printed, names
+
+    return run
+
+
+def without_numbers(text):
+    return [re.sub(r"\d[\d,.]*(e[-+]\d+)?", "#", line.strip()) for line in text.strip().splitlines()]
+
+
+def numbers(text):
+    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*(?:e[-+]\d+)?", text)]
+
+
+# It makes a dataset of the arrays, and then tells Keras to shuffle it; its presets keep the state of an optimizer, but not which.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
+def test_keras_hub(run, tmp_path):
+    pytest.importorskip("keras_hub")
+    _, names = run("keras_hub_classifier.py")
+    assert names["accuracy"] > 0.9
+    assert {file.name for file in tmp_path.iterdir()} == {"keras_hub_classifier", "keras_hub_classifier.keras"}
+
+
+def test_keras_cv(run, tmp_path):
+    pytest.importorskip("keras_cv")
+    _, names = run("keras_cv_classifier.py")
+    assert names["accuracy"] > 0.9
+    assert [file.name for file in tmp_path.iterdir()] == ["keras_cv_classifier.keras"]
+
+
+# Of `keras.metrics.MeanIoU`, on JAX.
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
+def test_segmentation(run, tmp_path):
+    printed, names = run("segmentation.py")
+    baseline, trained = numbers(printed)[-2:]
+    assert baseline < 0.1
+    assert trained > 0.75
+    model = keras.saving.load_model(tmp_path / "segmentation.keras")
+    answer = model.predict(names["images"][names["test"]], verbose=0).argmax(axis=-1)
+    np.testing.assert_array_equal(answer, names["answer"])
+
+
+def test_plain_keras_model(run):
+    _, names = run("plain_keras_model.py")
+    assert names["accuracy"] > 0.75
+    assert names["looks"].shape == (360, 4, 17, 17)
+    np.testing.assert_allclose(names["looks"].sum(axis=-1), 1.0, atol=1e-5)
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """timm imports it for its transforms, and PyTorch's builds for processors have none that fits: where it is missing, a stand-in."""
+    if importlib.util.find_spec("torchvision") is None:
+        for name in (
+            "",
+            ".transforms",
+            ".transforms.functional",
+            ".datasets",
+            ".ops",
+            ".ops.misc",
+            ".models",
+            ".models.feature_extraction",
+        ):
+            monkeypatch.setitem(sys.modules, f"torchvision{name}", unittest.mock.MagicMock(__path__=[], __spec__=None))
+
+
+def test_timm(run, torchvision):
+    pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    printed, names = run("timm_there_and_back.py")
+    difference, same, total, _ = numbers(printed)
+    assert difference < 1e-4
+    assert same == total == 360
+    assert sum(tensor.numel() for tensor in names["model"].state_dict().values()) == names["classifier"].count_params()
+
+
+def test_lora(run, tmp_path):
+    _, names = run("lora.py")
+    assert names["before_accuracy"] < 0.2
+    assert names["after_accuracy"] > 0.75
+    # Nothing but the adapters was trained, and nothing else was saved.
+    shipped = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
+    shipped = {weight.path: numpy(weight) for weight in shipped.weights}
+    for weight in names["classifier"].weights:
+        if weight.path in shipped:
+            np.testing.assert_array_equal(numpy(weight), shipped[weight.path], err_msg=weight.path)
+    saved = load_file(tmp_path / "lora.safetensors")
+    assert len(saved) == 2 * 4 * 4  # pairs, layers of a block, blocks
+    assert all(name.rpartition("/")[2].startswith("lora_kernel_") for name in saved)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_int8(run, tmp_path):
+    _, names = run("int8.py")
+    before, after = names["before"], names["after"]
+    assert names["same"] >= 354
+    assert 0 < abs(before - after).max() < 0.2
+    # It is int8 that was loaded.
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "int8")
+    assert str(loaded.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
+    size = {name: (tmp_path / name / "model.weights.h5").stat().st_size for name in ("float32", "int8")}
+    assert size["int8"] < 0.4 * size["float32"]
