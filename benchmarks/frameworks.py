@@ -94,6 +94,19 @@ class Torch:
 
         return step
 
+    def training_step(self, parameters, loss):
+        """PyTorch's own loop, in which AdamW is one kernel; `fit` of Keras takes several."""
+        optimizer = self.torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.05, fused=True)
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            value.backward()
+            optimizer.step()
+            return value.detach()
+
+        return step
+
     def matmul(self, first, second):
         return self.torch.matmul(first, second)
 

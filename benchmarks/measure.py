@@ -151,6 +151,14 @@ def row(worker, requested, common):
     return content
 
 
+def make_case(folder, preset, backend, image_size=None, num_layers=None):
+    """Writes what the subjects share, in a process of its own: this one imports no framework."""
+    command = [sys.executable, "-m", "benchmarks.case", folder, preset, str(image_size or 0), str(num_layers or 0)]
+    made = subprocess.run(command, env=worker_environment(backend), stderr=subprocess.PIPE, text=True, check=False)
+    if made.returncode:
+        sys.exit(f"{preset} cannot be measured. {made.stderr.strip().splitlines()[-1]}")
+
+
 def describe(request):
     jit = "jit" if request.jit else "no jit"
     return f"{request.subject} on {request.backend}, {request.dtype}, {jit}, {request.mode}, batch {request.batch_size}"

@@ -66,8 +66,8 @@ def tables(rows):
             lines += ["", f"### {mode}, {device}", ""]
             lines += [
                 "| preset | batch | dtype | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer "
-                "| to best in float32 | peak MiB | build s | first call s |",
-                "| --- " * 14 + "|",
+                "| to best in float32 | logits off by | peak MiB | build s | first call s |",
+                "| --- " * 15 + "|",
             ]
         lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
     return "\n".join(lines) + "\n"
@@ -76,15 +76,17 @@ def tables(rows):
 def _line(row, group):
     start = f"| {results.model_name(row)} | {row['batch_size']} | {row['dtype']} | {row['subject']} | {row['backend']} |"
     if not _measured(row):
-        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | | |"
+        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | | | |"
     limit = ceiling(group, row["dtype"])
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
     peers = [best_peer(group, dtype) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]
     to_peer, to_float32 = (f"{_speed(row) / peer:.2f}" if peer else "" for peer in peers)
     steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
-    jit = "yes" if row["jit"] else "no"
-    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {to_float32} | {memory:.0f} | {row['build_seconds']:.1f} | {row['first_call_seconds']:.1f} |"
+    jit, error = "yes" if row["jit"] else "no", row["logits_relative_error"]
+    off = "" if error is None else f"{error:.1e}"
+    seconds = f"{row['build_seconds']:.1f} | {row['first_call_seconds']:.1f}"
+    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {to_float32} | {off} | {memory:.0f} | {seconds} |"
 
 
 def _measured(row):

@@ -8,7 +8,6 @@ the machine does falls on all alike. A measurement that the file has already is 
 
 import dataclasses
 import itertools
-import subprocess
 import sys
 import tempfile
 
@@ -16,7 +15,7 @@ from absl import app, flags
 
 from benchmarks import digits, results
 from benchmarks.environment import environment
-from benchmarks.measure import measure, worker_environment
+from benchmarks.measure import make_case, measure
 from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, Request
 
 FLAGS = flags.FLAGS
@@ -104,7 +103,7 @@ def main(_):
                 else:
                     todo.append(requests)
             if todo:
-                make_case(folder, preset, image_size, num_layers)
+                make_case(folder, preset, FLAGS.backend[0], image_size, num_layers)
             for requests in todo:
                 print(heading(requests), flush=True)
                 results.append(FLAGS.output, measure(requests, common, FLAGS.rounds, FLAGS.seconds_per_turn))
@@ -113,14 +112,6 @@ def main(_):
 def heading(requests):
     request = requests[0]
     return f"{results.model_name(dataclasses.asdict(request))}, batch {request.batch_size}"
-
-
-def make_case(folder, preset, image_size, num_layers):
-    """Writes what the subjects share, in a process of its own: this one imports no framework."""
-    command = [sys.executable, "-m", "benchmarks.case", folder, preset, str(image_size or 0), str(num_layers or 0)]
-    made = subprocess.run(command, env=worker_environment(FLAGS.backend[0]), stderr=subprocess.PIPE, text=True, check=False)
-    if made.returncode:
-        sys.exit(f"{preset} cannot be measured. {made.stderr.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

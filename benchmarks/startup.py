@@ -1,50 +1,73 @@
-"""How long `import` takes, each time in a new process.
+"""How long a package takes to import, and then to load a classifier from a folder, each time in a new process.
 
-python -m benchmarks.startup
+    python -m benchmarks.startup --preset deit_base_distilled_patch16_224
+
+The weights are random, and the same for all. KerasHub reads transformers' files, as it does for its `hf://` presets; the others read their own.
 """
 
-import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 from absl import app, flags
 
+from benchmarks.measure import make_case, worker_environment
+
 FLAGS = flags.FLAGS
 flags.DEFINE_list("modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "What to import.")
+flags.DEFINE_string(
+    "preset", "deit_small_distilled_patch16_224", "Name of the catalog, of a distilled model: KerasHub has no other."
+)
 flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "That of Keras.")
 flags.DEFINE_integer("rounds", 5, "How often each is imported, in turns.", lower_bound=1)
 
+LOADS = {
+    "keras_deit": "keras_deit.models.DeiTImageClassifier.from_preset(f'{folder}/keras_deit')",
+    "keras_hub": "keras_hub.models.DeiTImageClassifier.from_preset(f'{folder}/transformers', preprocessor=None)",
+    "timm": "timm.create_model(preset, checkpoint_path=f'{folder}/timm.safetensors')",
+    "transformers": "transformers.DeiTForImageClassificationWithTeacher.from_pretrained(f'{folder}/transformers')",
+}
 PROGRAM = """
-import time
+import sys, time
+preset, folder = sys.argv[1:]
 started = time.perf_counter()
 import {module}
-seconds = time.perf_counter() - started
+imported = time.perf_counter()
+model = {load}
+loaded = time.perf_counter()
 from benchmarks.environment import peak_memory_bytes
-print("@", seconds, peak_memory_bytes() or 0)
+print("@", imported - started, loaded - imported, (peak_memory_bytes() or 0) / 2**20)
 """
+
+
+def start(module, folder):
+    """Seconds to import, seconds to load, and the most MiB that the process held; `None` where that fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(module=module, load=LOADS.get(module)), FLAGS.preset, folder],
+        env=worker_environment(FLAGS.backend),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("@ ")]
+    return [float(value) for value in lines[-1]] if lines else None
 
 
 def main(_):
     found = {module: [] for module in FLAGS.modules}
-    for _ in range(FLAGS.rounds):
-        for module, values in found.items():
-            done = subprocess.run(
-                [sys.executable, "-c", PROGRAM.format(module=module)],
-                env={**os.environ, "KERAS_BACKEND": FLAGS.backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("@ ")]
-            values.append([float(value) for value in lines[-1]] if lines else None)
-    print("| module | seconds | peak MiB |\n| --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        make_case(folder, FLAGS.preset, FLAGS.backend)
+        for _ in range(FLAGS.rounds):
+            for module, values in found.items():
+                values.append(start(module, folder))
+    print("| module | import, seconds | load, seconds | peak MiB |\n| --- | --- | --- | --- |")
     for module, values in found.items():
         if None in values:
-            print(f"| {module} | cannot be imported | |")
+            print(f"| {module} | cannot be imported, or does not load {FLAGS.preset} | | |")
         else:
-            seconds, memory = np.median(values, axis=0)
-            print(f"| {module} | {seconds:.1f} | {memory / 2**20:.0f} |")
+            imported, loaded, memory = np.median(values, axis=0)
+            print(f"| {module} | {imported:.1f} | {f'{loaded:.1f}' if module in LOADS else ''} | {memory:.0f} |")
 
 
 if __name__ == "__main__":

@@ -92,13 +92,14 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
     run = framework(request.backend, request.device)
     images = random_images(request, model.input.shape[1:])
     if request.mode == "training":
+        images, labels = run.place(images), run.place(random_labels(request))
+        if request.backend == "torch":
+            return Subject(run, _torch_training(run, model, request.jit, images, labels), None, answers)
         model.compile(
             optimizer=keras.optimizers.AdamW(1e-5, weight_decay=0.05),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             jit_compile=request.jit,
         )
-        images = run.place(images)
-        labels = run.place(random_labels(request))
         return Subject(run, lambda: model.train_on_batch(images, labels), None, answers)
     if request.mode == "attention":
         model = keras.Model(model.input, outputs_with_attention_scores())
@@ -111,6 +112,15 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
         return np.asarray(keras.ops.convert_to_numpy(outputs), "float32")
 
     return Subject(run, lambda: call(images), logits, answers)
+
+
+def _torch_training(run, model, jit, images, labels):
+    call = run.compile(model, jit)
+
+    def loss():
+        return run.torch.nn.functional.cross_entropy(call(images, training=True).float(), labels)
+
+    return run.training_step([weight.value for weight in model.trainable_weights], loss)
 
 
 def _refuse_int8_without_kernel(request):

@@ -49,20 +49,15 @@ def _torch_subject(request, model, logits_of):
     call = run.compile(forward, request.jit)
     if request.mode == "training":
         model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05, fused=True)
         labels = run.place(random_labels(request))
 
-        def train():
-            optimizer.zero_grad(set_to_none=True)
+        def loss():
             outputs = call(images)
             # In training, timm's distilled model returns both heads' logits.
             outputs = sum(outputs) / 2 if isinstance(outputs, tuple) else logits_of(outputs)
-            loss = torch.nn.functional.cross_entropy(outputs.float(), labels)
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
+            return torch.nn.functional.cross_entropy(outputs.float(), labels)
 
-        return Subject(run, train, None, "mean")
+        return Subject(run, run.training_step(model.parameters(), loss), None, "mean")
     model.eval()
 
     def step(batch=images):
