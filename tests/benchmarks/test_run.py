@@ -192,6 +192,7 @@ def row(subject, backend, speed, jit=True, **changes):
         "num_layers": None,
         "build_seconds": 3.25,
         "first_call_seconds": 0.5,
+        "logits_relative_error": 1e-6,
         "batch_size": 8,
         "requested_batch_size": 8,
         "status": "measured",
@@ -214,17 +215,17 @@ def test_the_table_shows_each_subjects_best_and_says_what_it_lost():
     rows = [
         row("keras_deit", "tensorflow", 40.0, jit=True),
         row("keras_deit", "tensorflow", 20.0, jit=False),
-        row("keras_hub", "tensorflow", 50.0),
+        row("keras_hub", "tensorflow", 50.0, logits_relative_error=None),
         row("timm", "torch", 1.0, status="not installed", message="No module named 'timm'"),
         row("ceiling", "torch", 80.0),
-        row("openvino", "tensorflow", 110.0, dtype="int8"),
+        row("openvino", "tensorflow", 110.0, dtype="int8", logits_relative_error=0.029),
     ]
     lines = [line for line in report.tables(rows).splitlines() if line.startswith("| deit")]
     assert lines == [
-        "| deit_tiny_patch16_224 | 8 | int8 | openvino | tensorflow | yes | 110.0 | 72.7 (72.7 to 72.7, 9) |  |  | 2.20 | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  |  | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 0.80 | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | timm | torch | | not installed: No module named 'timm' | | | | | | | |",
+        "| deit_tiny_patch16_224 | 8 | int8 | openvino | tensorflow | yes | 110.0 | 72.7 (72.7 to 72.7, 9) |  |  | 2.20 | 2.9e-02 | 100 | 3.2 | 0.5 |",
+        "| deit_tiny_patch16_224 | 8 | float32 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  |  |  | 100 | 3.2 | 0.5 |",
+        "| deit_tiny_patch16_224 | 8 | float32 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 0.80 | 1.0e-06 | 100 | 3.2 | 0.5 |",
+        "| deit_tiny_patch16_224 | 8 | float32 | timm | torch | | not installed: No module named 'timm' | | | | | | | | |",
     ]
 
 
