@@ -67,8 +67,9 @@ def jits(subject, backend, mode, dtype):
         return (FLAGS.jit == "on",)
     if backend == "jax":
         return (True,)  # operation by operation is nobody's best
-    if backend == "torch" and mode == "training" and subject not in ONLY_BACKEND:
-        return (False,)  # torch.compile of a Keras training step takes many minutes: ask for it with `--jit on`
+    if backend == "torch" and subject not in ONLY_BACKEND:
+        # Keras' models gain by compiling, but that takes many minutes of a training step: ask for it with `--jit on`.
+        return (mode != "training",)
     return (True, False)
 
 

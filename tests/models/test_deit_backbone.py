@@ -147,7 +147,7 @@ def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
     backbone = tiny_backbone()
     backbone.attention_scores  # noqa: B018
     # JAX has no fused kernel on a CPU, and stands in here for itself on a GPU.
-    monkeypatch.setattr("keras_deit.layers.multi_head_self_attention._has_fused_attention", lambda: True)
+    monkeypatch.setattr("keras_deit.layers.multi_head_self_attention._has_fused_attention", lambda query, training: True)
     calls = []
     monkeypatch.setattr(
         MultiHeadSelfAttention,

@@ -1,0 +1,20 @@
+"""The LayerNorm of a block, in the form that each backend runs fastest."""
+
+import keras
+from keras import ops
+
+if keras.backend.backend() == "torch":
+    import torch
+
+
+class TokenNorm(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization` over the last axis: the same weights and numbers.
+
+    Keras casts half precision to float32 and back. PyTorch's kernel computes in float32 by itself, without the two copies.
+    """
+
+    def call(self, inputs):
+        if keras.backend.backend() != "torch":
+            return super().call(inputs)
+        gamma, beta = (ops.convert_to_tensor(weight) for weight in (self.gamma, self.beta))
+        return torch.nn.functional.layer_norm(inputs, gamma.shape, gamma, beta, self.epsilon)
