@@ -44,6 +44,11 @@ def peak_memory_bytes():
     return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1])
 
 
+def memory_bytes():
+    """The machine's memory, or `None` where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
 def _version(name):
     try:
         return importlib.metadata.version(name)

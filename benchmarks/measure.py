@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 
+from benchmarks.environment import memory_bytes
 from benchmarks.flops import forward_flops, training_flops
 from benchmarks.subjects import backbone_config, number_of_classes
 from benchmarks.worker import MARK
@@ -106,6 +107,7 @@ def measure(requests, common, rounds, seconds_per_turn):
                 worker.turn(3)
                 steps[id(worker)] = max(1, int(seconds_per_turn / min(worker.seconds or [1.0])))
                 worker.seconds.clear()
+        warn_of_short_memory(workers)
         for round_number in range(rounds):
             print(f"\r  round {round_number + 1} of {rounds}", end="", flush=True)
             for worker in workers:
@@ -116,6 +118,16 @@ def measure(requests, common, rounds, seconds_per_turn):
     finally:
         for worker in workers:
             worker.close()
+
+
+def warn_of_short_memory(workers):
+    """Subjects that take turns hold their memory together."""
+    held, all_of_it = sum(worker.last.get("peak_host_memory_bytes") or 0 for worker in workers), memory_bytes()
+    if all_of_it and held > 0.9 * all_of_it:
+        print(
+            f"  The {len(workers)} processes have held {held / 2**30:.1f} GiB and the machine has {all_of_it / 2**30:.1f}: steps may wait for "
+            "memory. Measure fewer at a time (--subject, --backend, --dtype, --jit)."
+        )
 
 
 def row(worker, requested, common):

@@ -1,6 +1,6 @@
 """Tables and a chart from a file of measurements.
 
-    python -m benchmarks.report --input benchmarks/results/cpu.jsonl --markdown benchmarks/README.md --chart docs/benchmarks.png
+    python -m benchmarks.report --input benchmarks/results/amx.jsonl --markdown benchmarks/README.md --chart docs/benchmarks.png
 
 The tables take the place between the two marks of the Markdown file. For each subject the better of compiled and not is shown.
 """
@@ -8,6 +8,7 @@ The tables take the place between the two marks of the Markdown file. For each s
 import collections
 import pathlib
 import sys
+import textwrap
 
 from absl import app, flags
 
@@ -19,15 +20,15 @@ flags.DEFINE_string("markdown", None, "File to write the tables into; printed by
 flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
 
 START, END = "<!-- results -->\n", "<!-- end of results -->\n"
-GROUP = ("device", "mode", "preset", "image_size", "num_layers", "requested_batch_size")
+GROUP = ("machine", "device", "mode", "preset", "image_size", "num_layers", "requested_batch_size")
 OURS = ("keras_deit", "openvino", "onnxruntime")  # the runtimes run this package's export
 
 
-def grouped(rows):
-    """{what was measured in turns: its rows}, in the order of the file."""
+def grouped(rows, names=GROUP):
+    """{values of these names: the rows that have them}, in the order of the file; by default, what was measured in turns."""
     groups = collections.defaultdict(list)
     for row in rows:
-        groups[tuple(row[name] for name in GROUP)].append(row)
+        groups[tuple(row[name] for name in names)].append(row)
     return groups
 
 
@@ -55,28 +56,29 @@ def best_peer(rows, dtype):
 
 def tables(rows):
     lines = []
-    machines = sorted({(row["date"], row["machine"]) for row in rows})
-    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
-    lines += [f"{machine}; {date}." for date, machine in machines]
-    lines += ["", f"Versions: {', '.join(versions)}."]
-    last = None
-    for key, group in grouped(rows).items():
-        if key[:2] != last:
-            device, mode = last = key[:2]
-            lines += ["", f"### {mode}, {device}", ""]
+    for (machine,), of_machine in grouped(rows, ("machine",)).items():
+        dates = sorted({row["date"] for row in of_machine})
+        versions = sorted({f"{name} {version}" for row in of_machine for name, version in row["versions"].items()})
+        lines += [f"{machine}; {', '.join(dates)}.", "", f"Versions: {', '.join(versions)}.", ""]
+        for (mode, device), section in grouped(of_machine, ("mode", "device")).items():
             lines += [
+                f"### {mode}, {device}",
+                "",
                 "| preset | batch | dtype | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer "
                 "| to best in float32 | logits off by | peak MiB | build s | first call s |",
                 "| --- " * 15 + "|",
             ]
-        lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
-    return "\n".join(lines) + "\n"
+            for group in grouped(section).values():
+                lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
+            lines.append("")
+    return "\n".join(lines)
 
 
 def _line(row, group):
     start = f"| {results.model_name(row)} | {row['batch_size']} | {row['dtype']} | {row['subject']} | {row['backend']} |"
     if not _measured(row):
-        return f"{start} | {row['status']}: {' '.join(row.get('message', '').split()).replace('|', '/')[:80]} | | | | | | | | |"
+        why = textwrap.shorten(row.get("message", ""), 120, placeholder=" ...").replace("|", "/")
+        return f"{start} | {row['status']}: {why} | | | | | | | | |"
     limit = ceiling(group, row["dtype"])
     of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
     peers = [best_peer(group, dtype) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]

@@ -6,7 +6,19 @@ import pathlib
 
 FORMAT = 2
 # What makes two rows of one file the same measurement.
-KEY = ("subject", "preset", "mode", "backend", "dtype", "jit", "requested_batch_size", "device", "image_size", "num_layers")
+KEY = (
+    "machine",
+    "subject",
+    "preset",
+    "mode",
+    "backend",
+    "dtype",
+    "jit",
+    "requested_batch_size",
+    "device",
+    "image_size",
+    "num_layers",
+)
 
 
 def read(path):

@@ -98,7 +98,9 @@ def main(_):
         with tempfile.TemporaryDirectory() as folder:
             todo = []
             for requests in groups(folder, preset, image_size, num_layers):
-                wanted = [results.key(dataclasses.asdict(r) | {"requested_batch_size": r.batch_size}) for r in requests]
+                wanted = [
+                    results.key({**common, **dataclasses.asdict(r), "requested_batch_size": r.batch_size}) for r in requests
+                ]
                 if done.issuperset(wanted):
                     print(f"{heading(requests)} is in {FLAGS.output} already")
                 else:

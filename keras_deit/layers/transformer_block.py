@@ -115,9 +115,7 @@ class TransformerBlock(CompositeLayer):
         self.attention_drop_path = DropPath(
             drop_path_rate, dtype=self.dtype_of("attention_drop_path"), name="attention_drop_path"
         )
-        self.mlp_norm = TokenNorm(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm"
-        )
+        self.mlp_norm = TokenNorm(epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm")
         self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, dtype=self.dtype_of("mlp"), name="mlp")
         self.mlp_drop_path = DropPath(drop_path_rate, dtype=self.dtype_of("mlp_drop_path"), name="mlp_drop_path")
         self.attention_scale = self.mlp_scale = None

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import unittest.mock
 
 import keras
 import numpy as np
@@ -233,3 +234,24 @@ def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
     results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 1.0), row("timm", "torch", 2.0)])
     results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 3.0)])
     assert [content["images_per_second"] for content in results.read(tmp_path / "rows.jsonl")] == [2.0, 3.0]
+
+
+def test_machines_are_kept_apart(tmp_path):
+    here, there = row("keras_deit", "jax", 1.0), row("keras_deit", "jax", 3.0, machine="another machine")
+    peer = row("timm", "torch", 2.0)
+    results.append(tmp_path / "rows.jsonl", [here, there, peer])
+    assert results.read(tmp_path / "rows.jsonl") == [here, there, peer]
+    first, second = report.tables([here, there, peer]).split("another machine;")
+    assert "| 0.50 | 0.50 |" in first  # of the peer's speed
+    assert "timm" in first
+    assert "timm" not in second
+
+
+def test_processes_that_fill_the_memory_are_mentioned(capsys, monkeypatch):
+    workers = [unittest.mock.Mock(last={"peak_host_memory_bytes": 3 * 2**30}), unittest.mock.Mock(last={})]
+    monkeypatch.setattr(measure, "memory_bytes", lambda: 4 * 2**30)
+    measure.warn_of_short_memory(workers)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(measure, "memory_bytes", lambda: 3 * 2**30)
+    measure.warn_of_short_memory(workers)
+    assert "The 2 processes have held 3.0 GiB and the machine has 3.0" in capsys.readouterr().out
