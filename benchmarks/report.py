@@ -48,10 +48,43 @@ def ceiling(rows, dtype):
     return max((row["gflop_per_second"] for row in products), default=None)
 
 
-def best_peer(rows, dtype):
-    """Images per second of the fastest peer of this dtype, or `None`."""
-    peers = [row for row in rows if row["subject"] not in (*OURS, "ceiling") and row["dtype"] == dtype and _measured(row)]
-    return max(map(_speed, peers), default=None)
+def _fastest(rows, dtype, ours):
+    """The fastest row of this dtype, of this package or of its peers, or `None`."""
+    found = [
+        row
+        for row in rows
+        if row["subject"] != "ceiling" and (row["subject"] in OURS) == ours and row["dtype"] == dtype and _measured(row)
+    ]
+    return max(found, key=_speed, default=None)
+
+
+def summary(rows):
+    """Of each group and dtype this package's fastest way, beside the fastest peer."""
+    lines = [
+        "| preset | batch | mode | dtype | fastest way | images/s | of ceiling | fastest peer | images/s | to it | to the fastest in float32 |",
+        "| --- " * 11 + "|",
+    ]
+    for group in grouped(rows).values():
+        for dtype in dict.fromkeys(row["dtype"] for row in group):
+            ours, peer, plain = _fastest(group, dtype, True), _fastest(group, dtype, False), _fastest(group, "float32", False)
+            if ours is None or (peer or plain) is None:
+                continue
+            to_peer, to_plain = (f"{_speed(ours) / _speed(other):.2f}" if other else "" for other in (peer, plain))
+            beside = f"{_way(peer)} | {_speed(peer):.1f}" if peer else "|"
+            lines.append(
+                f"| {results.model_name(ours)} | {ours['batch_size']} | {ours['mode']} | {dtype} | {_way(ours)} | {_speed(ours):.1f} "
+                f"| {_of_ceiling(ours, group)} | {beside} | {to_peer} | {to_plain} |"
+            )
+    return lines
+
+
+def _way(row):
+    return f"{row['subject']} ({row['backend']}{'' if row['jit'] else ', not compiled'})"
+
+
+def _of_ceiling(row, group):
+    limit = ceiling(group, row["dtype"])
+    return f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
 
 
 def tables(rows):
@@ -60,6 +93,7 @@ def tables(rows):
         dates = sorted({row["date"] for row in of_machine})
         versions = sorted({f"{name} {version}" for row in of_machine for name, version in row["versions"].items()})
         lines += [f"{machine}; {', '.join(dates)}.", "", f"Versions: {', '.join(versions)}.", ""]
+        lines += ["### Beside the fastest peer", "", *summary(of_machine), ""]
         for (mode, device), section in grouped(of_machine, ("mode", "device")).items():
             lines += [
                 f"### {mode}, {device}",
@@ -79,10 +113,9 @@ def _line(row, group):
     if not _measured(row):
         why = textwrap.shorten(row.get("message", ""), 120, placeholder=" ...").replace("|", "/")
         return f"{start} | {row['status']}: {why} | | | | | | | | |"
-    limit = ceiling(group, row["dtype"])
-    of_ceiling = f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
-    peers = [best_peer(group, dtype) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]
-    to_peer, to_float32 = (f"{_speed(row) / peer:.2f}" if peer else "" for peer in peers)
+    of_ceiling = _of_ceiling(row, group)
+    peers = [_fastest(group, dtype, ours=False) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]
+    to_peer, to_float32 = (f"{_speed(row) / _speed(peer):.2f}" if peer else "" for peer in peers)
     steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
     memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
     jit, error = "yes" if row["jit"] else "no", row["logits_relative_error"]
