@@ -32,7 +32,11 @@ def environment():
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
-        "flags": {name: os.environ[name] for name in ("XLA_FLAGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS") if name in os.environ},
+        "flags": {
+            name: os.environ[name]
+            for name in ("XLA_FLAGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS", "TORCHINDUCTOR_FREEZING")
+            if name in os.environ
+        },
     }
 
 
