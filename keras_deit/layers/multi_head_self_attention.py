@@ -35,8 +35,8 @@ class MultiHeadSelfAttention(CompositeLayer):
     `q, k, v = split(x @ qkv)`, then per head `scores = softmax(q @ k.T / sqrt(head_dim))` and
     `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
 
-    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the backend's fused kernel whenever
-    nothing needs the scores: not when they are asked for, nor in training with `attention_dropout_rate > 0`.
+    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the backend's fused kernel, where that is
+    faster, whenever nothing needs the scores: not when they are asked for, nor in training with `attention_dropout_rate > 0`.
 
     Args:
         num_heads: int. Must divide the width of the tokens.
