@@ -17,7 +17,11 @@ from benchmarks import digits
 from benchmarks.subjects import ONLY_BACKEND, SUBJECTS, NotSupportedError, Request
 from keras_deit.models import DeiTImageClassifier
 
-flags.DEFINE_list("ways", ["keras_deit:bfloat16", "keras_deit:int8", "onnxruntime:int8", "openvino:bfloat16", "openvino:int8"], "As subject:dtype.")
+flags.DEFINE_list(
+    "ways",
+    ["keras_deit:bfloat16", "keras_deit:int8", "onnxruntime:int8", "openvino:bfloat16", "openvino:int8"],
+    "As subject:dtype.",
+)
 
 
 def main(_):
