@@ -94,6 +94,23 @@ class Torch:
 
         return step
 
+    def keras_training(self, model, jit, images):
+        """The forward pass of training.
+
+        Exported, the weights are arguments: as constants of the graph they would have no gradient. A model with dropout cannot be
+        exported, for Keras takes its seeds out of tensors.
+        """
+        if not jit:
+            return lambda images: model(images, training=True)
+        weights = [[variable.value for variable in some] for some in (model.trainable_variables, model.non_trainable_variables)]
+
+        class Forward(self.torch.nn.Module):
+            def forward(self, trained, other, images):
+                return model.stateless_call(trained, other, images, training=True)[0]
+
+        call = self.torch.compile(self.torch.export.export(Forward(), (*weights, images), strict=False).module())
+        return lambda images: call(*weights, images)
+
     def training_step(self, parameters, loss):
         """PyTorch's own loop, in which AdamW is one kernel; `fit` of Keras takes several."""
         optimizer = self.torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.05, fused=True)

@@ -65,11 +65,8 @@ def jits(subject, backend, mode, dtype):
         return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
     if FLAGS.jit != "auto":
         return (FLAGS.jit == "on",)
-    if backend == "jax":
-        return (True,)  # operation by operation is nobody's best
-    if backend == "torch" and subject not in ONLY_BACKEND:
-        # Keras' models gain by compiling, but that takes many minutes of a training step: ask for it with `--jit on`.
-        return (mode != "training",)
+    if backend == "jax" or (backend == "torch" and subject not in ONLY_BACKEND and mode != "training"):
+        return (True,)  # operation by operation is no Keras model's best
     return (True, False)
 
 

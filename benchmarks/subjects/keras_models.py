@@ -115,10 +115,10 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
 
 
 def _torch_training(run, model, jit, images, labels):
-    call = run.compile(model, jit)
+    call = run.keras_training(model, jit, images)
 
     def loss():
-        return run.torch.nn.functional.cross_entropy(call(images, training=True).float(), labels)
+        return run.torch.nn.functional.cross_entropy(call(images).float(), labels)
 
     return run.training_step([weight.value for weight in model.trainable_weights], loss)
 

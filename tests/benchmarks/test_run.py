@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import digits, measure, report, results, worker
+from benchmarks import digits, frameworks, measure, report, results, worker
 from benchmarks.case import write_case
 from benchmarks.subjects import NotSupportedError, Request
+from tests.helpers import tiny_classifier
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
@@ -257,3 +258,20 @@ def test_processes_that_fill_the_memory_are_mentioned(capsys, monkeypatch):
     monkeypatch.setattr(measure, "memory_bytes", lambda: 3 * 2**30)
     measure.warn_of_short_memory(workers)
     assert "The 2 processes have held 3.0 GiB and the machine has 3.0" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch's graphs")
+def test_a_compiled_training_step_has_the_gradients_of_the_model(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # the exported graph as it is
+    model = tiny_classifier()
+    images = torch.randn((2, *model.input.shape[1:]))
+    run = frameworks.framework("torch", "cpu")
+    gradients = []
+    for jit in (True, False):
+        model.zero_grad(set_to_none=True)
+        run.keras_training(model, jit, images)(images).square().sum().backward()
+        gradients.append([variable.value.grad for variable in model.trainable_variables])
+    for compiled, eager in zip(*gradients):
+        torch.testing.assert_close(compiled, eager)
