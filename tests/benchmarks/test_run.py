@@ -129,7 +129,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
 def test_what_never_fits_is_a_row(monkeypatch, capsys):
     class Full:
         def __init__(self, request):
-            self.request, self.seconds, self.is_ready = request, [], False
+            self.request, self.seconds, self.last, self.is_ready = request, [], {}, False
             self.facts = {"status": "out of memory", "message": "MemoryError: 1 GiB"}
 
         def close(self):
