@@ -6,7 +6,7 @@ from keras_deit.layers.activations import gelu
 from keras_deit.layers.arguments import check_positive_int, check_rate
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
-from keras_deit.layers.token_dense import TokenDense
+from keras_deit.layers.token_products import apply_to_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -45,7 +45,7 @@ class MLP(CompositeLayer):
         # Keras' own is the same function in another form.
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
-        self.intermediate = TokenDense(
+        self.intermediate = keras.layers.Dense(
             intermediate_dim,
             activation=self.activation,
             kernel_initializer=deit_initializer(),
@@ -59,7 +59,7 @@ class MLP(CompositeLayer):
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
-        self.projection = TokenDense(
+        self.projection = keras.layers.Dense(
             hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_of("projection"), name="projection"
         )
         self.intermediate.build((None, hidden_dim))
@@ -69,8 +69,8 @@ class MLP(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None):
-        x = self.intermediate(inputs)  # (B, T, intermediate_dim)
-        x = self.projection(self.intermediate_dropout(x, training=training))  # (B, T, D)
+        x = apply_to_tokens(self.intermediate, inputs)  # (B, T, intermediate_dim)
+        x = apply_to_tokens(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):

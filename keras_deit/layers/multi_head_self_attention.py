@@ -8,7 +8,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_positive_int, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
-from keras_deit.layers.token_dense import TokenDense
+from keras_deit.layers.token_products import apply_to_tokens
 
 # `None` leaves the choice to Keras. On PyTorch its check of what the GPU can do breaks `torch.compile`, and PyTorch's
 # `scaled_dot_product_attention` takes the flash kernel by itself.
@@ -103,7 +103,7 @@ class MultiHeadSelfAttention(CompositeLayer):
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False):
         _, tokens, hidden_dim = ops.shape(inputs)
         heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
-        x = self.qkv(inputs)  # (B, T, 3 * D)
+        x = apply_to_tokens(self.qkv, inputs)  # (B, T, 3 * D)
         # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a padded sum.
         query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
         if num_queries is not None:
@@ -117,7 +117,7 @@ class MultiHeadSelfAttention(CompositeLayer):
             x = ops.dot_product_attention(
                 query, key, value, bias=bias, flash_attention=_FLASH_ATTENTION
             )  # (B, T, heads, head_dim)
-        x = self.projection(ops.reshape(x, (-1, ops.shape(x)[1], hidden_dim)))  # (B, T, D)
+        x = apply_to_tokens(self.projection, ops.reshape(x, (-1, ops.shape(x)[1], hidden_dim)))  # (B, T, D)
         x = self.dropout(x, training=training)
         outputs = [x]
         if return_attention_scores:
@@ -143,7 +143,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         return ops.transpose(x, (0, 2, 1, 3)), scores
 
     def _dense(self, units, name):
-        return TokenDense(
+        return keras.layers.Dense(
             units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
         )
 

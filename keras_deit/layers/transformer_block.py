@@ -16,7 +16,6 @@ from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.rematerialization import rematerialized
 from keras_deit.layers.token_merging import TokenMerging
-from keras_deit.layers.token_norm import TokenNorm
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -102,7 +101,7 @@ class TransformerBlock(CompositeLayer):
         self.num_prefix_tokens = num_prefix_tokens
         self.remat = bool(remat)
 
-        self.attention_norm = TokenNorm(
+        self.attention_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_of("attention_norm"), name="attention_norm"
         )
         self.attention = MultiHeadSelfAttention(
@@ -115,7 +114,9 @@ class TransformerBlock(CompositeLayer):
         self.attention_drop_path = DropPath(
             drop_path_rate, dtype=self.dtype_of("attention_drop_path"), name="attention_drop_path"
         )
-        self.mlp_norm = TokenNorm(epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm")
+        self.mlp_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm"
+        )
         self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, dtype=self.dtype_of("mlp"), name="mlp")
         self.mlp_drop_path = DropPath(drop_path_rate, dtype=self.dtype_of("mlp_drop_path"), name="mlp_drop_path")
         self.attention_scale = self.mlp_scale = None
