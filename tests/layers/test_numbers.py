@@ -181,3 +181,10 @@ def test_num_queries_are_the_first_tokens_of_all(return_attention_scores, rng):
             found, expected = found[0], expected[0]
         np.testing.assert_allclose(numpy(found), numpy(expected)[:, :2], atol=1e-5)
         assert layer(keras.Input((5, 8)), num_queries=2).shape == (None, 2, 8)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_in_half_precision_is_the_same_in_training(dtype, rng):
+    attention = built(layers.MultiHeadSelfAttention(2, dtype=dtype), tokens(rng), rng)
+    trained, predicted = (attention(tokens(np.random.default_rng(1)), training=training) for training in (True, False))
+    np.testing.assert_allclose(numpy(trained).astype("float32"), numpy(predicted).astype("float32"), atol=2e-2)
