@@ -18,8 +18,8 @@ _FLASH_ATTENTION = False if keras.backend.backend() == "torch" else None
 def _has_fused_attention(query, training):
     """Whether the backend has a kernel that is faster than `_attend`.
 
-    On a CPU, JAX has none: what stands in for it is slower, and refuses float16. PyTorch's takes 2.6 times as long in half precision, with
-    its gradient; without it, training keeps the scores.
+    On a CPU, JAX has none: what stands in for it is slower, and refuses float16. The gradient of PyTorch's is slow there in half precision;
+    without it, training keeps the scores.
     """
     if keras.backend.backend() == "jax":
         return not keras.distribution.list_devices()[0].startswith("cpu")
