@@ -154,11 +154,6 @@ def load_classifier():
             "--raw_image_size takes a preset with a `DeiTImageConverter` as its preprocessor. Save it with one, or leave the flag out. "
             f"Received: preprocessor={converter!r}"
         )
-    if classifier.backbone.num_merged_tokens and FLAGS.format != "saved_model":
-        raise ValueError(
-            "Of the runtimes, TensorFlow alone has the operators that merge tokens. Use --format saved_model, or save the preset with "
-            f"`num_merged_tokens=0`. Received: --format {FLAGS.format}, num_merged_tokens={classifier.backbone.num_merged_tokens}"
-        )
     if FLAGS.photographs and converter is None:
         raise ValueError(
             f"{FLAGS.preset} does not say how photographs are converted for it. Leave --photographs out, or save it with a `preprocessor`."

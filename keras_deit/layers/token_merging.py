@@ -61,26 +61,30 @@ class TokenMerging(keras.layers.Layer):
         merged, prefix = self._num_merged(inputs.shape), self.num_prefix_tokens
         if token_sizes is None:
             token_sizes = ops.ones((batch, tokens))
+        token_sizes = ops.cast(token_sizes, self.compute_dtype)
         keys = ops.normalize(inputs if keys is None else keys, axis=-1)
-        sources, targets = keys[:, prefix::2], keys[:, prefix + 1 :: 2]
-        similarity = ops.matmul(sources, ops.transpose(targets, (0, 2, 1)))  # (B, sources, targets)
-        partner = ops.argmax(similarity, axis=-1)
-        # The place of each source among all, the best pair first: those below `merged` go to their partner.
-        place = ops.argsort(ops.argsort(-ops.max(similarity, axis=-1), axis=-1), axis=-1)
+        similarity = ops.matmul(keys[:, prefix::2], ops.transpose(keys[:, prefix + 1 :: 2], (0, 2, 1)))  # (B, sources, targets)
+        _, sources, targets = similarity.shape
+        kept = sources - merged
 
-        # Where each token goes: prefix tokens first, then the sources that stay, then the targets.
-        first_target = prefix + sources.shape[1] - merged
-        place = ops.where(place < merged, first_target + partner, prefix + place - merged)
-        fixed = [*range(prefix), *range(first_target, tokens - merged)]  # of the prefix tokens and the targets
-        fixed = ops.broadcast_to(ops.convert_to_tensor(fixed, dtype=place.dtype), (batch, len(fixed)))
-        dealt = [*range(prefix), *range(prefix + 1, tokens, 2), *range(prefix, tokens, 2)]
-        destination = ops.take(ops.concatenate([fixed, place], axis=1), np.argsort(dealt), axis=1)  # (B, T)
+        # `top_k` and a count, for not every runtime that models are exported to can sort, or find the first of the largest.
+        best, partner = (ops.squeeze(found, axis=-1) for found in ops.top_k(similarity, 1))  # (B, sources)
+        earlier = np.tri(sources, k=-1, dtype=bool)  # goes first where two are alike
+        ahead = ops.where(earlier, best[:, None] >= best[..., None], best[:, None] > best[..., None])
+        rank = ops.sum(ops.cast(ahead, partner.dtype), axis=-1)  # 0 is the best pair's
 
+        # Where each source goes, the sources that stay being in front of the targets.
+        place = ops.where(rank < merged, kept + partner, rank - merged)
+        here = ops.equal(place[:, None], np.arange(kept + targets, dtype="int32")[:, None])  # (B, kept + targets, sources)
+        shares = ops.cast(here, self.compute_dtype) * token_sizes[:, None, prefix::2]
+
+        moved_sizes, target_sizes = ops.sum(shares, axis=-1), token_sizes[:, prefix + 1 :: 2]
+        new_sizes = ops.concatenate([moved_sizes[:, :kept], moved_sizes[:, kept:] + target_sizes], axis=1)
         # As one product: gathering rows takes longer on a CPU.
-        shares = ops.one_hot(destination, tokens - merged, axis=1, dtype=self.compute_dtype)  # (B, T - merged, T)
-        shares = shares * ops.cast(token_sizes, self.compute_dtype)[:, None]
-        token_sizes = ops.sum(shares, axis=-1)
-        return ops.matmul(shares / token_sizes[..., None], inputs), token_sizes
+        moved = ops.matmul(shares / new_sizes[..., None], inputs[:, prefix::2])
+        stayed = inputs[:, prefix + 1 :: 2] * (target_sizes / new_sizes[:, kept:])[..., None]
+        outputs = ops.concatenate([inputs[:, :prefix], moved[:, :kept], moved[:, kept:] + stayed], axis=1)
+        return outputs, ops.concatenate([token_sizes[:, :prefix], new_sizes], axis=1)
 
     def _num_merged(self, shape):
         check_token_sequence("TokenMerging", shape)

@@ -227,13 +227,10 @@ class DeiTBackbone(PresetModel):
         """`{"P4": (batch, rows, columns, hidden_dim)}`: the final patch tokens as a feature map, as a symbolic tensor.
 
         The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. With
-        `"channels_first"` the map is (batch, hidden_dim, rows, columns).
+        `"channels_first"` the map is (batch, hidden_dim, rows, columns). Blocks that merge tokens leave no feature map.
         """
         if self.num_merged_tokens:
-            raise ValueError(
-                "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
-                f"Received: num_merged_tokens={self.num_merged_tokens}"
-            )
+            return _NoFeatureMaps(self.num_merged_tokens)
         x = self.output[:, self.num_prefix_tokens :]
         x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
         if self.data_format == "channels_first":
@@ -333,3 +330,20 @@ def _check_image_shape(image_shape, data_format):
     if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
         raise ValueError(f"`image_shape` must be {axes} for data_format={data_format!r}. Received: image_shape={image_shape!r}")
     return tuple(check_positive_int("image_shape", size) for size in image_shape)
+
+
+class _NoFeatureMaps(dict):
+    """Of a backbone that merges: empty, and says why when a level is asked for.
+
+    Not an error of the property itself, which PyTorch's tracer reads of every model that it exports.
+    """
+
+    def __init__(self, num_merged_tokens):
+        super().__init__()
+        self.num_merged_tokens = num_merged_tokens
+
+    def __missing__(self, level):
+        raise ValueError(
+            "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
+            f"Received: num_merged_tokens={self.num_merged_tokens}"
+        )

@@ -98,7 +98,7 @@ def test_a_backbone_that_merges(rng):
         "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
         "Received: num_merged_tokens=2"
     ):
-        backbone.pyramid_outputs  # noqa: B018
+        backbone.pyramid_outputs["P1"]
 
 
 def test_a_classifier_that_merges_trains_and_saves(rng, tmp_path):
@@ -133,3 +133,15 @@ def test_errors():
         "Received: pooling='mean', num_merged_tokens=1"
     ):
         tiny_classifier({"num_merged_tokens": 1}, pooling="mean", use_distillation_head=False)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="test_export_model.py has TensorFlow's")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")  # Keras calls it
+def test_exported_from_pytorch(rng, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    classifier = tiny_classifier({"num_merged_tokens": 2}, preprocessor=None)
+    x = images(rng)
+    expected = numpy(classifier(x))
+    classifier.export(str(tmp_path / "merged.xml"), format="openvino", verbose=False)
+    compiled = openvino.Core().compile_model(str(tmp_path / "merged.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(compiled(x)[0], expected, rtol=0, atol=1e-5)

@@ -156,13 +156,13 @@ def test_a_saved_model_has_each_weight_once(folder, tmp_path):
     assert written == DeiTImageClassifier.from_preset(folder / "tiny").count_params()
 
 
-@needs_tensorflow
-def test_merged_tokens_are_tensorflows_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(tool.importlib.util, "find_spec", lambda package: package)
-    tiny_classifier({"num_layers": 1, "num_merged_tokens": 2}).save_to_preset(tmp_path / "merged")
-    run_script(tool, format="saved_model", preset=tmp_path / "merged", output=tmp_path / "deit")
-    why = ".* alone has the operators that merge tokens. .* Received: --format onnx, num_merged_tokens=2"
-    refused(why, format="onnx", preset=tmp_path / "merged", output=tmp_path / "deit.onnx")
+def test_merged_tokens(format, rng, tmp_path):
+    tiny_classifier({"num_merged_tokens": 2}).save_to_preset(tmp_path / "merged")
+    run_script(tool, format=format, preset=tmp_path / "merged", output=tmp_path / NAMES[format], attention_scores=True)
+    found = tool.FORMATS[format].load(tmp_path / NAMES[format])(images := rng.normal(size=(2, 12, 32, 3)).astype("float32"))
+    expected = DeiTImageClassifier.from_preset(tmp_path / "merged")(images)
+    np.testing.assert_allclose(found["logits"], numpy(expected), rtol=0, atol=1e-5)
+    assert found["block_1"].shape[-1] == found["block_0"].shape[-1] - 2
 
 
 @needs_tensorflow
