@@ -136,7 +136,7 @@ def test_errors():
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="test_export_model.py has TensorFlow's")
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:DeprecationWarning")  # Keras calls it
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")  # Keras calls it
 def test_exported_from_pytorch(rng, tmp_path):
     openvino = pytest.importorskip("openvino")
     classifier = tiny_classifier({"num_merged_tokens": 2}, preprocessor=None)
