@@ -107,7 +107,7 @@ def torchvision(monkeypatch):
 
 def test_timm(run, torchvision):
     pytest.importorskip("torch")
-    pytest.importorskip("timm")
+    pytest.importorskip("timm.models")
     printed, names = run("timm_there_and_back.py")
     difference, same, total, _ = numbers(printed)
     assert difference < 1e-4
