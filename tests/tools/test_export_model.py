@@ -159,7 +159,8 @@ def test_a_saved_model_has_each_weight_once(folder, tmp_path):
 def test_merged_tokens(format, rng, tmp_path):
     tiny_classifier({"num_merged_tokens": 2}).save_to_preset(tmp_path / "merged")
     run_script(tool, format=format, preset=tmp_path / "merged", output=tmp_path / NAMES[format], attention_scores=True)
-    found = tool.FORMATS[format].load(tmp_path / NAMES[format])(images := rng.normal(size=(2, 12, 32, 3)).astype("float32"))
+    images = rng.normal(size=(2, 12, 32, 3)).astype("float32")
+    found = tool.FORMATS[format].load(tmp_path / NAMES[format])(images)
     expected = DeiTImageClassifier.from_preset(tmp_path / "merged")(images)
     np.testing.assert_allclose(found["logits"], numpy(expected), rtol=0, atol=1e-5)
     assert found["block_1"].shape[-1] == found["block_0"].shape[-1] - 2
