@@ -45,6 +45,17 @@ def test_direction_of_imports(file):
         assert not name.startswith(forbidden), f"{file} imports {name}"
 
 
+BACKEND_OR_DEVICE = re.compile(r"backend\.backend\(\)|\"(tensorflow|jax|torch|cpu|gpu|tpu|cuda)\"|list_devices")
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*(ROOT / "layers").glob("*.py"), *(ROOT / "models").glob("*.py")]), ids=lambda file: file.name
+)
+def test_what_depends_on_a_backend_or_device_stands_in_one_file(file):
+    named = BACKEND_OR_DEVICE.findall(file.read_text())
+    assert bool(named) == (file.name == "kernels.py")
+
+
 def python(script, **environment):
     return subprocess.run(
         [sys.executable, "-c", script],

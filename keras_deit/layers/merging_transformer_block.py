@@ -3,12 +3,13 @@
 import keras
 from keras import ops
 
+from keras_deit.layers import kernels
 from keras_deit.layers.multi_head_self_attention import specs
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.transformer_block import TransformerBlock
 
 
-@keras.saving.register_keras_serializable(package="keras_deit")
+@keras.saving.register_keras_serializable(package="keras_deit", name="MergingTransformerBlock")
 class MergingTransformerBlock(TransformerBlock):
     """A `TransformerBlock` that merges similar tokens (`TokenMerging`) between attention and MLP: faster, a little less accurate.
 
@@ -64,8 +65,8 @@ class MergingTransformerBlock(TransformerBlock):
         self.token_merging.build(input_shape)
 
     def call(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
-        def compute(inputs, token_sizes):
-            query, key, value = self.attention.heads(self.attention_norm(inputs), num_queries=num_queries)
+        def compute(inputs, token_sizes=None):
+            query, key, value = self.attention.heads(kernels.layer_norm(self.attention_norm, inputs), num_queries=num_queries)
             attended = self.attention.attend(
                 query, key, value, token_sizes, training=training, return_attention_scores=return_attention_scores
             )
@@ -75,12 +76,10 @@ class MergingTransformerBlock(TransformerBlock):
                 x, token_sizes = self.token_merging(x, ops.mean(key, axis=2), token_sizes=token_sizes)
             else:
                 x = self._add_attention(inputs[:, :num_queries], branch, training)
-                token_sizes = token_sizes[:, :num_queries]
+                token_sizes = ops.ones_like(x[..., 0]) if token_sizes is None else token_sizes[:, :num_queries]
             return (self._add_mlp(x, training), *scores, token_sizes)
 
-        if token_sizes is None:
-            token_sizes = ops.ones(ops.shape(inputs)[:2], dtype=self.compute_dtype)
-        return self._run(compute, inputs, token_sizes, training=training)
+        return self._run(compute, *([inputs] if token_sizes is None else [inputs, token_sizes]), training=training)
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
@@ -99,3 +98,8 @@ class MergingTransformerBlock(TransformerBlock):
             "num_merged_tokens": self.num_merged_tokens,
             "num_prefix_tokens": self.num_prefix_tokens,
         }
+
+
+# Keras 3.15 files a layer's weights under the name of its class. By this name a model that merges reads the weights of one that does
+# not (`from_preset(..., num_merged_tokens=13)`), and those that version 0.1 wrote.
+MergingTransformerBlock.__name__ = TransformerBlock.__name__

@@ -6,7 +6,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
-from keras_deit.layers.kernels import dense, patches
+from keras_deit.layers.kernels import embed_patches
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -67,7 +67,7 @@ class PatchEmbedding(CompositeLayer):
         self._image_shape(inputs.shape)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        return dense(self.projection, patches(inputs, self.patch_size))
+        return embed_patches(self.projection, inputs, self.patch_size)
 
     def compute_output_shape(self, input_shape):
         height, width, _ = self._image_shape(input_shape)

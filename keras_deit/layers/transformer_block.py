@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_deit.layers import kernels
 from keras_deit.layers.arguments import check_positive_int, check_positive_number, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
@@ -128,7 +129,7 @@ class TransformerBlock(CompositeLayer):
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
         def compute(inputs):
             attended = self.attention(
-                self.attention_norm(inputs),
+                kernels.layer_norm(self.attention_norm, inputs),
                 training=training,
                 return_attention_scores=return_attention_scores,
                 num_queries=num_queries,
@@ -148,7 +149,7 @@ class TransformerBlock(CompositeLayer):
         return x + self.attention_drop_path(branch, training=training)
 
     def _add_mlp(self, x, training):
-        branch = self.mlp(self.mlp_norm(x), training=training)
+        branch = self.mlp(kernels.layer_norm(self.mlp_norm, x), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
         return x + self.mlp_drop_path(branch, training=training)
