@@ -1,0 +1,114 @@
+"""Devices to compile for that are not there: how JAX is asked for each, and what its vendor says of it."""
+
+import contextlib
+import dataclasses
+import math
+import re
+
+EXAMPLES = "v5e:1x1, v5e:16x16, v6e:2x2, v4:2x2x1, v5p:2x2x1, h100"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    platform: str  # of jax.experimental.topologies
+    memory_gib: float
+    tflop_per_second: float  # of dense products in bfloat16
+    jax_name: str = ""
+    accelerator_type: str = ""  # what libtpu would otherwise ask a metadata server for
+    axes: int = 2  # of its topologies
+    cores: int = 1  # a chip's cores that a program sees as one
+    # Where known: then the products alone have a number of cycles.
+    clock_ghz: float | None = None
+
+
+# Memory and peaks: cloud.google.com/tpu/docs/v5e and its neighbours; NVIDIA's data sheet of the H100 SXM.
+CHIPS = {
+    "v4": Chip("tpu", 32, 275, "v4", "v4-8", axes=3, cores=2),
+    "v5e": Chip("tpu", 16, 197, "v5e", "v5litepod-4", clock_ghz=1.5),
+    "v5p": Chip("tpu", 95, 459, "v5", "v5p-8", axes=3, cores=2),
+    "v6e": Chip("tpu", 32, 918, "v6e", "v6e-4"),
+    "h100": Chip("cuda", 80, 989),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    name: str
+    chip: Chip
+    shape: tuple  # of the chips
+
+    @property
+    def num_chips(self):
+        return math.prod(self.shape)
+
+
+def parse(name):
+    """`"v5e:2x4"` to a `Topology`."""
+    generation, _, layout = name.partition(":")
+    chip = CHIPS.get(generation)
+    if chip is None:
+        raise ValueError(f"A topology is a chip ({', '.join(CHIPS)}) and, of a TPU, its layout: {EXAMPLES}. Received: {name}")
+    if chip.platform == "cuda":
+        if layout:
+            raise ValueError(f"{generation} is compiled for one GPU: give {generation!r} alone. Received: {name}")
+        return Topology(name, chip, (1,))
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or layout.count("x") != chip.axes - 1:
+        example = "x".join(["2", "2", "1"][: chip.axes])
+        raise ValueError(
+            f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. Received: {name}"
+        )
+    return Topology(name, chip, tuple(map(int, layout.split("x"))))
+
+
+def environment(topology):
+    """What the process that compiles must have set before it imports JAX. Without it libtpu waits for a metadata server."""
+    common = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    if topology.chip.platform == "cuda":
+        return {**common, "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"}
+    return {
+        **common,
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": topology.chip.accelerator_type,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+
+
+def devices(topology):
+    """JAX's description of the topology, whose `devices` can be compiled for."""
+    from jax.experimental import topologies
+
+    if topology.chip.platform == "cuda":
+        raise NotImplementedError
+    options = {}
+    if topology.num_chips < 4:  # of a host's four
+        options["chips_per_host_bounds"] = (*topology.shape, *[1] * (3 - len(topology.shape)))
+    if topology.chip.cores > 1:
+        options["chip_config_name"] = "megacore"
+    layout = "x".join(map(str, topology.shape))
+    return topologies.get_topology_desc(
+        topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options
+    )
+
+
+@contextlib.contextmanager
+def traced_for(devices):
+    """Within, layers that choose by the device choose as on a host that has these: Keras' own, KerasHub's and this package's."""
+    import unittest.mock
+
+    import jax
+
+    import keras_deit
+
+    platform = {"tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}[devices[0].platform]
+    with contextlib.ExitStack() as stack:
+        if hasattr(keras_deit.layers, "target_platform"):
+            stack.enter_context(keras_deit.layers.target_platform(platform))
+        # Keras has no such switch: it asks JAX for its devices.
+        here = jax.devices
+
+        def there(backend=None):
+            return list(devices) if backend in (None, platform) else here(backend)
+
+        stack.enter_context(unittest.mock.patch.object(jax, "devices", there))
+        stack.enter_context(unittest.mock.patch.object(jax, "default_backend", lambda: platform))
+        yield
