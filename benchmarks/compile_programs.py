@@ -175,9 +175,7 @@ def _keras_hub(request):
 
     def build():
         if config["use_distillation_token"]:
-            backbone = keras_hub.models.DeiTBackbone(
-                **sizes, intermediate_dim=config["intermediate_dim"], dtype=request.dtype
-            )
+            backbone = keras_hub.models.DeiTBackbone(**sizes, intermediate_dim=config["intermediate_dim"], dtype=request.dtype)
             return keras_hub.models.DeiTImageClassifier(backbone, classifier.num_classes)
         backbone = keras_hub.models.ViTBackbone(**sizes, mlp_dim=config["intermediate_dim"], dtype=request.dtype)
         return keras_hub.models.ViTImageClassifier(backbone, classifier.num_classes)
@@ -191,4 +189,21 @@ def _keras_hub(request):
 
 
 def _jax(request):
-    raise NotSupportedError("Comes.")
+    from benchmarks.subjects import plain_jax
+
+    if request.num_merged_tokens:
+        raise NotSupportedError("The model in plain JAX does not merge tokens.")
+    classifier, config = _built(request)
+    shapes = [_shape(variable) for variable in classifier.trainable_variables]
+    paths = [variable.path for variable in classifier.trainable_variables]
+    dtype = request.dtype.removeprefix("mixed_")
+
+    def model(form):
+        def call(trained, other, images, training):
+            weights = dict(zip(paths, trained))
+            scores = request.mode == "attention"
+            return plain_jax.classify(weights, images, config, form, dtype, training, scores), other
+
+        return Model(call, shapes, [], paths, tuple(config["image_shape"]), config, "plain JAX", form)
+
+    return [model(form) for form in plain_jax.FORMS]

@@ -209,10 +209,12 @@ def layer_path(op_name):
 
     `jit(step)/transpose(jvp(block_3))/mlp/dot_general` becomes `grad block_*/mlp/dot_general`.
     """
+    op_name = op_name.split(";")[0]  # of operations that were made one, the first
     backward = "transpose(" in op_name
-    path = "/".join(part for part in op_name.split("/") if not re.fullmatch(r"p?jit\(.*\)|while|body|closed_call", part))
+    path = re.sub(r"(^|/)p?jit\([^()/]*\)", "", op_name)
     path = re.sub(r"(?:transpose|jvp|checkpoint|rematted_computation|vmap)\(|\)", "", path)
-    path = re.sub(r"(?<=[a-z])_\d+(?=/|$)|(?<=[a-z])\d+(?=/|$)", "_*", path)
+    path = "/".join(part for part in path.split("/") if part and part not in ("while", "body", "closed_call"))
+    path = re.sub(r"(?<=[a-z])_\d+(?=/|$)", "_*", path)
     return f"grad {path}" if backward else path
 
 
@@ -230,11 +232,14 @@ def _operation(line):
         name=name,
         opcode=opcode,
         arrays=tuple(
-            (dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size)) for dtype, shape in _ARRAY.findall(result)
+            (dtype, tuple(int(size.lstrip("<=")) for size in shape.split(",") if size))
+            for dtype, shape in _ARRAY.findall(result)
         ),
         operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
         # A reduction's function is a scalar one.
-        called=() if opcode in ("reduce", "reduce-window", "sort", "scatter", "all-reduce", "reduce-scatter", "map") else tuple(called),
+        called=()
+        if opcode in ("reduce", "reduce-window", "sort", "scatter", "all-reduce", "reduce-scatter", "map")
+        else tuple(called),
         layer=layer[1] if layer else "",
         cycles=int(cycles[1]) if cycles else 0,
         trips=int(trips[1]) if trips else None,

@@ -30,6 +30,49 @@ CHIPS = {
     "h100": Chip("cuda", 80, 989),
 }
 
+# What XLA must know of a GPU to compile for it, as text of its GpuTargetConfigProto (openxla/xla, xla/backends/gpu/target_config/specs,
+# has such files). The numbers are public: NVIDIA's data sheet of the H100 SXM, and the table of compute capability 9.0 in the CUDA C++
+# programming guide.
+TARGET_CONFIGS = {
+    "h100": """
+        platform_name: "CUDA"
+        device_description_str: "NVIDIA H100 80GB HBM3"
+        dnn_version_info { major: 9 minor: 10 patch: 2 }
+        gpu_device_info {
+            name: "NVIDIA H100 80GB HBM3"
+            device_vendor: "NVIDIA Corporation"
+            platform_version: "Compute Capability 9.0"
+            cuda_compute_capability { major: 9 minor: 0 }
+            core_count: 132
+            fpus_per_core: 128
+            clock_rate_ghz: 1.98
+            device_memory_size: 85899345920
+            memory_bandwidth: 3350000000000
+            l2_cache_size: 52428800
+            threads_per_warp: 32
+            threads_per_block_limit: 1024
+            threads_per_core_limit: 2048
+            thread_dim_limit_x: 1024
+            thread_dim_limit_y: 1024
+            thread_dim_limit_z: 64
+            block_dim_limit_x: 2147483647
+            block_dim_limit_y: 65535
+            block_dim_limit_z: 65535
+            registers_per_core_limit: 65536
+            registers_per_block_limit: 65536
+            shared_memory_per_core: 233472
+            shared_memory_per_block: 49152
+            shared_memory_per_block_optin: 232448
+            device_address_bits: 64
+            ecc_enabled: true
+            driver_version: "12.9.0"
+            runtime_version: "12.9.0"
+            compile_time_toolkit_version: "12.9.0"
+            dnn_version: "9.10.2"
+        }
+    """,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -54,9 +97,7 @@ def parse(name):
         return Topology(name, chip, (1,))
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or layout.count("x") != chip.axes - 1:
         example = "x".join(["2", "2", "1"][: chip.axes])
-        raise ValueError(
-            f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. Received: {name}"
-        )
+        raise ValueError(f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. Received: {name}")
     return Topology(name, chip, tuple(map(int, layout.split("x"))))
 
 
@@ -78,16 +119,14 @@ def devices(topology):
     from jax.experimental import topologies
 
     if topology.chip.platform == "cuda":
-        raise NotImplementedError
+        return topologies.get_topology_desc(platform="cuda", target_config=TARGET_CONFIGS[topology.name], topology="1x1x1")
     options = {}
     if topology.num_chips < 4:  # of a host's four
         options["chips_per_host_bounds"] = (*topology.shape, *[1] * (3 - len(topology.shape)))
     if topology.chip.cores > 1:
         options["chip_config_name"] = "megacore"
     layout = "x".join(map(str, topology.shape))
-    return topologies.get_topology_desc(
-        topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options
-    )
+    return topologies.get_topology_desc(topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options)
 
 
 @contextlib.contextmanager
