@@ -24,6 +24,8 @@ FLAGS = flags.FLAGS
 SUBJECTS = ("keras_deit", "keras_hub", "jax")
 DTYPES = ("bfloat16", "mixed_bfloat16", "float32", "float16", "mixed_float16")
 SECONDS = 3600
+# The partitioner's words where it gathers a whole tensor on each chip to split it otherwise.
+REMATERIALIZATION = "nvoluntary full rematerialization"
 KEY = tuple(field.name for field in dataclasses.fields(Compilation))
 
 
@@ -91,7 +93,8 @@ def compiled(request):
         return {"status": "failed", "message": f"not compiled in {SECONDS} s"}
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
-            return json.loads(line.removeprefix(MARK))
+            row = json.loads(line.removeprefix(MARK))
+            return row | {"rematerializations": done.stderr.count(REMATERIALIZATION)} if request.mesh else row
     last = (done.stderr.strip().splitlines() or [""])[-1]
     killed = " (killed: the machine that compiles is short of memory)" * (done.returncode == -9)
     return {"status": "failed", "message": f"the process ended with {done.returncode}{killed}: {last}"[:1000]}
@@ -139,9 +142,11 @@ def check_flags():
             raise app.UsageError(f"--{name} must be integers from {least}, such as {example}. Received: {','.join(values)}")
     for name in FLAGS.topology:
         try:
-            topologies.parse(name)
+            topology = topologies.parse(name)
+            for mesh in FLAGS.mesh or []:
+                topologies.parse_mesh(mesh, topology)
         except ValueError as error:
-            raise app.UsageError(f"--topology: {error}") from error
+            raise app.UsageError(str(error)) from error
 
 
 def describe(request):
@@ -149,7 +154,7 @@ def describe(request):
     depth = "" if request.num_layers is None else f" of {request.num_layers} blocks"
     merged = f", {request.num_merged_tokens} merged" if request.num_merged_tokens else ""
     remat = ", remat" if request.remat else ""
-    mesh = f" {request.mesh}" if request.mesh else ""
+    mesh = f" ({request.mesh})" if request.mesh else ""
     return (
         f"{request.topology}{mesh}, {request.preset}{size}{depth}, batch {request.batch_size}, {request.mode}, "
         f"{request.dtype}{merged}{remat}, {request.subject}"

@@ -4,9 +4,11 @@ No weight has a value here. Models are built under `jax.eval_shape`, so a model 
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 MARK = "@compiled "  # starts a worker's answer
+BATCH = "batch"
 MODES = ("inference", "training", "attention")
 
 
@@ -47,11 +49,13 @@ class Model:
 
 @dataclasses.dataclass
 class Step:
-    """A function and its arguments' shapes, each with the path of the weight that it is like, or None for the batch."""
+    """A function and its arguments' shapes; `alike` has for each of these the path of the weight that it is split like over a mesh,
+    "" for what is on each chip, and `BATCH` for what is split by images."""
 
     function: Callable
     arguments: tuple
-    donated: tuple
+    alike: tuple
+    donated: tuple = ()
 
 
 def models(request):
@@ -69,9 +73,9 @@ def step(model, request):
         def infer(trained, other, images):
             return model.call(trained, other, images, False)[0]
 
-        return Step(infer, (model.trained, model.other, batch), ())
+        return Step(infer, (model.trained, model.other, batch), (model.paths, [""] * len(model.other), BATCH))
 
-    optimizer, slots = _adamw(model)
+    optimizer, slots, slot_paths = _adamw(model)
 
     def train(trained, other, slots, images, labels):
         def loss(trained):
@@ -84,20 +88,28 @@ def step(model, request):
         return value, trained, other, slots
 
     labels = jax.ShapeDtypeStruct((request.batch_size,), "int32")
-    return Step(train, (model.trained, model.other, slots, batch, labels), (0, 1, 2))
+    arguments = (model.trained, model.other, slots, batch, labels)
+    return Step(train, arguments, (model.paths, [""] * len(model.other), slot_paths, BATCH, BATCH), donated=(0, 1, 2))
 
 
 def _adamw(model):
-    """Keras' AdamW for all subjects: what it costs is the same for all, too."""
+    """`(optimizer, shapes of its variables, paths of the weights that they belong to)`: Keras' AdamW, for all subjects."""
     import keras
 
     optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
 
     def build():
-        optimizer.build([keras.Variable(initializer="zeros", shape=leaf.shape, dtype=leaf.dtype) for leaf in model.trained])
+        optimizer.build(
+            [
+                keras.Variable(initializer="zeros", shape=leaf.shape, dtype=leaf.dtype, name=f"weight_{index}")
+                for index, leaf in enumerate(model.trained)
+            ]
+        )
 
     _without_values(build)
-    return optimizer, [_shape(variable) for variable in optimizer.variables]
+    owners = [re.search(r"weight_(\d+)_", variable.path) for variable in optimizer.variables]
+    paths = [model.paths[int(owner[1])] if owner else "" for owner in owners]
+    return optimizer, [_shape(variable) for variable in optimizer.variables], paths
 
 
 def _without_values(build):

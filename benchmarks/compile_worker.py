@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-from benchmarks import compile_programs, flops, topologies
+from benchmarks import compile_programs, flops, sharding, topologies
 from benchmarks.compile_programs import MARK, Compilation, NotSupportedError
 from benchmarks.hlo import Program
 
@@ -30,11 +30,14 @@ def _compiled(model, request, topology, described, keep):
     import jax
 
     step = compile_programs.step(model, request)
-    sharding = jax.sharding.SingleDeviceSharding(described.devices[0])
-    arguments = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), step.arguments)
+    mesh = topologies.parse_mesh(request.mesh, topology)
+    place, options = sharding.placement(mesh, step, described)
+    arguments = jax.tree.map(
+        lambda leaf, alike: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(alike)), step.arguments, step.alike
+    )
     started = time.perf_counter()
     with topologies.traced_for(described.devices):
-        traced = jax.jit(step.function, donate_argnums=step.donated).trace(*arguments)
+        traced = jax.jit(step.function, donate_argnums=step.donated, **options).trace(*arguments)
         lowered = traced.lower(lowering_platforms=(topology.chip.platform,))
     compiled = lowered.compile()
     seconds = time.perf_counter() - started
@@ -42,18 +45,22 @@ def _compiled(model, request, topology, described, keep):
     if keep:
         with open(keep, "w", encoding="utf-8") as stream:
             stream.write(text)
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     program = Program(text)
     loops, unknown = program.loops
     products = _products(request, model)
     chip = topology.chip
+    # What is donated is in the arguments and in the outputs, once in memory.
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     return {
         "what": model.what,
         "form": model.form,
         "compile_seconds": round(seconds, 1),
         "cycles": program.cycles,
         "product_cycles": program.product_cycles,
-        "products_alone_cycles": round(products / chip.tflop_per_second * chip.clock_ghz / 1e3) if chip.clock_ghz else None,
+        "products_alone_cycles": round(products / topology.num_chips_of(mesh) / chip.tflop_per_second * chip.clock_ghz / 1e3)
+        if chip.clock_ghz
+        else None,
         "copies": program.copies("images"),
         "dearest": program.dearest(8),
         "operations": program.counts(),
@@ -62,11 +69,14 @@ def _compiled(model, request, topology, described, keep):
         "bytes_accessed": costs.get("bytes accessed"),
         "flops": costs.get("flops"),
         "product_flops": products,
+        **(sharding.facts(program, mesh, request) if mesh else {}),
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
+        "held_bytes": held,
+        "fits": held <= chip.memory_gib * 2**30,
     }
 
 

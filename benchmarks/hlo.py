@@ -193,13 +193,13 @@ class Program:
         return dict(found.most_common())
 
     def arrays_with(self, size):
-        """`[(layer, dtype, shape)]` of the results that have an axis of this size, the largest first."""
+        """`[(layer, dtype, shape)]` of the results whose first axis has this size, the largest first."""
         found = {
             (layer_path(operation.layer), *array)
             for operations in self.computations.values()
             for operation in operations
             for array in operation.arrays
-            if size in array[1] and operation.opcode != "parameter"
+            if len(array[1]) > 1 and array[1][0] == size and operation.opcode != "parameter"
         }
         return sorted(found, key=lambda item: -array_bytes(item[1:]))
 

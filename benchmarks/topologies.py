@@ -84,6 +84,10 @@ class Topology:
     def num_chips(self):
         return math.prod(self.shape)
 
+    def num_chips_of(self, mesh):
+        """Chips that share the work: those of the mesh, or one without."""
+        return math.prod(mesh.values()) if mesh else 1
+
 
 def parse(name):
     """`"v5e:2x4"` to a `Topology`."""
@@ -101,6 +105,21 @@ def parse(name):
     return Topology(name, chip, tuple(map(int, layout.split("x"))))
 
 
+def parse_mesh(text, topology):
+    """`"batch=32,model=8"` to `{"batch": 32, "model": 8}`, over all chips of the topology; `""` to `{}`, one chip."""
+    if not text:
+        return {}
+    if not re.fullmatch(r"(batch|model)=[1-9]\d*(,(batch|model)=[1-9]\d*)?", text):
+        raise ValueError(f"A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. Received: {text}")
+    mesh = {name: int(size) for name, size in (axis.split("=") for axis in text.split(","))}
+    if math.prod(mesh.values()) != topology.num_chips:
+        raise ValueError(
+            f"A mesh takes all chips of its topology, which are {topology.num_chips} in {topology.name}. "
+            f"Received: {text}, which are {math.prod(mesh.values())}"
+        )
+    return mesh
+
+
 def environment(topology):
     """What the process that compiles must have set before it imports JAX. Without it libtpu waits for a metadata server."""
     common = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -111,6 +130,9 @@ def environment(topology):
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": topology.chip.accelerator_type,
         "TPU_WORKER_HOSTNAMES": "localhost",
+        # Warnings of the partitioner go into the row.
+        "TPU_MIN_LOG_LEVEL": "1",
+        "TPU_STDERR_LOG_LEVEL": "1",
     }
 
 
