@@ -164,10 +164,16 @@ def describe(request):
 def summary(row):
     if row["status"] != "compiled":
         return f"{row['status']}: {row['message']}"
+    if row["cycles"] is None:
+        calls = ", ".join(f"{count} {name}" for name, count in row["operations"].items())
+        start = f"{calls}; copies {row['copies']['count']}"
+    else:
+        copies, products = (cycles / max(1, row["cycles"]) for cycles in (row["copies"]["cycles"], row["product_cycles"]))
+        start = f"{row['cycles'] / 1e6:.2f}M cycles ({copies:.0%} copies, {products:.0%} products)"
+    form = f", {row['form']}" if row["form"] else ""
     return (
-        f"{row['cycles'] / 1e6:.2f}M cycles ({row['copies']['cycles'] / max(1, row['cycles']):.0%} copies, "
-        f"{row['product_cycles'] / max(1, row['cycles']):.0%} products), {row['bytes_accessed'] / 1e9:.2f} GB, "
-        f"temporary {row['temporary_bytes'] / 2**20:.0f} MiB, {row['compile_seconds']:.0f} s"
+        f"{start}, {row['bytes_accessed'] / 1e9:.2f} GB, temporary {row['temporary_bytes'] / 2**20:.0f} MiB{form}, "
+        f"compiled in {row['compile_seconds']:.0f} s"
     )
 
 

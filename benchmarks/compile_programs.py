@@ -7,6 +7,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+from benchmarks import topologies
+
 MARK = "@compiled "  # starts a worker's answer
 BATCH = "batch"
 MODES = ("inference", "training", "attention")
@@ -209,12 +211,13 @@ def _jax(request):
     shapes = [_shape(variable) for variable in classifier.trainable_variables]
     paths = [variable.path for variable in classifier.trainable_variables]
     dtype = request.dtype.removeprefix("mixed_")
+    attention = "cudnn" if topologies.parse(request.topology).chip.platform == "cuda" else "xla"
 
     def model(form):
         def call(trained, other, images, training):
             weights = dict(zip(paths, trained))
             scores = request.mode == "attention"
-            return plain_jax.classify(weights, images, config, form, dtype, training, scores), other
+            return plain_jax.classify(weights, images, config, form, dtype, training, scores, attention), other
 
         return Model(call, shapes, [], paths, tuple(config["image_shape"]), config, "plain JAX", form)
 

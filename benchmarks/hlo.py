@@ -14,6 +14,7 @@ BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 1
 MOVES = ("copy", "transpose", "reshape", "copy-start", "concatenate", "slice", "dynamic-slice", "pad", "reverse", "gather")
 FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "iota", "copy-done", "after-all", "partition-id")
 PRODUCTS = ("convolution", "dot", "ragged-dot")
+LIBRARIES = ("__cublas", "__cudnn")
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -101,7 +102,16 @@ class Program:
         return sum(operation.cycles * times for operation, times in self.steps if self._has_product(operation))
 
     def _has_product(self, operation):
-        return any(inner.opcode in PRODUCTS for inner in self.inside(operation))
+        return operation.target.startswith(LIBRARIES) or any(inner.opcode in PRODUCTS for inner in self.inside(operation))
+
+    @property
+    def bytes_accessed(self):
+        """Of what each operation reads and writes, as if nothing stayed on the chip between two."""
+        return sum(times * self._read_and_written(operation) for operation, times in self.steps if operation.opcode not in FREE)
+
+    def _read_and_written(self, operation):
+        sources = [self._by_name[name] for name in operation.operands if name in self._by_name]
+        return operation.bytes + sum(source.bytes for source in sources)
 
     def copies(self, images=None):
         """Operations that only move activations: copies, transposes, reshapes into other tiles, and fusions of such alone.
@@ -188,7 +198,7 @@ class Program:
         """`{"fusion": 12, "custom-call __cublas$gemm": 4, ...}` of what runs one after the other."""
         found = collections.Counter()
         for operation, times in self.steps:
-            if operation.opcode not in FREE:
+            if operation.opcode not in FREE and not operation.opcode.endswith("-done"):
                 found[f"custom-call {operation.target}" if operation.target else operation.opcode] += times
         return dict(found.most_common())
 

@@ -18,10 +18,11 @@ def placement(mesh, step, described):
     if not mesh:
         single = jax.sharding.SingleDeviceSharding(described.devices[0])
         return lambda alike: single, {}
-    from jax.experimental import topologies
+    from jax.experimental import mesh_utils
 
-    names = tuple(mesh)
-    device_mesh = topologies.make_mesh(described, tuple(mesh.values()), names)
+    # Neighbours on an axis are neighbours in the torus; a side of 16 may be an axis of 8 and the half of another.
+    devices = mesh_utils.create_device_mesh(tuple(mesh.values()), described.devices, allow_split_physical_axes=True)
+    device_mesh = jax.sharding.Mesh(devices, tuple(mesh))
     layout = _layout(mesh)
 
     def place(alike):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import re
 
@@ -140,6 +141,10 @@ def devices(topology):
     """JAX's description of the topology, whose `devices` can be compiled for."""
     from jax.experimental import topologies
 
+    if topology.chip.platform == "cuda" and not _has("jax_plugins.xla_cuda12"):
+        raise ImportError('To compile for a GPU, XLA\'s plugin and cuDNN are needed: pip install ".[cuda-compile]"')
+    if topology.chip.platform == "tpu" and not _has("libtpu"):
+        raise ImportError('To compile for a TPU, libtpu is needed (Linux on x86_64): pip install ".[tpu]"')
     if topology.chip.platform == "cuda":
         return topologies.get_topology_desc(platform="cuda", target_config=TARGET_CONFIGS[topology.name], topology="1x1x1")
     options = {}
@@ -149,6 +154,13 @@ def devices(topology):
         options["chip_config_name"] = "megacore"
     layout = "x".join(map(str, topology.shape))
     return topologies.get_topology_desc(topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options)
+
+
+def _has(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 @contextlib.contextmanager
@@ -172,4 +184,17 @@ def traced_for(devices):
 
         stack.enter_context(unittest.mock.patch.object(jax, "devices", there))
         stack.enter_context(unittest.mock.patch.object(jax, "default_backend", lambda: platform))
+        if platform == "gpu":
+            # JAX and Keras ask the GPU that is there whether it is new enough for cuDNN's attention.
+            attention = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+            capability = tuple(map(int, devices[0].compute_capability.split(".")))
+
+            def at_least(wanted):
+                return capability >= tuple(map(int, wanted.split(".")))
+
+            def equal(wanted):
+                return capability == tuple(map(int, wanted.split(".")))
+
+            stack.enter_context(unittest.mock.patch.object(attention, "check_compute_capability", at_least))
+            stack.enter_context(unittest.mock.patch.object(attention, "is_cuda_compute_capability_equal", equal))
         yield

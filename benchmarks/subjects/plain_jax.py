@@ -13,7 +13,9 @@ from jax import numpy as jnp
 FORMS = ("slices", "split", "heads")
 
 
-def classify(weights, images, config, form="slices", dtype="float32", training=False, return_attention_scores=False):
+def classify(
+    weights, images, config, form="slices", dtype="float32", training=False, return_attention_scores=False, attention="xla"
+):
     """Logits, the mean of both heads for a distilled model.
 
     Args:
@@ -24,6 +26,7 @@ def classify(weights, images, config, form="slices", dtype="float32", training=F
         dtype: string, that of the computation.
         training: bool. With `remat` in the config, training computes the blocks again on the way back.
         return_attention_scores: bool. Whether each block's scores come out, too: `(logits, {"block_0": ...})`.
+        attention: `implementation` of `jax.nn.dot_product_attention`: `"cudnn"` for an NVIDIA GPU.
     """
     weights = {path: array.astype(dtype) for path, array in weights.items()}
     x = _embed(weights, images.astype(dtype), config)  # (B, T, D)
@@ -35,7 +38,7 @@ def classify(weights, images, config, form="slices", dtype="float32", training=F
         of_block = {path.removeprefix(f"{name}/"): array for path, array in weights.items() if path.startswith(f"{name}/")}
 
         def block(weights, x, queries=prefix if last else None):
-            return _block(weights, x, config, form, queries, return_attention_scores)
+            return _block(weights, x, config, form, queries, return_attention_scores, attention)
 
         if config["remat"] and training:
             block = jax.checkpoint(block)
@@ -66,14 +69,14 @@ def _embed(weights, images, config):
         return jnp.concatenate([tokens, x], axis=1) + positions
 
 
-def _block(weights, x, config, form, queries, return_attention_scores):
+def _block(weights, x, config, form, queries, return_attention_scores, attention):
     """(tokens after the block, its scores); the first `queries` tokens, and all scores where they are asked for."""
     kept = x if queries is None else x[:, :queries]
     with jax.named_scope("attention_norm"):
         y = _norm(weights, "attention_norm", x, config)
     with jax.named_scope("attention"):
         all_queries = queries is None or return_attention_scores
-        y, scores = _attend(weights, y, config, form, None if all_queries else queries, return_attention_scores)
+        y, scores = _attend(weights, y, config, form, None if all_queries else queries, return_attention_scores, attention)
         y = y if queries is None else y[:, :queries]
     x = kept + _scaled(weights, "attention_scale", y)
     with jax.named_scope("mlp_norm"):
@@ -85,7 +88,7 @@ def _block(weights, x, config, form, queries, return_attention_scores):
     return x + _scaled(weights, "mlp_scale", y), scores
 
 
-def _attend(weights, x, config, form, queries, return_attention_scores):
+def _attend(weights, x, config, form, queries, return_attention_scores, attention):
     heads, dim = config["num_heads"], config["hidden_dim"]
     kernel, bias = weights["attention/qkv/kernel"], weights["attention/qkv/bias"]
     sources = (x if queries is None else x[:, :queries], x, x)  # of query, key, value
@@ -108,7 +111,7 @@ def _attend(weights, x, config, form, queries, return_attention_scores):
         scores = jax.nn.softmax(logits).astype(x.dtype)
         x = jnp.einsum("bhqk,bkhd->bqhd", scores, value)
     else:
-        x = jax.nn.dot_product_attention(query, key, value)
+        x = jax.nn.dot_product_attention(query, key, value, implementation=attention)
     return _dense(weights, "attention/projection", x.reshape(*x.shape[:2], dim)), scores
 
 
