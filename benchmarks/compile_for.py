@@ -26,7 +26,6 @@ DTYPES = ("bfloat16", "mixed_bfloat16", "float32", "float16", "mixed_float16")
 SECONDS = 3600
 # The partitioner's words where it gathers a whole tensor on each chip to split it otherwise.
 REMATERIALIZATION = "nvoluntary full rematerialization"
-KEY = tuple(field.name for field in dataclasses.fields(Compilation))
 
 
 def define_flags():
@@ -100,25 +99,16 @@ def compiled(request):
     return {"status": "failed", "message": f"the process ended with {done.returncode}{killed}: {last}"[:1000]}
 
 
-def key(row):
-    return tuple(row[name] for name in KEY)
-
-
-def read(path):
-    """The rows of a file, of one program that was compiled twice the later; none if it is not there."""
-    return results.read(path, key)
-
-
 def main(_):
     check_flags()
     try:
-        done = {key(row) for row in read(FLAGS.output)}
+        done = {compile_programs.key(row) for row in compile_programs.read(FLAGS.output)}
     except ValueError as error:
         sys.exit(str(error))
     print("The compiler's estimate, not a measured time.", flush=True)
     for request in requests():
         row = dataclasses.asdict(request)
-        if key(row) in done:
+        if compile_programs.key(row) in done:
             print(f"{describe(request)}: is in {FLAGS.output} already")
             continue
         row |= compiled(request)

@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-from benchmarks import topologies
+from benchmarks import results, topologies
 
 MARK = "@compiled "  # starts a worker's answer
 BATCH = "batch"
@@ -33,6 +33,19 @@ class Compilation:
     mode: str
     dtype: str
     batch_size: int  # of all chips together
+
+
+KEY = tuple(field.name for field in dataclasses.fields(Compilation))
+
+
+def key(row):
+    """What makes two rows of a file the same program."""
+    return tuple(row[name] for name in KEY)
+
+
+def read(path):
+    """The rows of a file, of one program that was compiled twice the later; none if it is not there."""
+    return results.read(path, key)
 
 
 @dataclasses.dataclass

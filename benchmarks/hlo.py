@@ -119,7 +119,7 @@ class Program:
         An activation depends on the images and has not the size of a weight (nor of its gradient).
 
         Args:
-            images: string, start of the names of the parameters that activations depend on; all parameters by default.
+            images: string, name of the argument that activations depend on; all arguments by default.
 
         Returns:
             `{"count", "cycles", "bytes", "unpriced", "unpriced_bytes"}`; unpriced are those without an estimate.
@@ -148,14 +148,13 @@ class Program:
         return bool(inner & set(MOVES)) and inner <= {*MOVES, *FREE}
 
     def _depending_on(self, images):
-        """Names of operations, in all computations, that depend on the parameters whose names start so."""
+        """Names of operations, in all computations, that depend on the argument of this name."""
         found = set()
         for name, operations in self.computations.items():
             for operation in operations:
                 if operation.opcode == "parameter":
                     # Inside a loop or a fusion nothing tells weights and activations apart.
-                    inner = name != self.entry
-                    if inner or images is None or re.sub(r"[.\d]+$", "", operation.name).startswith(images):
+                    if name != self.entry or images is None or operation.layer == images:
                         found.add(operation.name)
                 elif found.intersection(operation.operands):
                     found.add(operation.name)
