@@ -167,7 +167,6 @@ def summary(row):
     )
 
 
-define_flags()
-
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

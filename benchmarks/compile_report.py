@@ -16,9 +16,6 @@ from absl import app, flags
 from benchmarks import compile_programs, results, topologies
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", None, "File of rows.", required=True)
-flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
-flags.DEFINE_string("csv", None, "File to write each row's plain figures into; none by default.")
 
 START, END = "<!-- compiled -->\n", "<!-- end of compiled -->\n"
 SUBJECTS = ("keras_deit", "keras_hub", "jax")
@@ -222,4 +219,7 @@ def main(_):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("input", None, "File of rows.", required=True)
+    flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
+    flags.DEFINE_string("csv", None, "File to write each row's plain figures into; none by default.")
     app.run(main)
