@@ -21,7 +21,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
-_CALLED = re.compile(r"(?:calls|body|to_apply|branch_computations|called_computations)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)\}?")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -233,7 +233,7 @@ def _operation(line):
     result, rest = _split_type(rest)
     opcode, rest = rest.split("(", 1)
     inside, attributes = _split_at_parenthesis(rest)
-    called = [part.strip().lstrip("%") for match in _CALLED.findall(attributes) for part in match.split(",")]
+    called = [part.strip().lstrip("%") for match in _CALLED.findall(attributes) for part in "".join(match).split(",")]
     layer = re.search(r'op_name="([^"]*)"', attributes)
     target = re.search(r'custom_call_target="([^"]*)"', attributes)
     cycles, trips = _CYCLES.search(attributes), _TRIPS.search(attributes)

@@ -100,7 +100,7 @@ def test_cycles_products_and_copies():
     assert program.collectives() == {}
     assert program.dearest(2) == [
         {"layer": "block_*/mlp/dot_general", "count": 1, "cycles": 500},
-        {"layer": "block_*/attention/split", "count": 1, "cycles": 50},
+        {"layer": "copy", "count": 2, "cycles": 50},
     ]
     # What is read and written: two copies, the product and its bias, the reshape, and the transpose with its scalar.
     assert program.bytes_accessed == 2 * (64 + 48) + (64 + 48 + 12 + 96) + 2 * 96 + (96 + 96 + 4)
