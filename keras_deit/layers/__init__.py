@@ -1,10 +1,11 @@
 """What a vision transformer is made of."""
 
-from keras_deit.layers.activations import gelu
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.kernels import gelu, target_platform
 from keras_deit.layers.layer_scale import LayerScale
+from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.patch_embedding import PatchEmbedding
@@ -18,10 +19,12 @@ __all__ = [
     "DistillationHead",
     "DropPath",
     "LayerScale",
+    "MergingTransformerBlock",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
     "TokenMerging",
     "TokenPositionEmbedding",
     "TransformerBlock",
     "gelu",
+    "target_platform",
 ]

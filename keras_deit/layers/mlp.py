@@ -2,11 +2,10 @@
 
 import keras
 
-from keras_deit.layers.activations import gelu
 from keras_deit.layers.arguments import check_positive_int, check_rate
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
-from keras_deit.layers.token_products import apply_to_tokens
+from keras_deit.layers.kernels import dense, gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -69,8 +68,8 @@ class MLP(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None):
-        x = apply_to_tokens(self.intermediate, inputs)  # (B, T, intermediate_dim)
-        x = apply_to_tokens(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
+        x = dense(self.intermediate, inputs)  # (B, T, intermediate_dim)
+        x = dense(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):

@@ -1,32 +1,12 @@
 """How tokens look at each other."""
 
-import math
-
 import keras
 from keras import ops
 
+from keras_deit.layers import kernels
 from keras_deit.layers.arguments import check_positive_int, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
-from keras_deit.layers.token_products import apply_to_tokens
-
-# `None` leaves the choice to Keras. On PyTorch its check of what the GPU can do breaks `torch.compile`, and PyTorch's
-# `scaled_dot_product_attention` takes the flash kernel by itself.
-_FLASH_ATTENTION = False if keras.backend.backend() == "torch" else None
-
-
-def _has_fused_attention(query, training):
-    """Whether the backend has a kernel that is faster than `_attend`.
-
-    On a CPU, JAX has none: what stands in for it is slower, and refuses float16. The gradient of PyTorch's is slow there in half precision;
-    without it, training keeps the scores.
-    """
-    if keras.backend.backend() == "jax":
-        return not keras.distribution.list_devices()[0].startswith("cpu")
-    if keras.backend.backend() == "torch":
-        half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
-        return not (training and half and query.device.type == "cpu")
-    return True
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -39,6 +19,9 @@ class MultiHeadSelfAttention(CompositeLayer):
     Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the backend's fused kernel, where that is
     faster, whenever nothing needs the scores: not when they are asked for, nor in training with `attention_dropout_rate > 0`.
 
+    A call is two steps, which other layers may take one by one: `query, key, value = layer.heads(inputs)` and
+    `layer.attend(query, key, value)`.
+
     Args:
         num_heads: int. Must divide the width of the tokens.
         use_bias: bool. Whether `qkv` and `projection` have biases. Defaults to `True`.
@@ -49,17 +32,14 @@ class MultiHeadSelfAttention(CompositeLayer):
         inputs: tokens.
         training: bool. Whether dropout is active.
         return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
-        num_queries: int. Only the first tokens look at the others; there are outputs for them alone. Defaults to `None`: all do.
-        token_sizes: how many tokens each stands for, as `TokenMerging` returns them: it is looked at as that many would be,
-            `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one each.
-        return_keys: bool. Whether to return the mean key over heads of each token as well, last. Defaults to `False`.
+        num_queries: int. How many tokens, from the first, get an output; they attend to all. Defaults to `None`: every token does.
 
     Input shape:
-        inputs: (batch, tokens, hidden_dim). token_sizes: (batch, tokens).
+        (batch, tokens, hidden_dim).
 
     Output shape:
         outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax and before
-        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`. keys: (batch, tokens, head_dim).
+        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`.
 
     Raises:
         ValueError: an argument out of range, or `num_heads` that does not divide the width.
@@ -100,70 +80,62 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.dropout.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False):
-        _, tokens, hidden_dim = ops.shape(inputs)
-        heads_shape = (-1, tokens, self.num_heads, hidden_dim // self.num_heads)
-        x = apply_to_tokens(self.qkv, inputs)  # (B, T, 3 * D)
-        # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a padded sum.
-        query, key, value = (ops.reshape(part, heads_shape) for part in ops.split(x, 3, axis=-1))  # (B, T, heads, head_dim)
+    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+        heads = self.heads(inputs, num_queries=num_queries)
+        return self.attend(*heads, training=training, return_attention_scores=return_attention_scores)
+
+    def heads(self, inputs, num_queries=None):
+        """Query, key and value of each head, without scale.
+
+        Args:
+            inputs: tokens (batch, tokens, hidden_dim).
+            num_queries: int. How many tokens, from the first, have a query. Defaults to `None`: all.
+
+        Returns:
+            query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens, num_heads, head_dim).
+        """
         if num_queries is not None:
-            query = query[:, : check_positive_int("num_queries", num_queries)]
+            check_positive_int("num_queries", num_queries)
+        return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
+
+    def attend(self, query, key, value, token_sizes=None, training=None, return_attention_scores=False):
+        """What the layer returns, from what `heads` gave.
+
+        Args:
+            query, key, value: as `heads` returns them.
+            token_sizes: (batch, tokens). How many tokens each stands for, as `TokenMerging` returns them: it is attended to as that many
+                would be, `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one each.
+            training, return_attention_scores: as when the layer is called.
+
+        Returns:
+            `outputs`, or `(outputs, scores)`.
+        """
         bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]  # (B, 1, 1, T)
         scores = None
-        needs_scores = return_attention_scores or (training and self.attention_dropout_rate > 0)
-        if needs_scores or not _has_fused_attention(query, training):
-            x, scores = self._attend(query, key, value, bias, training)
+        if return_attention_scores or (training and self.attention_dropout_rate > 0):
+            x, scores = kernels.attention_and_scores(
+                query, key, value, bias, lambda scores: self.attention_dropout(scores, training=training)
+            )
         else:
-            x = ops.dot_product_attention(
-                query, key, value, bias=bias, flash_attention=_FLASH_ATTENTION
-            )  # (B, T, heads, head_dim)
-        x = apply_to_tokens(self.projection, ops.reshape(x, (-1, ops.shape(x)[1], hidden_dim)))  # (B, T, D)
+            x = kernels.attention(query, key, value, bias, training)  # (B, Q, heads, head_dim)
+        _, queries, heads, head_dim = ops.shape(x)
+        x = kernels.dense(self.projection, ops.reshape(x, (-1, queries, heads * head_dim)))  # (B, Q, D)
         x = self.dropout(x, training=training)
-        outputs = [x]
-        if return_attention_scores:
-            outputs.append(scores)
-        if return_keys:
-            outputs.append(ops.mean(key, axis=2))  # (B, T, head_dim)
-        return tuple(outputs) if len(outputs) > 1 else x
-
-    def _attend(self, query, key, value, bias, training):
-        """`ops.dot_product_attention` in the open: (outputs, scores)."""
-        query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, T, head_dim)
-        key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
-        value = ops.transpose(value, (0, 2, 1, 3))  # (B, heads, T, head_dim)
-        # Scaled before the product, which would overflow in float16 first.
-        logits = ops.matmul(query / math.sqrt(query.shape[-1]), key)  # (B, heads, T, T)
-        # Half precision has too few digits for a sum over hundreds of tokens; PyTorch's softmax sums in float32 whatever it is given.
-        if keras.backend.backend() != "torch":
-            logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
-        if bias is not None:
-            logits = logits + ops.cast(bias, logits.dtype)
-        scores = ops.cast(ops.softmax(logits, axis=-1), self.compute_dtype)
-        x = ops.matmul(self.attention_dropout(scores, training=training), value)  # (B, heads, T, head_dim)
-        return ops.transpose(x, (0, 2, 1, 3)), scores
+        return (x, scores) if return_attention_scores else x
 
     def _dense(self, units, name):
         return keras.layers.Dense(
             units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
         )
 
-    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None, return_keys=False):
+    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         batch, tokens, hidden_dim = input_shape
         queries = tokens if num_queries is None else num_queries
-        shapes = [(batch, queries, hidden_dim)]
-        if return_attention_scores:
-            shapes.append((batch, self.num_heads, queries, tokens))
-        if return_keys:
-            shapes.append((batch, tokens, hidden_dim // self.num_heads))
-        return tuple(shapes) if len(shapes) > 1 else shapes[0]
+        outputs_shape = (batch, queries, hidden_dim)
+        return (outputs_shape, (batch, self.num_heads, queries, tokens)) if return_attention_scores else outputs_shape
 
-    def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None, token_sizes=None, return_keys=False
-    ):
-        shapes = self.compute_output_shape(inputs.shape, return_attention_scores, num_queries, return_keys)
-        if return_attention_scores or return_keys:
-            return tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in shapes)
-        return keras.KerasTensor(shapes, dtype=self.compute_dtype)
+    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
 
     def get_config(self):
         return {
@@ -181,3 +153,10 @@ def check_heads_divide(num_heads, hidden_dim):
             f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of {num_heads}. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
         )
+
+
+def specs(shapes, dtype):
+    """Symbolic tensors of a shape, or of a tuple of them."""
+    if isinstance(shapes[0], tuple):
+        return tuple(keras.KerasTensor(shape, dtype=dtype) for shape in shapes)
+    return keras.KerasTensor(shapes, dtype=dtype)

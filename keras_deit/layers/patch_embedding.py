@@ -6,6 +6,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.kernels import dense, patches
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -66,15 +67,7 @@ class PatchEmbedding(CompositeLayer):
         self._image_shape(inputs.shape)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        batch, height, width, channels = ops.shape(inputs)
-        patch_height, patch_width = self.patch_size
-        rows, columns = height // patch_height, width // patch_width
-        # Rank 4 throughout: mobile delegates refuse the usual rank 6 reshape.
-        x = ops.reshape(inputs, (-1, patch_height, columns, patch_width * channels))  # (B * rows, ph, columns, pw * C)
-        x = ops.transpose(x, (0, 2, 1, 3))  # (B * rows, columns, ph, pw * C)
-        x = ops.reshape(x, (-1, patch_height * patch_width * channels))  # (B * rows * columns, ph * pw * C)
-        # With -1 for the batch, an image that the patch size does not divide would make another batch.
-        return ops.reshape(self.projection(x), (batch, rows * columns, self.hidden_dim))
+        return dense(self.projection, patches(inputs, self.patch_size))
 
     def compute_output_shape(self, input_shape):
         height, width, _ = self._image_shape(input_shape)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
 from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
+from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
@@ -137,8 +138,10 @@ class DeiTBackbone(PresetModel):
             drop_path_rates = np.linspace(0.0, drop_path_rate, num_layers)
         else:
             drop_path_rates = np.full(num_layers, drop_path_rate)
+        merging = {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens} if num_merged_tokens else {}
+        block_class = MergingTransformerBlock if num_merged_tokens else TransformerBlock
         blocks = [
-            TransformerBlock(
+            block_class(
                 num_heads,
                 intermediate_dim,
                 dropout_rate=dropout_rate,
@@ -146,11 +149,10 @@ class DeiTBackbone(PresetModel):
                 drop_path_rate=float(rate),
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
-                num_merged_tokens=num_merged_tokens,
-                num_prefix_tokens=num_prefix_tokens,
                 remat=remat,
                 dtype=sublayer_policy(dtype, f"block_{index}"),
                 name=f"block_{index}",
+                **merging,
             )
             for index, rate in enumerate(drop_path_rates)
         ]
@@ -162,19 +164,13 @@ class DeiTBackbone(PresetModel):
         embeddings = token_position_embedding(patch_embedding(inputs))
         # The scores are on a path of their own, so that the model keeps the fused attention. It comes first: Keras 3.15 takes the
         # number of a layer's outputs from its first call, and refuses graphs through later calls with more.
-        attention_scores, x, sizes = {}, embeddings, {}
-        for block in blocks:
-            x, attention_scores[block.name], *merged = block(x, return_attention_scores=True, **sizes)
-            sizes = {"token_sizes": merged[0]} if merged else {}
-        scored_output, scored_prefix_output = final_norm(x), final_norm(x[:, :num_prefix_tokens])
-        block_outputs, x, sizes = {}, embeddings, {}
-        for block in blocks:
-            last_inputs = {"inputs": x, **sizes}
-            outputs = block(x, **sizes)
-            x, *merged = outputs if num_merged_tokens else (outputs,)
-            sizes = {"token_sizes": merged[0]} if merged else {}
-            block_outputs[block.name] = x
-        prefix_output = final_norm(blocks[-1](**last_inputs, num_queries=num_prefix_tokens))
+        states, attention_scores = _trace(blocks, embeddings, return_attention_scores=True)
+        scored = states[-1][0]
+        scored_output, scored_prefix_output = final_norm(scored), final_norm(scored[:, :num_prefix_tokens])
+        states, _ = _trace(blocks, embeddings)
+        block_outputs = {block.name: state[0] for block, state in zip(blocks, states[1:])}
+        prefix_states, _ = _trace(blocks[-1:], *states[-2], num_queries=num_prefix_tokens)
+        prefix_output, x = final_norm(prefix_states[-1][0]), states[-1][0]
         super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
 
         self.dtype_policy = own_policy(dtype)
@@ -323,6 +319,18 @@ class DeiTBackbone(PresetModel):
             "remat": self.remat,
             "data_format": self.data_format,
         }
+
+
+def _trace(blocks, *state, return_attention_scores=False, **options):
+    """Tokens, and their sizes where blocks merge, through blocks: ([what enters each block, and leaves the last], {name: scores})."""
+    states, attention_scores = [state], {}
+    for block in blocks:
+        outputs = block(*states[-1], return_attention_scores=return_attention_scores, **options)
+        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+        if return_attention_scores:
+            attention_scores[block.name] = outputs.pop(1)
+        states.append(outputs)
+    return states, attention_scores
 
 
 def _check_image_shape(image_shape, data_format):

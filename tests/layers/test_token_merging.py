@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.layers import MultiHeadSelfAttention, TokenMerging, TransformerBlock
+from keras_deit.layers import MergingTransformerBlock, MultiHeadSelfAttention, TokenMerging, TransformerBlock
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
 PREFIX = 2
@@ -55,14 +55,14 @@ def test_at_most_half_of_the_patches_go(rng):
 
 
 @pytest.mark.parametrize("with_scores", [True, False])
-def test_a_token_of_size_n_is_looked_at_as_n_equal_tokens(with_scores, rng):
+def test_a_token_of_size_n_is_attended_to_as_n_equal_tokens(with_scores, rng):
     layer = MultiHeadSelfAttention(2)
     few = rng.normal(size=(3, 4, 8)).astype("float32")
     many = np.repeat(few, [1, 3, 2, 1], axis=1)
     layer.build(few.shape)
     randomize(layer, rng)
     sizes = np.tile(np.float32([1, 3, 2, 1]), (3, 1))
-    merged = layer(few, token_sizes=sizes, return_attention_scores=with_scores)
+    merged = layer.attend(*layer.heads(few), token_sizes=sizes, return_attention_scores=with_scores)
     merged = merged[0] if with_scores else merged
     np.testing.assert_allclose(numpy(merged), numpy(layer(many))[:, [0, 1, 4, 6]], atol=1e-5)
 
@@ -72,8 +72,8 @@ def test_merging_equal_tokens_changes_no_other_token(rng):
     patches = np.repeat(rng.normal(size=(2, 3, 8)), 2, axis=1)
     tokens = np.concatenate([rng.normal(size=(2, PREFIX, 8)), patches], axis=1).astype("float32")
     merging = [
-        TransformerBlock(2, 12, num_merged_tokens=3, num_prefix_tokens=PREFIX),
-        TransformerBlock(2, 12),
+        MergingTransformerBlock(2, 12, num_merged_tokens=3, num_prefix_tokens=PREFIX),
+        MergingTransformerBlock(2, 12, num_merged_tokens=1, num_prefix_tokens=PREFIX),
     ]
     plain = [TransformerBlock(2, 12), TransformerBlock(2, 12)]
     for block, twin in zip(merging, plain):
@@ -83,8 +83,9 @@ def test_merging_equal_tokens_changes_no_other_token(rng):
         twin.set_weights(block.get_weights())
     x, token_sizes = merging[0](tokens)
     np.testing.assert_array_equal(numpy(token_sizes), [[1, 1, 2, 2, 2]] * 2)
-    x = merging[1](x, token_sizes=token_sizes)
-    np.testing.assert_allclose(numpy(x)[:, :PREFIX], numpy(plain[1](plain[0](tokens)))[:, :PREFIX], atol=1e-4)
+    x, token_sizes = merging[1](x, token_sizes, num_queries=PREFIX)
+    np.testing.assert_array_equal(numpy(token_sizes), [[1, 1]] * 2)
+    np.testing.assert_allclose(numpy(x), numpy(plain[1](plain[0](tokens)))[:, :PREFIX], atol=1e-4)
 
 
 def test_a_backbone_that_merges(rng):
@@ -122,8 +123,10 @@ def test_errors():
         TokenMerging(0)
     with raises("`num_prefix_tokens` must be 0 or a positive integer. Received: num_prefix_tokens=-1"):
         TokenMerging(1, num_prefix_tokens=-1)
+    with raises("`num_merged_tokens` must be a positive integer. Received: num_merged_tokens=0"):
+        MergingTransformerBlock(2, 12, num_merged_tokens=0)
     with raises("`num_merged_tokens` must be 0 or a positive integer. Received: num_merged_tokens=-1"):
-        TransformerBlock(2, 12, num_merged_tokens=-1)
+        tiny_backbone(num_merged_tokens=-1)
     with raises(
         "`TokenMerging` must know the number of tokens: give the images a fixed size. Received: input shape (None, None, 8)"
     ):

@@ -1,0 +1,176 @@
+"""Everything that depends on the backend, or on the device that a computation is for.
+
+The same numbers in the form that a compiler makes most of. Each choice has its figure beside it, or in benchmarks/README.md.
+"""
+
+import contextlib
+import contextvars
+import math
+
+import keras
+from keras import ops
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+_BACKEND = keras.backend.backend()
+_target = contextvars.ContextVar("target_platform", default=None)
+
+
+@contextlib.contextmanager
+def target_platform(platform):
+    """Traces for a kind of device that need not be there.
+
+    Layers choose between equal forms of one computation by the device that it is for: that of the tensor, where it has one, or the
+    first of the `keras.distribution`, or of the machine. Say which where none of these is right: to compile for a TPU on a host
+    without one, or for the CPU of a host with a GPU. The numbers do not depend on it.
+
+    Args:
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+
+    Raises:
+        ValueError: any other platform.
+
+    Example:
+
+    >>> with keras_deit.layers.target_platform("tpu"):
+    ...     outputs = TransformerBlock(num_heads=4, intermediate_dim=256)(keras.random.uniform((2, 6, 64)))
+    """
+    if platform not in PLATFORMS:
+        raise ValueError(f"`platform` must be one of 'cpu', 'gpu', 'tpu'. Received: platform={platform!r}")
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def _platform(tensor):
+    if _target.get() is not None:
+        return _target.get()
+    if _BACKEND == "torch":
+        return _named(tensor.device.type)
+    try:
+        return _named(next(iter(tensor.devices())).platform)  # an array of JAX that has been computed
+    except (AttributeError, TypeError):  # while JAX traces, and on TensorFlow
+        distribution = keras.distribution.distribution()
+        devices = keras.distribution.list_devices() if distribution is None else distribution.device_mesh.devices.flat
+        return _named(devices[0].split(":")[0])
+
+
+def _named(kind):
+    return "gpu" if kind in ("cuda", "rocm", "gpu") else kind
+
+
+def _has_matrix_unit(tensor):
+    """Whether JAX compiles for an accelerator, which keeps a tensor's last two axes in tiles: splitting or merging those is a copy."""
+    return _BACKEND == "jax" and _platform(tensor) != "cpu"
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+def gelu(x):
+    """The exact GELU, `0.5 * x * (1 + erf(x / sqrt(2)))`.
+
+    Equal to `keras.activations.gelu(x)`, which on TensorFlow is written with `Erfc`, an operator that ONNX Runtime refuses.
+
+    Reference: [Hendrycks & Gimpel, 2016](https://arxiv.org/abs/1606.08415).
+    """
+    if _BACKEND == "torch":  # eager: one kernel instead of four
+        return ops.gelu(x, approximate=False)
+    return 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))
+
+
+def dense(layer, tokens):
+    """`layer(tokens)`, (B, T, D), in the shape that the backend fuses best with what follows.
+
+    TensorFlow fuses product, bias and activation on (batch * tokens, width) alone. On JAX, XLA's CPU compiler transposes the gradient of
+    outputs with three axes, and puts the sum of all later residuals' gradients into that, again in each block. PyTorch's compiler makes
+    product and bias one `addmm` on two axes, which first copies the bias into every row; on three it fuses the bias with what follows.
+    """
+    if _BACKEND == "torch" or _has_matrix_unit(tokens):
+        return layer(tokens)
+    shape = ops.shape(tokens)
+    outputs = layer(ops.reshape(tokens, (-1, shape[-1])))
+    return ops.reshape(outputs, (-1, *shape[1:-1], outputs.shape[-1]))
+
+
+def patches(images, patch_size):
+    """Images (B, H, W, C) as rows of a matrix, one for each patch, in row-major order: (B, T, ph * pw * C)."""
+    batch, height, width, channels = ops.shape(images)
+    patch_height, patch_width = patch_size
+    rows, columns = height // patch_height, width // patch_width
+    size = patch_height * patch_width * channels
+    if _has_matrix_unit(images):
+        x = ops.reshape(images, (batch, rows, patch_height, columns, patch_width, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, columns, ph, pw, C)
+        return ops.reshape(x, (batch, rows * columns, size))
+    # Rank 4 throughout: mobile delegates refuse the usual rank 6 reshape.
+    x = ops.reshape(images, (-1, patch_height, columns, patch_width * channels))  # (B * rows, ph, columns, pw * C)
+    x = ops.transpose(x, (0, 2, 1, 3))  # (B * rows, columns, ph, pw * C)
+    # With -1 for the batch, an image that the patch size does not divide would make another batch.
+    return ops.reshape(x, (batch, rows * columns, size))
+
+
+def query_key_value(layer, tokens, num_heads, num_queries=None):
+    """The fused product, apart: query (B, Q, heads, head_dim) of the first tokens, key and value (B, T, heads, head_dim) of all."""
+    hidden_dim = tokens.shape[-1]
+    heads_shape = (num_heads, hidden_dim // num_heads)
+    if _has_matrix_unit(tokens) and layer.quantization_mode is None:
+        # Three products over slices of the one kernel: slices of their outcome would be copies of it.
+        kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3, axis=-1)
+        biases = [None] * 3 if layer.bias is None else ops.split(ops.cast(layer.bias, tokens.dtype), 3)
+        inputs = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)
+        parts = []
+        for x, kernel, bias in zip(inputs, kernels, biases):
+            x = ops.matmul(x, kernel)
+            parts.append(x if bias is None else x + bias)
+    else:
+        # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a padded sum.
+        parts = ops.split(dense(layer, tokens), 3, axis=-1)
+    query, key, value = (ops.reshape(x, (-1, ops.shape(x)[1], *heads_shape)) for x in parts)
+    return (query if num_queries is None else query[:, :num_queries]), key, value
+
+
+def attention(query, key, value, bias, training):
+    """`softmax(query @ key.T / sqrt(head_dim) + bias) @ value`, (B, Q, heads, head_dim), by the backend's kernel where it has a faster one."""
+    if not _has_fused_attention(query, training):
+        return attention_and_scores(query, key, value, bias)[0]
+    if _BACKEND == "jax":
+        # On a TPU, Keras 3.15 left to itself takes a kernel that is causal, drops the bias and does not scale the queries.
+        flash_attention = None if _platform(query) == "gpu" else False
+        if bias is not None:  # cuDNN takes no bias that is broadcast over the queries
+            bias = ops.broadcast_to(bias, (*bias.shape[:2], query.shape[1], bias.shape[3]))
+    else:
+        # On PyTorch, Keras' check of what the GPU can do breaks `torch.compile`, and PyTorch takes the flash kernel by itself.
+        flash_attention = False if _BACKEND == "torch" else None
+    return ops.dot_product_attention(query, key, value, bias=bias, flash_attention=flash_attention)
+
+
+def _has_fused_attention(query, training):
+    """Whether the backend has a kernel that is faster than `attention_and_scores`.
+
+    On a CPU, JAX has none: what stands in for it is slower, and refuses float16. The gradient of PyTorch's is slow there in half precision;
+    without it, training keeps the scores.
+    """
+    if _BACKEND == "jax":
+        return _platform(query) != "cpu"
+    if _BACKEND == "torch":
+        half = keras.backend.standardize_dtype(query.dtype) in ("bfloat16", "float16")
+        return not (training and half and _platform(query) == "cpu")
+    return True
+
+
+def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores):
+    """What `attention` computes, in the open: (outputs, scores), scores (B, heads, Q, T) after the softmax and before `dropout`."""
+    dtype = query.dtype
+    query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, Q, head_dim)
+    key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
+    value = ops.transpose(value, (0, 2, 1, 3))  # (B, heads, T, head_dim)
+    # Scaled before the product, which would overflow in float16 first.
+    logits = ops.matmul(query / math.sqrt(query.shape[-1]), key)  # (B, heads, Q, T)
+    # Half precision has too few digits for a sum over hundreds of tokens; PyTorch's softmax sums in float32 whatever it is given.
+    if _BACKEND != "torch":
+        logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    if bias is not None:
+        logits = logits + ops.cast(bias, logits.dtype)
+    scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
+    x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)
+    return ops.transpose(x, (0, 2, 1, 3)), scores

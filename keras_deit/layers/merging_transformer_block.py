@@ -1,0 +1,101 @@
+"""A block that leaves fewer tokens than came."""
+
+import keras
+from keras import ops
+
+from keras_deit.layers.multi_head_self_attention import specs
+from keras_deit.layers.token_merging import TokenMerging
+from keras_deit.layers.transformer_block import TransformerBlock
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class MergingTransformerBlock(TransformerBlock):
+    """A `TransformerBlock` that merges similar tokens (`TokenMerging`) between attention and MLP: faster, a little less accurate.
+
+    `x = x + attention(norm(x), token_sizes)`, then `x, token_sizes = merge(x, token_sizes)`, then `x = x + mlp(norm(x))`, with drop
+    path and LayerScale as in `TransformerBlock`, whose weights it has. How similar two tokens are is measured on their keys.
+
+    Args:
+        num_heads, intermediate_dim: as of `TransformerBlock`.
+        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the patch tokens can go.
+        num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
+        **kwargs: the other arguments of `TransformerBlock`.
+
+    Call arguments:
+        inputs: tokens.
+        token_sizes: how many patches each token stands for, from the block before. Defaults to `None`: one each.
+        training: bool. Whether dropout and drop path are active.
+        return_attention_scores: bool. Whether to return the scores, too. Defaults to `False`.
+        num_queries: int. How many tokens, from the first, get an output; none of them is merged. Defaults to `None`: every token does.
+
+    Input shape:
+        inputs: (batch, tokens, hidden_dim), with a known number of tokens. token_sizes: (batch, tokens).
+
+    Output shape:
+        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged). With
+        `return_attention_scores=True`, `(outputs, scores, token_sizes)`, scores (batch, num_heads, tokens, tokens). With `num_queries`
+        outputs and token_sizes have that many tokens, and scores that many rows.
+
+    Raises:
+        ValueError: an argument out of range, an unknown number of tokens, or `num_heads` that does not divide the width.
+
+    Example:
+
+    >>> tokens = keras.random.uniform((2, 7, 64))
+    >>> block = MergingTransformerBlock(num_heads=4, intermediate_dim=256, num_merged_tokens=2)
+    >>> outputs, token_sizes = block(tokens)
+    >>> outputs, token_sizes = block(outputs, token_sizes)
+    >>> outputs.shape
+    (2, 3, 64)
+
+    Reference: [Bolya et al., 2023](https://arxiv.org/abs/2210.09461), section 3.
+    """
+
+    def __init__(self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs):
+        super().__init__(num_heads, intermediate_dim, **kwargs)
+        self.token_merging = TokenMerging(
+            num_merged_tokens, num_prefix_tokens, dtype=self.dtype_of("token_merging"), name="token_merging"
+        )
+        self.num_merged_tokens = self.token_merging.num_merged_tokens
+        self.num_prefix_tokens = self.token_merging.num_prefix_tokens
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.token_merging.build(input_shape)
+
+    def call(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
+        def compute(inputs, token_sizes):
+            query, key, value = self.attention.heads(self.attention_norm(inputs), num_queries=num_queries)
+            attended = self.attention.attend(
+                query, key, value, token_sizes, training=training, return_attention_scores=return_attention_scores
+            )
+            branch, *scores = attended if return_attention_scores else (attended,)
+            if num_queries is None:
+                x = self._add_attention(inputs, branch, training)
+                x, token_sizes = self.token_merging(x, ops.mean(key, axis=2), token_sizes=token_sizes)
+            else:
+                x = self._add_attention(inputs[:, :num_queries], branch, training)
+                token_sizes = token_sizes[:, :num_queries]
+            return (self._add_mlp(x, training), *scores, token_sizes)
+
+        if token_sizes is None:
+            token_sizes = ops.ones(ops.shape(inputs)[:2], dtype=self.compute_dtype)
+        return self._run(compute, inputs, token_sizes, training=training)
+
+    def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
+        outputs_shape, scores_shape = shapes
+        if num_queries is None:
+            outputs_shape, _ = self.token_merging.compute_output_shape(input_shape)
+        scores = (scores_shape,) if return_attention_scores else ()
+        return (outputs_shape, *scores, outputs_shape[:2])
+
+    def compute_output_spec(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
+        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_merged_tokens": self.num_merged_tokens,
+            "num_prefix_tokens": self.num_prefix_tokens,
+        }
