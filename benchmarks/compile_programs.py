@@ -195,6 +195,8 @@ def _keras_hub(request):
         raise NotSupportedError("KerasHub's DeiT and ViT do not give their attention scores.")
     if request.num_merged_tokens or request.remat:
         raise NotSupportedError("KerasHub's DeiT and ViT neither merge tokens nor have `remat`.")
+    if "model" in request.mesh:
+        raise NotSupportedError("KerasHub's DeiT and ViT do not say how their weights are split over chips.")
     classifier, config = _built(request)
     sizes = {name: config[name] for name in ("image_shape", "patch_size", "num_layers", "num_heads", "hidden_dim")}
     if config["data_format"] != "channels_last":
