@@ -21,8 +21,13 @@ KEY = (
 )
 
 
-def read(path):
-    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the later."""
+def read(path, key=None):
+    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the later.
+
+    Args:
+        key: callable, row to what makes two rows the same measurement; by default that of timed ones.
+    """
+    key = key or timed_key
     path = pathlib.Path(path)
     rows = {}
     if not path.exists():
@@ -64,3 +69,6 @@ def model_name(row):
 
 def key(row):
     return tuple(row[name] for name in KEY)
+
+
+timed_key = key

@@ -1,0 +1,239 @@
+"""What is compiled: a subject's inference or training step as a function of arrays, and the shapes of those arrays.
+
+No weight has a value here. Models are built under `jax.eval_shape`, so a model of any size takes a second and no memory.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+from benchmarks import results, topologies
+
+MARK = "@compiled "  # starts a worker's answer
+BATCH = "batch"
+MODES = ("inference", "training", "attention")
+
+
+class NotSupportedError(Exception):
+    """The subject does not have this model or mode."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """One program to compile; the fields make its row's key."""
+
+    topology: str
+    mesh: str  # "batch=32,model=8"; "" for one chip
+    subject: str
+    preset: str
+    image_size: int | None
+    num_layers: int | None
+    num_merged_tokens: int
+    remat: bool
+    mode: str
+    dtype: str
+    batch_size: int  # of all chips together
+
+
+KEY = tuple(field.name for field in dataclasses.fields(Compilation))
+
+
+def key(row):
+    """What makes two rows of a file the same program."""
+    return tuple(row[name] for name in KEY)
+
+
+def read(path):
+    """The rows of a file, of one program that was compiled twice the later; none if it is not there."""
+    return results.read(path, key)
+
+
+@dataclasses.dataclass
+class Model:
+    """A model as a function, whoever wrote it."""
+
+    call: Callable  # (trained, other, images, training) -> (outputs, other)
+    trained: list  # shapes of the weights
+    other: list
+    paths: list  # of the trained weights, for a mesh's layout
+    images: tuple  # shape of one image
+    config: dict  # of a `DeiTBackbone` of these sizes
+    what: str = ""  # where it is not the preset's model
+    form: str = ""
+
+
+@dataclasses.dataclass
+class Step:
+    """A function and its arguments' shapes; `alike` has for each of these the path of the weight that it is split like over a mesh,
+    "" for what is on each chip, and `BATCH` for what is split by images."""
+
+    function: Callable
+    arguments: tuple
+    alike: tuple
+    donated: tuple = ()
+
+
+def models(request):
+    """The ways a subject has to write the model, of which the best counts."""
+    return {"keras_deit": _keras_deit, "keras_hub": _keras_hub, "jax": _jax}[request.subject](request)
+
+
+def step(model, request):
+    import jax
+
+    dtype = request.dtype.removeprefix("mixed_")
+    batch = jax.ShapeDtypeStruct((request.batch_size, *model.images), "float32" if request.mode == "training" else dtype)
+    if request.mode != "training":
+
+        def infer(trained, other, images):
+            return model.call(trained, other, images, False)[0]
+
+        return Step(infer, (model.trained, model.other, batch), (model.paths, [""] * len(model.other), BATCH))
+
+    optimizer, slots, slot_paths = _adamw(model)
+
+    def train(trained, other, slots, images, labels):
+        def loss(trained):
+            logits, updated = model.call(trained, other, images, True)
+            log_probabilities = jax.nn.log_softmax(logits.astype("float32"))
+            return -jax.numpy.take_along_axis(log_probabilities, labels[:, None], axis=1).mean(), updated
+
+        (value, other), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+        trained, slots = optimizer.stateless_apply(slots, gradients, trained)
+        return value, trained, other, slots
+
+    labels = jax.ShapeDtypeStruct((request.batch_size,), "int32")
+    arguments = (model.trained, model.other, slots, batch, labels)
+    return Step(train, arguments, (model.paths, [""] * len(model.other), slot_paths, BATCH, BATCH), donated=(0, 1, 2))
+
+
+def _adamw(model):
+    """`(optimizer, shapes of its variables, paths of the weights that they belong to)`: Keras' AdamW, for all subjects."""
+    import keras
+
+    optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
+
+    def build():
+        optimizer.build(
+            [
+                keras.Variable(initializer="zeros", shape=leaf.shape, dtype=leaf.dtype, name=f"weight_{index}")
+                for index, leaf in enumerate(model.trained)
+            ]
+        )
+
+    _without_values(build)
+    owners = [re.search(r"weight_(\d+)_", variable.path) for variable in optimizer.variables]
+    paths = [model.paths[int(owner[1])] if owner else "" for owner in owners]
+    return optimizer, [_shape(variable) for variable in optimizer.variables], paths
+
+
+def _without_values(build):
+    """Calls a function that makes a Keras object; its variables have shapes, and values that nobody may read."""
+    import jax
+
+    made = []
+    jax.eval_shape(lambda: made.append(build()))
+    return made[0]
+
+
+def _shape(variable):
+    import jax
+
+    return jax.ShapeDtypeStruct(tuple(variable.shape), variable.dtype)
+
+
+def _overrides(request):
+    overrides = {"num_merged_tokens": request.num_merged_tokens, "remat": request.remat}
+    if request.image_size is not None:
+        overrides["image_shape"] = (request.image_size, request.image_size, 3)
+    if request.num_layers is not None:
+        overrides["num_layers"] = request.num_layers
+    return overrides
+
+
+def _built(request):
+    """This package's model of the preset, and its backbone's sizes."""
+    from keras_deit.models import DeiTImageClassifier
+
+    def build():
+        return DeiTImageClassifier.from_preset(
+            request.preset, load_weights=False, preprocessor=None, dtype=request.dtype, **_overrides(request)
+        )
+
+    classifier = _without_values(build)
+    return classifier, classifier.backbone.get_config()
+
+
+def _keras(model, config, what=""):
+    def call(trained, other, images, training):
+        return model.stateless_call(trained, other, images, training=training)
+
+    return Model(
+        call,
+        [_shape(variable) for variable in model.trainable_variables],
+        [_shape(variable) for variable in model.non_trainable_variables],
+        [variable.path for variable in model.trainable_variables],
+        tuple(model.input.shape[1:]),
+        config,
+        what,
+    )
+
+
+def _keras_deit(request):
+    import keras
+
+    classifier, config = _built(request)
+    if request.mode == "attention":
+        classifier = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
+    return [_keras(classifier, config)]
+
+
+def _keras_hub(request):
+    import keras_hub
+
+    if request.mode == "attention":
+        raise NotSupportedError("KerasHub's DeiT and ViT do not give their attention scores.")
+    if request.num_merged_tokens or request.remat:
+        raise NotSupportedError("KerasHub's DeiT and ViT neither merge tokens nor have `remat`.")
+    if "model" in request.mesh:
+        raise NotSupportedError("KerasHub's DeiT and ViT do not say how their weights are split over chips.")
+    classifier, config = _built(request)
+    sizes = {name: config[name] for name in ("image_shape", "patch_size", "num_layers", "num_heads", "hidden_dim")}
+    if config["data_format"] != "channels_last":
+        raise NotSupportedError("KerasHub's models are compared with channels last.")
+
+    def build():
+        if config["use_distillation_token"]:
+            backbone = keras_hub.models.DeiTBackbone(**sizes, intermediate_dim=config["intermediate_dim"], dtype=request.dtype)
+            return keras_hub.models.DeiTImageClassifier(backbone, classifier.num_classes)
+        backbone = keras_hub.models.ViTBackbone(**sizes, mlp_dim=config["intermediate_dim"], dtype=request.dtype)
+        return keras_hub.models.ViTImageClassifier(backbone, classifier.num_classes)
+
+    what = "KerasHub's DeiT" if config["use_distillation_token"] else "KerasHub's ViT"
+    if config["use_distillation_token"]:
+        what += ", one head"
+    elif config["layer_scale_init_value"] is not None:
+        what += ", without LayerScale"
+    return [_keras(_without_values(build), config, what)]
+
+
+def _jax(request):
+    from benchmarks.subjects import plain_jax
+
+    if request.num_merged_tokens:
+        raise NotSupportedError("The model in plain JAX does not merge tokens.")
+    classifier, config = _built(request)
+    shapes = [_shape(variable) for variable in classifier.trainable_variables]
+    paths = [variable.path for variable in classifier.trainable_variables]
+    dtype = request.dtype.removeprefix("mixed_")
+    attention = "cudnn" if topologies.parse(request.topology).chip.platform == "cuda" else "xla"
+
+    def model(form):
+        def call(trained, other, images, training):
+            weights = dict(zip(paths, trained))
+            scores = request.mode == "attention"
+            return plain_jax.classify(weights, images, config, form, dtype, training, scores, attention), other
+
+        return Model(call, shapes, [], paths, tuple(config["image_shape"]), config, "plain JAX", form)
+
+    return [model(form) for form in plain_jax.FORMS]
