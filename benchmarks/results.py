@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 
-FORMAT = 2
+FORMAT = 3
 # What makes two rows of one file the same measurement.
 KEY = (
     "machine",
@@ -18,6 +18,7 @@ KEY = (
     "device",
     "image_size",
     "num_layers",
+    "timing",
 )
 
 
@@ -53,6 +54,17 @@ def append(path, rows):
             stream.write(json.dumps({"format": FORMAT, **row}) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def of_machine(path, machine):
+    """The rows of a file that is this machine's, or `ValueError`: a file has one machine's rows."""
+    rows = read(path)
+    others = {row["machine"] for row in rows} - {machine}
+    if others:
+        raise ValueError(
+            f"{path} has the rows of another machine ({others.pop()}); this is {machine}. Give each machine its own --output."
+        )
+    return rows
 
 
 def model_name(row):
