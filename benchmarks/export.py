@@ -36,6 +36,8 @@ def _keras_model(folder, package):
         from keras_deit.models import DeiTImageClassifier
 
         model = DeiTImageClassifier.from_preset(f"{folder}/keras_deit", preprocessor=None)
+    # PyTorch traces no convolution whose kernel it would have to keep the gradient of.
+    model.trainable = False
     # Keras 3.15 exports no model that was never called.
     model(np.zeros((1, *model.input.shape[1:]), "float32"))
     return model

@@ -17,6 +17,7 @@ import time
 import numpy as np
 
 from benchmarks.environment import gpu, load_average, memory_bytes, worker_environment
+from benchmarks.errors import last_error
 from benchmarks.flops import forward_flops, training_flops
 from benchmarks.peaks import mfu
 from benchmarks.precision import precision
@@ -99,8 +100,7 @@ class Worker:
         if answer is None:
             self._process.wait()
             self._log.seek(0)
-            lines = self._log.read().strip().splitlines()
-            code, last = self._process.returncode, lines[-1] if lines else ""
+            code, last = self._process.returncode, last_error(self._log.read())
             return {
                 "status": "out of memory" if code == -9 else "failed",
                 "message": f"the process ended with {code}: {last}"[:500],
@@ -271,7 +271,7 @@ def make_case(folder, preset, backend, image_size=None, num_layers=None):
     command += [str(image_size or 0), str(num_layers or 0)]
     made = subprocess.run(command, env=worker_environment(backend), stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
-        sys.exit(f"{preset} cannot be measured. {made.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{preset} cannot be measured. {last_error(made.stderr)}")
 
 
 def describe(request):

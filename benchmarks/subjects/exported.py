@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from benchmarks.environment import worker_environment
+from benchmarks.errors import last_error
 from benchmarks.export import file_of
 from benchmarks.frameworks import Runtime
 from benchmarks.subjects.base import Subject, backbone_config, path, random_images, refuse
@@ -125,7 +126,7 @@ def _exported(request, package, format):
             check=False,
         )
         if made.returncode:
-            last = made.stderr.strip().splitlines()[-1]
+            last = last_error(made.stderr)
             missing = last.startswith(("ImportError", "ModuleNotFoundError"))
             raise (ImportError if missing else RuntimeError)(last)
     return file
