@@ -1,6 +1,6 @@
 """One chart to read at a glance: each package in its fastest runtime, a panel a device."""
 
-import collections
+import re
 
 from benchmarks import results
 from benchmarks.headline import OURS, grouped, is_measured, packages, speed
@@ -9,6 +9,7 @@ from benchmarks.headline import OURS, grouped, is_measured, packages, speed
 PRESET, BATCH_SIZE, MODE = "deit_small_distilled_patch16_224", 8, "inference"
 CASE = ("preset", "image_size", "num_layers", "requested_batch_size", "mode")
 PRECISIONS = ("float32 (highest)", "tf32", "bfloat16", "int8")
+# Of the packages that have every model and run it in every runtime.
 COLORS = {OURS: "#d65f00", "timm": "#5b7083", "keras_hub": "#9fb1c1"}
 RUNTIMES = {
     "openvino": "OpenVINO",
@@ -22,11 +23,11 @@ RUNTIMES = {
 def draw(rows, path):
     from matplotlib.figure import Figure  # without pyplot: no display is needed
 
-    rows = _of_one_case(list(filter(is_measured, rows)))
+    rows = _of_one_case([row for row in rows if is_measured(row) and row["package"] in COLORS])
     devices = grouped(rows, ("machine", "device_name"))
     bars = {device: _bars(of_one) for device, of_one in devices.items()}
-    height = 1.1 + 0.36 * max(map(len, bars.values()), default=1)  # inches
-    figure = Figure(figsize=(5.2 * max(1, len(bars)), height), layout="constrained")
+    height = 1.8 + 0.34 * max(map(len, bars.values()), default=1)  # inches
+    figure = Figure(figsize=(4.6 * max(1, len(bars)), height), layout="constrained")
     for place, ((machine, device_name), listed) in enumerate(bars.items(), start=1):
         axes = figure.add_subplot(1, len(bars), place)
         _panel(axes, listed)
@@ -34,7 +35,8 @@ def draw(rows, path):
     if rows:
         first = rows[0]
         case = f"{results.model_name(first)}, {first['mode']}, batch {first['requested_batch_size']}"
-        figure.suptitle(f"{case}: images/s, each package in its fastest runtime", fontsize=12)
+        what = "images/s, each package in its fastest runtime (to the fastest peer)"
+        figure.suptitle(f"{case}\n{what}", fontsize=11)
     figure.savefig(path, dpi=110)
 
 
@@ -47,10 +49,8 @@ def _of_one_case(rows):
 
 
 def _bars(rows):
-    """[(precision or "", label, row, ratio or None)] from top to bottom."""
-    by_precision = collections.OrderedDict()
-    for (precision,), of_one in grouped(rows, ("precision",)).items():
-        by_precision[precision] = packages(of_one)
+    """[(precision, row, ratio or None)] from top to bottom."""
+    by_precision = {name: packages(some) for (name,), some in grouped(rows, ("precision",)).items()}
     order = sorted(by_precision, key=lambda name: (*PRECISIONS, name).index(name))
     listed = []
     for precision in order:
@@ -63,25 +63,23 @@ def _bars(rows):
 
 
 def _panel(axes, listed):
-    places, place, last = [], 0.0, None
-    for precision, _, _ in listed:
-        place += 1.0 if precision == last or last is None else 1.7
-        places.append(place)
-        last = precision
     longest = max(speed(row) for _, row, _ in listed)
-    for place, (_, row, ratio) in zip(places, listed):
-        axes.barh(place, speed(row), 0.8, color=COLORS.get(row["package"], "#c8d2da"))
+    place, places, last = 0.0, [], None
+    for precision, row, ratio in listed:
+        if precision != last:
+            axes.text(0, place, precision, va="center", fontsize=10, fontweight="bold")
+            place, last = place + 0.9, precision
+        axes.barh(place, speed(row), 0.8, color=COLORS[row["package"]])
         beside = f"{speed(row):.0f}" if speed(row) >= 100 else f"{speed(row):.1f}"
-        beside += f"  ({ratio:.2f} of the fastest peer)" if ratio else ""
+        beside += f" ({ratio:.2f}×)" if ratio else ""  # noqa: RUF001
         weight = "bold" if row["package"] == OURS else "normal"
         axes.text(speed(row) + longest / 60, place, beside, va="center", fontsize=9, fontweight=weight)
+        places.append(place)
+        place += 1.0
     labels = [f"{row['package']} in {RUNTIMES[row['runtime']]}" for _, row, _ in listed]
     axes.set_yticks(places, labels, fontsize=9)
-    for precision in dict.fromkeys(name for name, _, _ in listed):
-        top = min(at for at, (name, _, _) in zip(places, listed) if name == precision)
-        axes.text(longest * 1.62, top, precision, ha="right", va="center", fontsize=10, style="italic")
-    axes.invert_yaxis()
-    axes.set_xlim(0, longest * 1.64)
+    axes.set_ylim(place, -0.8)  # from top to bottom
+    axes.set_xlim(0, longest * 1.3)
     axes.set_xticks([])
     for side in ("top", "right", "bottom"):
         axes.spines[side].set_visible(False)
@@ -90,6 +88,7 @@ def _panel(axes, listed):
 
 def _short(machine):
     """A CPU's name and the most that it has for half precision, of all that decides its speed."""
-    name, *rest = machine.replace("(R)", "").split(", ")
+    name, *rest = machine.split(", ")
+    name = re.sub(r"\(R\)| Processor| @ .*", "", name)
     instructions = [word for word in rest if not word.endswith("cores")]
     return f"{name} ({instructions[-1]})" if instructions else name

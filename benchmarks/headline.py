@@ -80,6 +80,7 @@ def headlines(rows):
                     "peer": peer,
                     "ratio": speed(ours) / speed(peer) if peer else None,
                     "same_runtime": same_runtime(of_one),
+                    "exported": fastest(row for row in of_one if row["package"] == OURS and row["runtime"] in RUNTIMES),
                 }
             )
     return found

@@ -81,7 +81,7 @@ def _device(rows, folder):
     lines += [*_circumstances(rows, folder), ""]
     exclusive = any(row["timing"] == "exclusive" for row in rows)
     names = ["preset", "batch", "mode", "precision", OURS, "images/s", "fastest peer", "images/s"]
-    names += ["ratio", "in the same runtime"]
+    names += ["ratio", "in the same runtime", "exported, images/s"]
     names += ["p50 ms", "p99 ms", "MFU", "device MiB"] if exclusive else []
     lines += [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     own_size = [row for row in rows if row["image_size"] is None and row["num_layers"] is None]
@@ -114,6 +114,8 @@ def _line(found, exclusive):
     cells += [f"{peer['package']}, {_runtime(peer)}", f"{speed(peer):.1f}"] if peer else ["", ""]
     cells.append(f"**{found['ratio']:.2f}**" if peer else "")
     cells.append(", ".join(f"{name} {ratio:.2f}" for name, ratio in found["same_runtime"].items()))
+    exported = found["exported"]
+    cells.append(f"{exported['runtime']} {speed(exported):.1f}" if exported else "")
     if exclusive:
         cells += [f"{ours['step_ms_median']:.2f}", _number(ours["step_ms_p99"])]
         cells += [_number(ours["mfu"]), _number(ours["peak_device_memory_mib"])]

@@ -1,5 +1,6 @@
 """Rows of measurements as JSON lines: read, checked, added to."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -76,3 +77,15 @@ def model_name(row):
 
 def key(row):
     return tuple(row[name] for name in KEY)
+
+
+def key_of(request, common):
+    """The key of the row that a request will have."""
+    asked = {"requested_batch_size": request.batch_size}
+    return key({**common, **dataclasses.asdict(request), **asked})
+
+
+def done(rows, retry=False):
+    """Keys that need no measurement; to `retry` is to measure again what failed or was missing."""
+    settled = ("measured", "not supported")
+    return {key(row) for row in rows if not retry or row["status"] in settled}

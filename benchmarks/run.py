@@ -123,11 +123,6 @@ def check_flags():
         raise app.UsageError(f"TPUs are measured on JAX: use --backend jax. Received: {backends}")
 
 
-def key(request, common):
-    row = {**common, **dataclasses.asdict(request), "requested_batch_size": request.batch_size}
-    return results.key(row)
-
-
 def main(_):
     check_flags()
     exclusive = FLAGS.device != "cpu" if FLAGS.exclusive is None else FLAGS.exclusive
@@ -139,14 +134,13 @@ def main(_):
         rows = results.of_machine(FLAGS.output, common["machine"])
     except ValueError as error:
         sys.exit(str(error))
-    settled = ("measured", "not supported") if FLAGS.retry else None
-    done = {results.key(row) for row in rows if settled is None or row["status"] in settled}
+    done = results.done(rows, FLAGS.retry)
     sizes, depths = ([int(value) for value in values or []] or [None] for values in (FLAGS.image_size, FLAGS.num_layers))
     for preset, image_size, num_layers in itertools.product(FLAGS.preset, sizes, depths):
         with tempfile.TemporaryDirectory() as folder:
             has_case = False
             for requests in groups(folder, preset, image_size, num_layers):
-                missing = [request for request in requests if key(request, common) not in done]
+                missing = [request for request in requests if results.key_of(request, common) not in done]
                 if not missing:
                     print(f"{heading(requests)} is in {FLAGS.output} already")
                     continue
