@@ -87,11 +87,9 @@ class Jax:
         # The products of other dtypes have one way to be computed.
         precision = {"float32": "highest", "tf32": "tensorfloat32"}.get(dtype)
         jax.config.update("jax_default_matmul_precision", precision)
-        try:
-            jax.devices()
-        except RuntimeError as error:
-            install = {"gpu": "jax[cuda12]", "tpu": "jax[tpu]"}.get(device, "jax")
-            raise _no_device("JAX", device, install) from error
+        # Where the first platform is missing, JAX takes the next and says nothing.
+        if jax.devices()[0].platform != device:
+            raise _no_device("JAX", device, "jax[cuda12]" if device == "gpu" else "jax[tpu]")
 
     def place(self, array, dtype=None):
         return self.jax.numpy.asarray(array, dtype)
