@@ -26,11 +26,14 @@ def draw(rows, path):
     rows = _of_one_case([row for row in rows if is_measured(row) and row["package"] in COLORS])
     devices = grouped(rows, ("machine", "device_name"))
     bars = {device: _bars(of_one) for device, of_one in devices.items()}
-    height = 1.8 + 0.34 * max(map(len, bars.values()), default=1)  # inches
+    # Each precision has a line of its own.
+    tallest = max((len(some) + len({bar[0] for bar in some}) for some in bars.values()), default=1)
+    height = 1.2 + 0.32 * tallest  # inches
     figure = Figure(figsize=(4.6 * max(1, len(bars)), height), layout="constrained")
     for place, ((machine, device_name), listed) in enumerate(bars.items(), start=1):
         axes = figure.add_subplot(1, len(bars), place)
         _panel(axes, listed)
+        axes.set_ylim(tallest, -0.8)  # from top to bottom, bars of one height
         axes.set_title(_short(device_name or machine), fontsize=11, fontweight="bold", loc="left")
     if rows:
         first = rows[0]
@@ -67,7 +70,7 @@ def _panel(axes, listed):
     place, places, last = 0.0, [], None
     for precision, row, ratio in listed:
         if precision != last:
-            axes.text(0, place, precision, va="center", fontsize=10, fontweight="bold")
+            axes.text(longest / 60, place, precision, va="center", fontsize=10, fontweight="bold")
             place, last = place + 0.9, precision
         axes.barh(place, speed(row), 0.8, color=COLORS[row["package"]])
         beside = f"{speed(row):.0f}" if speed(row) >= 100 else f"{speed(row):.1f}"
@@ -78,7 +81,6 @@ def _panel(axes, listed):
         place += 1.0
     labels = [f"{row['package']} in {RUNTIMES[row['runtime']]}" for _, row, _ in listed]
     axes.set_yticks(places, labels, fontsize=9)
-    axes.set_ylim(place, -0.8)  # from top to bottom
     axes.set_xlim(0, longest * 1.3)
     axes.set_xticks([])
     for side in ("top", "right", "bottom"):

@@ -192,7 +192,7 @@ def define_flags():
     flags.DEFINE_float("seconds", 20.0, "Window of throughput; a third of it for latency.")
     flags.DEFINE_list("backend", [], "Of jax, torch, tensorflow; by default what is installed.")
     flags.DEFINE_string("output", "first_accelerator", "Folder of the results.")
-    flags.DEFINE_string("cases", None, "Folder of the weights; by default in the output.")
+    flags.DEFINE_string("cases", None, "Folder of the weights; by default beside the output.")
     flags.DEFINE_bool("prepare", False, "Writes the weights that all share, and ends.")
     flags.DEFINE_bool("tiny", False, "A model of one block and short windows: does everything run?")
     flags.DEFINE_bool("retry", False, "Measures again what failed or was not installed.")
@@ -204,7 +204,7 @@ def main(_):
     if not names:
         raise app.UsageError("No backend is installed: pip install jax or torch.")
     folder = pathlib.Path(FLAGS.output)
-    cases = pathlib.Path(FLAGS.cases or folder / "cases")
+    cases = pathlib.Path(FLAGS.cases or f"{FLAGS.output}_cases")  # hundreds of MB: not to be brought home
     sizes = TINY_MODEL if FLAGS.tiny else {}
     seconds = 0.1 if FLAGS.tiny else FLAGS.seconds
     clock = Clock(FLAGS.minutes)

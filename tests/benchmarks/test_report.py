@@ -2,12 +2,17 @@
 
 import csv
 import io
+import pathlib
+import re
 
 import pytest
 
-from benchmarks import chart, report
+from benchmarks import chart, report, results
 from benchmarks.headline import headlines, packages
 from tests.benchmarks.rows import row
+
+FOLDER = pathlib.Path(report.__file__).parent
+FILES = sorted((FOLDER / "results").glob("*.jsonl"))
 
 
 def test_each_package_counts_in_its_fastest_runtime():
@@ -97,3 +102,19 @@ def test_the_chart_has_one_case_and_a_panel_a_device(tmp_path):
     chart.draw(rows, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     chart.draw([], tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_of_results_has_one_machine_and_its_table(file):
+    rows = results.read(file)
+    assert len({content["machine"] for content in rows}) == 1
+    assert file.with_suffix(".csv").read_text(encoding="utf-8") == report.table_of_all(rows)
+
+
+def test_the_page_has_every_file_of_results_and_links_lead_somewhere():
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for file in FILES:
+        assert f"(results/{file.name})" in page
+    for page in FOLDER.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (FOLDER / link).exists(), (page.name, link)
