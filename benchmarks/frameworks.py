@@ -13,8 +13,6 @@ def framework(name, device, dtype="float32"):
 
     Imported here, so that a process has no other.
     """
-    if dtype == "tf32" and device != "gpu":
-        raise NotSupportedError(f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {device}")
     module = importlib.import_module(name)
     return {"tensorflow": TensorFlow, "jax": Jax, "torch": Torch}[name](module, device, dtype)
 

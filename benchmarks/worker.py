@@ -28,6 +28,8 @@ def say(**content):
 
 
 def prepare(request):
+    if request.dtype == "tf32" and request.device != "gpu":  # before a framework is imported
+        raise NotSupportedError(f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {request.device}")
     started = time.perf_counter()
     subject = SUBJECTS[request.subject](request)
     built = time.perf_counter()
