@@ -19,7 +19,13 @@ from keras_deit.models import DeiTImageClassifier
 
 flags.DEFINE_list(
     "ways",
-    ["keras_deit:bfloat16", "keras_deit:int8", "onnxruntime:int8", "openvino:bfloat16", "openvino:int8"],
+    [
+        "keras_deit:bfloat16",
+        "keras_deit:int8",
+        "keras_deit_onnxruntime:int8",
+        "keras_deit_openvino:bfloat16",
+        "keras_deit_openvino:int8",
+    ],
     "As subject:dtype.",
 )
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+import subprocess
 import time
 
 PACKAGES = (
@@ -24,9 +25,27 @@ PACKAGES = (
 )
 
 
-def environment():
-    """What is the same for every row of a run."""
+# JAX takes the first as its default; Keras wants the CPU beside it for what it reads there.
+JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+# As `nvidia-smi --help-query-gpu` lists them, and as a row has them.
+GPU_QUERY = {
+    "name": "name",
+    "driver_version": "driver_version",
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.max.sm": "max_sm_clock_mhz",
+    "power.limit": "power_limit_watts",
+    "memory.total": "memory_mib",
+}
+
+
+def environment(note=None):
+    """What is the same for every row of a run.
+
+    Args:
+        note: str, what else ran on the machine.
+    """
     return {
+        "note": note,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{_cpu()}, {os.cpu_count()} cores{_instructions()}",
         "system": platform.system(),
@@ -34,10 +53,58 @@ def environment():
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "flags": {
             name: os.environ[name]
-            for name in ("XLA_FLAGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS", "TORCHINDUCTOR_FREEZING")
+            for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS", "TORCHINDUCTOR_FREEZING")
             if name in os.environ
         },
     }
+
+
+def worker_environment(backend, device="cpu"):
+    """The variables of a process that runs one backend on one device.
+
+    On a GPU, JAX and TensorFlow would take most of its memory at start, and the figure of the
+    memory that a subject needs would be theirs.
+    """
+    return {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_PLATFORMS": JAX_PLATFORMS[device],
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        **({} if device == "gpu" else {"CUDA_VISIBLE_DEVICES": ""}),
+    }
+
+
+def gpu():
+    """Name, driver and clocks of the first visible NVIDIA GPU, or `None` without `nvidia-smi`.
+
+    The SM clock is that of this moment: ask while the GPU computes.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+    command = ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(GPU_QUERY)}"]
+    try:
+        found = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    values = [value.strip() for value in found.stdout.strip().split(",")]
+    if len(values) != len(GPU_QUERY):
+        return None
+    return {name: _number(value) for name, value in zip(GPU_QUERY.values(), values)}
+
+
+def _number(text):
+    """A figure as a number; `[N/A]` and the like as `None`; names and versions stay text."""
+    if text.startswith("["):
+        return None
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
+
+
+def load_average():
+    """Processes that wanted a core over the last minute, or `None` where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def peak_memory_bytes():

@@ -1,25 +1,65 @@
-"""Exports a case's classifier, in a process of its own so that the runtimes that read it carry no TensorFlow.
+"""Exports a package's model with a case's weights, in a process of its own.
 
-KERAS_BACKEND=tensorflow python -m benchmarks.export FOLDER onnx
-KERAS_BACKEND=torch python -m benchmarks.export FOLDER openvino
+So the runtime that reads the file carries no framework.
+
+    KERAS_BACKEND=torch python -m benchmarks.export FOLDER PRESET timm openvino
 """
 
 import pathlib
 import sys
 
-import numpy as np
-
-from keras_deit.models import DeiTImageClassifier
-
-NAMES = {"onnx": "exported.onnx", "openvino": "exported.xml"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 
 
-def export(folder, format):
-    folder = pathlib.Path(folder)
-    classifier = DeiTImageClassifier.from_preset(folder / "keras_deit", preprocessor=None)
-    classifier(np.zeros((1, *classifier.backbone.image_shape), "float32"))  # Keras 3.15 exports no model that was never called
-    classifier.export(str(folder / NAMES[format]), format=format, verbose=False)
+def file_of(folder, package, format):
+    return pathlib.Path(folder) / f"exported_{package}{SUFFIXES[format]}"
+
+
+def export(folder, preset, package, format):
+    """Each package in the way its users have."""
+    file = file_of(folder, package, format)
+    if package == "timm":
+        _export_timm(folder, preset, format, file)
+    else:
+        _keras_model(folder, package).export(str(file), format=format, verbose=False)
+
+
+def _keras_model(folder, package):
+    import numpy as np
+
+    if package == "keras_hub":
+        import keras_hub
+
+        folder = f"{folder}/transformers"
+        model = keras_hub.models.DeiTImageClassifier.from_preset(folder, preprocessor=None)
+    else:
+        from keras_deit.models import DeiTImageClassifier
+
+        model = DeiTImageClassifier.from_preset(f"{folder}/keras_deit", preprocessor=None)
+    # PyTorch traces no convolution whose kernel it would have to keep the gradient of.
+    model.trainable = False
+    # Keras 3.15 exports no model that was never called.
+    model(np.zeros((1, *model.input.shape[1:]), "float32"))
+    return model
+
+
+def _export_timm(folder, preset, format, file):
+    import torch
+
+    from benchmarks.subjects.torch_models import timm_model
+
+    model = timm_model(folder, preset).eval()
+    size = model.patch_embed.img_size
+    images = torch.zeros((2, 3, *size))  # two: a batch of one would be fixed
+    if format == "openvino":
+        import openvino
+
+        converted = openvino.convert_model(model, example_input=images)
+        openvino.save_model(converted, file, compress_to_fp16=False)
+    else:
+        dynamic = ({0: torch.export.Dim("batch")},)
+        torch.onnx.export(model, (images,), file, dynamic_shapes=dynamic, dynamo=True, verbose=False)
 
 
 if __name__ == "__main__":
-    export(sys.argv[1], sys.argv[2])
+    export(*sys.argv[1:])

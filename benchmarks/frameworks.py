@@ -4,17 +4,34 @@ import importlib
 
 import numpy as np
 
+from benchmarks.environment import JAX_PLATFORMS
+from benchmarks.errors import NotSupportedError
 
-def framework(name, device):
-    """The framework by its Keras name; imported here, so that a process has no other."""
-    return {"tensorflow": TensorFlow, "jax": Jax, "torch": Torch}[name](importlib.import_module(name), device)
+
+def framework(name, device, dtype="float32"):
+    """The framework by its Keras name, set to the precision that a dtype option names.
+
+    Imported here, so that a process has no other.
+    """
+    module = importlib.import_module(name)
+    return {"tensorflow": TensorFlow, "jax": Jax, "torch": Torch}[name](module, device, dtype)
+
+
+def _no_device(framework, device, install):
+    return NotSupportedError(f"--device {device}: {framework} sees none. Install {install}, or leave it out of --backend.")
 
 
 class TensorFlow:
-    def __init__(self, tf, device):
+    def __init__(self, tf, device, dtype):
         self.tf = tf
+        self.on_gpu = device == "gpu"
+        if device == "tpu":
+            raise NotSupportedError("TPUs are measured on JAX: use --backend jax.")
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
+        elif not tf.config.list_physical_devices("GPU"):
+            raise _no_device("TensorFlow", device, "tensorflow[and-cuda]")
+        tf.config.experimental.enable_tensor_float_32_execution(dtype == "tf32")
 
     def place(self, array, dtype=None):
         return self.tf.constant(array, dtype)
@@ -26,22 +43,51 @@ class TensorFlow:
     def keras_inference(self, model, jit, images):
         return self.compile(lambda images: model(images, training=False), jit)
 
+    def keras_training_step(self, model, optimizer, loss, jit, images, labels):
+        optimizer.build(model.trainable_variables)
+
+        def step(images, labels):
+            with self.tf.GradientTape() as tape:
+                value = loss(labels, model(images, training=True))
+                scaled = optimizer.scale_loss(value)
+            optimizer.apply(tape.gradient(scaled, model.trainable_variables))
+            return value
+
+        call = self.compile(step, jit)
+        return lambda: call(images, labels)
+
     def matmul(self, first, second):
         return self.tf.matmul(first, second)
 
     def wait(self, outputs):
-        for tensor in self.tf.nest.flatten(outputs):
-            np.asarray(tensor)
+        if self.on_gpu:  # reading the results would copy them off the device
+            self.tf.test.experimental.sync_devices()
+        else:
+            for tensor in self.tf.nest.flatten(outputs):
+                np.asarray(tensor)
+
+    def device_name(self):
+        if not self.on_gpu:
+            return None
+        gpu = self.tf.config.list_physical_devices("GPU")[0]
+        return self.tf.config.experimental.get_device_details(gpu).get("device_name")
 
     def peak_device_memory_bytes(self):
-        gpus = self.tf.config.list_logical_devices("GPU")
-        return self.tf.config.experimental.get_memory_info(gpus[0].name)["peak"] if gpus else None
+        if not self.on_gpu:
+            return None
+        return self.tf.config.experimental.get_memory_info("GPU:0")["peak"]
 
 
 class Jax:
-    def __init__(self, jax, device):
+    def __init__(self, jax, device, dtype):
         self.jax = jax
-        jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}[device])
+        jax.config.update("jax_platforms", JAX_PLATFORMS[device])
+        # The products of other dtypes have one way to be computed.
+        precision = {"float32": "highest", "tf32": "tensorfloat32"}.get(dtype)
+        jax.config.update("jax_default_matmul_precision", precision)
+        # Where the first platform is missing, JAX takes the next and says nothing.
+        if jax.devices()[0].platform != device:
+            raise _no_device("JAX", device, "jax[cuda12]" if device == "gpu" else "jax[tpu]")
 
     def place(self, array, dtype=None):
         return self.jax.numpy.asarray(array, dtype)
@@ -58,22 +104,64 @@ class Jax:
         other = [variable.value for variable in model.non_trainable_variables]
         return lambda images: call(trained, other, images)
 
+    def keras_training_step(self, model, optimizer, loss, jit, images, labels):
+        """Keras' stateless loop: unlike `train_on_batch`, it waits for no result."""
+        import keras
+
+        optimizer.build(model.trainable_variables)
+
+        def values(variables):
+            return [variable.value for variable in variables]
+
+        def loss_of(trained, other, state, images, labels):
+            logits, other = model.stateless_call(trained, other, images, training=True)
+            value = loss(labels, logits)
+            with keras.StatelessScope(state_mapping=list(zip(optimizer.variables, state))):
+                scaled = optimizer.scale_loss(value)
+            return scaled, (value, other)
+
+        def step(trained, other, state, images, labels):
+            gradient = self.jax.value_and_grad(loss_of, has_aux=True)
+            (_, (value, other)), gradients = gradient(trained, other, state, images, labels)
+            trained, state = optimizer.stateless_apply(state, gradients, trained)
+            return value, trained, other, state
+
+        call = self.jax.jit(step, donate_argnums=(0, 1, 2)) if jit else step
+        # Copies: what is donated is gone, and the model would be left without weights.
+        variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+        state = self.jax.tree.map(self.jax.numpy.copy, tuple(map(values, variables)))
+
+        def train():
+            nonlocal state
+            value, *state = call(*state, images, labels)
+            return value
+
+        return train
+
     def matmul(self, first, second):
         return self.jax.numpy.matmul(first, second)
 
     def wait(self, outputs):
         self.jax.block_until_ready(outputs)
 
+    def device_name(self):
+        device = self.jax.devices()[0]
+        return None if device.platform == "cpu" else device.device_kind
+
     def peak_device_memory_bytes(self):
         return (self.jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 class Torch:
-    def __init__(self, torch, device):
+    def __init__(self, torch, device, dtype):
         if device == "tpu":
-            raise ValueError("TPUs are measured on JAX: use --backend jax.")
+            raise NotSupportedError("TPUs are measured on JAX: use --backend jax.")
+        if device == "gpu" and not torch.cuda.is_available():
+            raise _no_device("PyTorch", device, "a CUDA build of torch")
         self.torch = torch
         self.device = "cuda" if device == "gpu" else device
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = dtype == "tf32"  # of the convolution of timm's patches
 
     def place(self, array, dtype=None):
         return self.torch.as_tensor(array, dtype=dtype and getattr(self.torch, dtype), device=self.device)
@@ -131,6 +219,9 @@ class Torch:
         if self.device == "cuda":
             self.torch.cuda.synchronize()
 
+    def device_name(self):
+        return self.torch.cuda.get_device_name() if self.device == "cuda" else None
+
     def peak_device_memory_bytes(self):
         return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else None
 
@@ -140,6 +231,9 @@ class Runtime:
 
     def wait(self, outputs):
         pass
+
+    def device_name(self):
+        return None
 
     def peak_device_memory_bytes(self):
         return None

@@ -1,29 +1,42 @@
-"""Times subjects in turns, each in a process of its own."""
+"""Times subjects, each in a process of its own: in turns, or one after the other.
+
+In turns, on a CPU: what else the machine does falls on all alike. One after the other, on a device
+that admits one process (a TPU) or whose memory the processes would have to share (a GPU).
+"""
 
 import contextlib
 import dataclasses
 import json
-import os
 import queue
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import numpy as np
 
-from benchmarks.environment import memory_bytes
+from benchmarks.environment import gpu, load_average, memory_bytes, worker_environment
+from benchmarks.errors import last_error
 from benchmarks.flops import forward_flops, training_flops
-from benchmarks.subjects import backbone_config, number_of_classes
+from benchmarks.peaks import mfu
+from benchmarks.precision import precision
+from benchmarks.subjects import backbone_config, number_of_classes, package_of, runtime_of
 from benchmarks.worker import MARK
 
 STARTUP_SECONDS, TURN_SECONDS = 900, 300
+IN_TURNS, EXCLUSIVE = "in turns", "exclusive"  # a row's `timing`
 
 
 class Worker:
-    """A subject's process, seen from here."""
+    """A subject's process, seen from here.
 
-    def __init__(self, request):
+    Args:
+        request: `Request`.
+        startup_seconds: How long it may take to build, compile and check the subject.
+    """
+
+    def __init__(self, request, startup_seconds=STARTUP_SECONDS):
         self.request = request
         self.seconds, self.last = [], {}
         self._log = tempfile.TemporaryFile("w+")
@@ -33,31 +46,45 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=worker_environment(request.backend),
+            env=worker_environment(request.backend, request.device),
         )
         self._answers = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self.facts = self._answer(STARTUP_SECONDS)
+        self.facts = self._answer(startup_seconds)
 
     @property
     def is_ready(self):
         return self.facts["status"] == "ready"
 
     def turn(self, steps):
-        with contextlib.suppress(BrokenPipeError):  # a process that is gone answers so below
-            self._process.stdin.write(f"{steps}\n")
-            self._process.stdin.flush()
-        answer = self._answer(TURN_SECONDS)
-        if answer["status"] == "timed":
-            self.seconds += answer["seconds"]
-            self.last = answer
-        else:
-            self.facts = answer
+        """Waits for each step; adds to `seconds`."""
+        self._tell({"steps": steps})
+        self.seconds += self._timed(TURN_SECONDS)
+
+    def flight(self, seconds, in_flight):
+        """Seconds of each `in_flight` steps, and the GPU's state while they ran."""
+        self._tell({"seconds": seconds, "in_flight": in_flight})
+        time.sleep(seconds / 2)
+        state = gpu() if self.request.device == "gpu" else None
+        return self._timed(TURN_SECONDS + seconds), state
 
     def close(self):
         self._process.kill()
         self._process.wait()
         self._log.close()
+
+    def _tell(self, command):
+        with contextlib.suppress(BrokenPipeError):  # a process that is gone answers so below
+            self._process.stdin.write(f"{json.dumps(command)}\n")
+            self._process.stdin.flush()
+
+    def _timed(self, seconds):
+        answer = self._answer(seconds)
+        if answer["status"] == "timed":
+            self.last = answer
+            return answer["seconds"]
+        self.facts = answer
+        return []
 
     def _listen(self):
         for line in self._process.stdout:
@@ -69,38 +96,38 @@ class Worker:
         try:
             answer = self._answers.get(timeout=seconds)
         except queue.Empty:
-            return {"status": "failed", "message": f"no answer for {seconds} s"}
+            return {"status": "failed", "message": f"no answer for {seconds:.0f} s"}
         if answer is None:
             self._process.wait()
             self._log.seek(0)
-            lines = self._log.read().strip().splitlines()
-            killed = self._process.returncode == -9
+            code, last = self._process.returncode, last_error(self._log.read())
             return {
-                "status": "out of memory" if killed else "failed",
-                "message": f"the process ended with {self._process.returncode}: {lines[-1] if lines else ''}"[:500],
+                "status": "out of memory" if code == -9 else "failed",
+                "message": f"the process ended with {code}: {last}"[:500],
             }
         return answer
 
 
-def start(request):
+def start(request, startup_seconds=STARTUP_SECONDS):
     """A worker at the largest batch size that fits, from the one asked for downwards."""
     while True:
-        worker = Worker(request)
+        worker = Worker(request, startup_seconds)
         if worker.facts["status"] != "out of memory" or request.batch_size == 1:
             return worker
         worker.close()
         request = dataclasses.replace(request, batch_size=request.batch_size // 2)
 
 
-def measure(requests, common, rounds, seconds_per_turn):
-    """Rows of requests that are timed in turns: `rounds` of them, each `seconds_per_turn` long or one step."""
+def measure_in_turns(requests, common, rounds, seconds_per_turn):
+    """Rows of requests: `rounds` turns for each, of `seconds_per_turn` or one step."""
     workers = []
+    common = {**common, "timing": IN_TURNS, "load_average": load_average()}
     try:
         for request in requests:
             print(f"  {describe(request)}: ", end="", flush=True)
             worker = start(request)
             workers.append(worker)
-            print(worker.facts["status"] + (f": {worker.facts['message']}" if "message" in worker.facts else ""), flush=True)
+            print(_said(worker.facts), flush=True)
         steps = {}
         for worker in workers:
             if worker.is_ready:  # warm-up, and how many steps a turn has
@@ -120,42 +147,106 @@ def measure(requests, common, rounds, seconds_per_turn):
             worker.close()
 
 
+def measure_alone(request, common, seconds, warmup_steps=10, steps_in_flight=16, startup_seconds=STARTUP_SECONDS):
+    """The row of a request that has the device to itself: latency, then throughput.
+
+    Args:
+        request: `Request`.
+        common: dict, what all rows of a run share.
+        seconds: The window of throughput; a third of it for latency.
+        warmup_steps: Steps before either.
+        steps_in_flight: Steps dispatched before one wait. Two where attention scores come back,
+            which would fill the memory.
+        startup_seconds: How long it may take to build, compile and check the subject.
+    """
+    print(f"  {describe(request)}: ", end="", flush=True)
+    common = {**common, "timing": EXCLUSIVE, "load_average": load_average()}
+    in_flight = 2 if request.mode == "attention" else steps_in_flight
+    waits, state = [], None
+    worker = start(request, startup_seconds)
+    try:
+        if worker.is_ready:
+            worker.turn(warmup_steps)
+        if worker.is_ready:
+            steps = max(10, int(seconds / 3 / min(worker.seconds)))
+            worker.seconds.clear()
+            worker.turn(steps)
+        if worker.is_ready:
+            waits, state = worker.flight(seconds, in_flight)
+        content = row(worker, request, common)
+    finally:
+        worker.close()
+    if waits:
+        content |= _throughput(content, waits, in_flight, state)
+    print(_said(content), flush=True)
+    return content
+
+
+def _throughput(content, waits, in_flight, state):
+    """What many steps in flight change in a row of latencies."""
+    seconds = sum(waits) / len(waits) / in_flight  # of a step
+    faster = content["step_ms_median"] / 1000 / seconds
+    speed = content["images_per_second"]
+    return {
+        "throughput_step_ms": 1000 * seconds,
+        "throughput_seconds": sum(waits),
+        "throughput_steps": len(waits) * in_flight,
+        "steps_in_flight": in_flight,
+        "images_per_second": speed and speed * faster,
+        "gflop_per_second": content["gflop_per_second"] * faster,
+        "mfu": content["mfu"] and content["mfu"] * faster,
+        "gpu": state,
+    }
+
+
+def _said(facts):
+    if facts["status"] == "measured":
+        speed = facts["images_per_second"]
+        return f"{facts['gflop_per_second']:.0f} GFLOP/s" + (f", {speed:.1f} images/s" if speed else "")
+    return facts["status"] + (f": {facts['message']}" if "message" in facts else "")
+
+
 def warn_of_short_memory(workers):
     """Subjects that take turns hold their memory together."""
-    held, all_of_it = sum(worker.last.get("peak_host_memory_bytes") or 0 for worker in workers), memory_bytes()
+    held = sum(worker.last.get("peak_host_memory_bytes") or 0 for worker in workers)
+    all_of_it = memory_bytes()
     if all_of_it and held > 0.9 * all_of_it:
         print(
-            f"  The {len(workers)} processes have held {held / 2**30:.1f} GiB and the machine has {all_of_it / 2**30:.1f}: steps may wait for "
-            "memory. Measure fewer at a time (--subject, --backend, --dtype, --jit)."
+            f"  The {len(workers)} processes have held {held / 2**30:.1f} GiB and the machine has "
+            f"{all_of_it / 2**30:.1f}: steps may wait for memory. Measure fewer at a time "
+            "(--subject, --backend, --dtype, --jit)."
         )
 
 
 def row(worker, requested, common):
-    request, facts = worker.request, worker.facts
+    """What a file of results has of a worker: whatever came of it, and its latencies."""
+    request = worker.request
     content = {
         **dataclasses.asdict(request),
         "requested_batch_size": requested.batch_size,
-        **facts,
+        "package": package_of(request.subject),
+        "runtime": runtime_of(request.subject, request.backend),
+        "precision": precision(request.dtype),
+        **worker.facts,
         **common,
     }
     del content["folder"]
+    flops = content.pop("flops_of_product", None)
     if not worker.is_ready or not worker.seconds:
         return content
     content["status"] = "measured"
     step_ms = 1000 * np.asarray(worker.seconds)
-    median, p10, p90 = (float(np.percentile(step_ms, q)) for q in (50, 10, 90))
-    flops = content.pop("flops_of_product")
-    if flops is None:
-        backbone, num_classes = backbone_config(request.folder), number_of_classes(request.folder)
-        count = training_flops if request.mode == "training" else forward_flops
-        flops = request.batch_size * count(backbone, num_classes, 2 if backbone["use_distillation_token"] else 1)
+    median, p10, p90, p99 = (float(np.percentile(step_ms, q)) for q in (50, 10, 90, 99))
+    flops = flops or model_flops(request)
     content |= {
         "n": len(step_ms),
         "step_ms_median": median,
         "step_ms_p10": p10,
         "step_ms_p90": p90,
+        "step_ms_p99": p99,
         "images_per_second": None if request.subject == "ceiling" else 1000 * request.batch_size / median,
         "gflop_per_second": flops / median / 1e6,
+        "mfu": mfu(flops, median / 1000, content.get("device_name"), request.dtype),
     }
     for where in ("host", "device"):
         peak = worker.last.get(f"peak_{where}_memory_bytes")
@@ -163,18 +254,26 @@ def row(worker, requested, common):
     return content
 
 
+def model_flops(request):
+    """Of one step."""
+    backbone, num_classes = backbone_config(request.folder), number_of_classes(request.folder)
+    count = training_flops if request.mode == "training" else forward_flops
+    heads = 2 if backbone["use_distillation_token"] else 1
+    return request.batch_size * count(backbone, num_classes, heads)
+
+
 def make_case(folder, preset, backend, image_size=None, num_layers=None):
-    """Writes what the subjects share, in a process of its own: this one imports no framework."""
-    command = [sys.executable, "-m", "benchmarks.case", folder, preset, str(image_size or 0), str(num_layers or 0)]
+    """Writes what the subjects share, in a process of its own: this one imports no framework.
+
+    On the CPU whatever is measured: the reference has full float32 products.
+    """
+    command = [sys.executable, "-m", "benchmarks.case", folder, preset]
+    command += [str(image_size or 0), str(num_layers or 0)]
     made = subprocess.run(command, env=worker_environment(backend), stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
-        sys.exit(f"{preset} cannot be measured. {made.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{preset} cannot be measured. {last_error(made.stderr)}")
 
 
 def describe(request):
     jit = "jit" if request.jit else "no jit"
     return f"{request.subject} on {request.backend}, {request.dtype}, {jit}, {request.mode}, batch {request.batch_size}"
-
-
-def worker_environment(backend):
-    return {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}

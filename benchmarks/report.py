@@ -1,175 +1,185 @@
-"""Tables and a chart from a file of measurements.
+"""One table a device, one chart, and everything as CSV, from files of measurements.
 
-    python -m benchmarks.report --input benchmarks/results/amx.jsonl --markdown benchmarks/README.md --chart docs/benchmarks.png
+    python -m benchmarks.report --input benchmarks/results/avx512_bf16.jsonl,benchmarks/results/amx.jsonl \
+        --markdown benchmarks/README.md --chart docs/benchmarks.png --csv
 
-The tables take the place between the two marks of the Markdown file. For each subject the better of compiled and not is shown.
+The tables take the place between the two marks of the Markdown file. The CSV files lie beside the
+JSON lines and have every row.
 """
 
-import collections
+import csv
+import io
+import itertools
+import os
 import pathlib
 import sys
-import textwrap
 
 from absl import app, flags
 
 from benchmarks import results
+from benchmarks.chart import draw
+from benchmarks.headline import OURS, fastest, grouped, headlines, is_measured, speed
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("input", None, "File of measurements.", required=True)
+flags.DEFINE_list("input", None, "Files of measurements.", required=True)
 flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
 flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
+flags.DEFINE_bool("csv", False, "Whether to write all rows as CSV beside each input.")
 
 START, END = "<!-- results -->\n", "<!-- end of results -->\n"
-GROUP = ("machine", "device", "mode", "preset", "image_size", "num_layers", "requested_batch_size")
-OURS = ("keras_deit", "openvino", "onnxruntime")  # the runtimes run this package's export
+COLUMNS = (
+    "preset",
+    "image_size",
+    "num_layers",
+    "batch_size",
+    "requested_batch_size",
+    "mode",
+    "precision",
+    "package",
+    "runtime",
+    "backend",
+    "jit",
+    "status",
+    "images_per_second",
+    "to_fastest_peer",
+    "step_ms_median",
+    "step_ms_p10",
+    "step_ms_p90",
+    "step_ms_p99",
+    "n",
+    "throughput_step_ms",
+    "steps_in_flight",
+    "gflop_per_second",
+    "of_ceiling",
+    "mfu",
+    "logits_relative_error",
+    "peak_host_memory_mib",
+    "peak_device_memory_mib",
+    "build_seconds",
+    "first_call_seconds",
+    "timing",
+    "device",
+    "device_name",
+    "load_average",
+    "note",
+    "date",
+    "message",
+)
 
 
-def grouped(rows, names=GROUP):
-    """{values of these names: the rows that have them}, in the order of the file; by default, what was measured in turns."""
-    groups = collections.defaultdict(list)
-    for row in rows:
-        groups[tuple(row[name] for name in names)].append(row)
-    return groups
+def tables(rows, folder="."):
+    """Markdown of all devices. `folder` is where it will lie: links to the files start there."""
+    devices = grouped(rows, ("file", "machine", "device_name"))
+    return "\n".join(_device(of_one, folder) for of_one in devices.values())
 
 
-def best(rows):
-    """The fastest row of each subject, backend and dtype; one that was not measured only if none was."""
-    chosen = {}
-    for row in rows:
-        key = (row["subject"], row["backend"], row["dtype"])
-        if row["subject"] != "ceiling" and (key not in chosen or _speed(row) > _speed(chosen[key])):
-            chosen[key] = row
-    return list(chosen.values())
+def _device(rows, folder):
+    first = rows[0]
+    lines = [f"### {first.get('device_name') or first['machine']}", ""]
+    if first.get("device_name"):
+        lines += [f"In a machine with {first['machine']}.", ""]
+    lines += [*_circumstances(rows, folder), ""]
+    exclusive = any(row["timing"] == "exclusive" for row in rows)
+    names = ["preset", "batch", "mode", "precision", OURS, "images/s", "fastest peer", "images/s"]
+    names += ["ratio", "in the same runtime", "exported, images/s"]
+    names += ["p50 ms", "p99 ms", "MFU", "device MiB"] if exclusive else []
+    lines += [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    own_size = [row for row in rows if row["image_size"] is None and row["num_layers"] is None]
+    lines += [_line(found, exclusive) for found in headlines(own_size or rows)]
+    return "\n".join([*lines, ""])
 
 
-def ceiling(rows, dtype):
-    """GFLOP/s of the fastest matrix product of this dtype beside these rows, or `None`."""
-    products = [row for row in rows if row["subject"] == "ceiling" and row["dtype"] == dtype and _measured(row)]
-    return max((row["gflop_per_second"] for row in products), default=None)
+def _circumstances(rows, folder):
+    dates = sorted({row["date"] for row in rows})
+    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
+    yield f"Measured on {', '.join(dates)} with {', '.join(versions)}."
+    drivers = {row["gpu"]["driver_version"] for row in rows if row.get("gpu")}
+    if drivers:
+        yield f"Driver {', '.join(sorted(drivers))}."
+    notes = sorted({row["note"] for row in rows if row.get("note")})
+    loads = [row["load_average"] for row in rows if row.get("load_average") is not None]
+    shared = "; ".join(notes) if notes else "not recorded"
+    load = f" Load average at each start: {min(loads)} to {max(loads)}." if loads else ""
+    yield f"What shared the machine: {shared}.{load}"
+    if rows[0].get("file"):
+        file = os.path.relpath(rows[0]["file"], folder)
+        table = pathlib.Path(file).with_suffix(".csv").as_posix()
+        yield f"All rows: [CSV]({table}), [JSON lines]({pathlib.Path(file).as_posix()})."
 
 
-def _fastest(rows, dtype, ours):
-    """The fastest row of this dtype, of this package or of its peers, or `None`."""
-    found = [
-        row
-        for row in rows
-        if row["subject"] != "ceiling" and (row["subject"] in OURS) == ours and row["dtype"] == dtype and _measured(row)
-    ]
-    return max(found, key=_speed, default=None)
+def _line(found, exclusive):
+    ours, peer = found["ours"], found["peer"]
+    cells = [results.model_name(ours), ours["batch_size"], ours["mode"], found["precision"]]
+    cells += [_runtime(ours), f"{speed(ours):.1f}"]
+    cells += [f"{peer['package']}, {_runtime(peer)}", f"{speed(peer):.1f}"] if peer else ["", ""]
+    cells.append(f"**{found['ratio']:.2f}**" if peer else "")
+    cells.append(", ".join(f"{name} {ratio:.2f}" for name, ratio in found["same_runtime"].items()))
+    exported = found["exported"]
+    cells.append(f"{exported['runtime']} {speed(exported):.1f}" if exported else "")
+    if exclusive:
+        cells += [f"{ours['step_ms_median']:.2f}", _number(ours["step_ms_p99"])]
+        cells += [_number(ours["mfu"]), _number(ours["peak_device_memory_mib"])]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def summary(rows):
-    """Of each group and dtype this package's fastest way, beside the fastest peer."""
-    lines = [
-        "| preset | batch | mode | dtype | fastest way | images/s | of ceiling | fastest peer | images/s | to it | to the fastest in float32 |",
-        "| --- " * 11 + "|",
-    ]
+def _runtime(row):
+    return row["runtime"] + ("" if row["jit"] else ", not compiled")
+
+
+def _number(value):
+    """Four significant digits: more are noise."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table_of_all(rows):
+    """All rows as CSV, group by group, the fastest first."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for group in grouped(rows).values():
-        for dtype in dict.fromkeys(row["dtype"] for row in group):
-            ours, peer, plain = _fastest(group, dtype, True), _fastest(group, dtype, False), _fastest(group, "float32", False)
-            if ours is None or (peer or plain) is None:
-                continue
-            to_peer, to_plain = (f"{_speed(ours) / _speed(other):.2f}" if other else "" for other in (peer, plain))
-            beside = f"{_way(peer)} | {_speed(peer):.1f}" if peer else "|"
-            lines.append(
-                f"| {results.model_name(ours)} | {ours['batch_size']} | {ours['mode']} | {dtype} | {_way(ours)} | {_speed(ours):.1f} "
-                f"| {_of_ceiling(ours, group)} | {beside} | {to_peer} | {to_plain} |"
-            )
-    return lines
+        for row in sorted(group, key=speed, reverse=True):
+            row = row | _beside(row, group)
+            writer.writerow([_number(row.get(name)) for name in COLUMNS])
+    return stream.getvalue()
 
 
-def _way(row):
-    return f"{row['subject']} ({row['backend']}{'' if row['jit'] else ', not compiled'})"
-
-
-def _of_ceiling(row, group):
-    limit = ceiling(group, row["dtype"])
-    return f"{row['gflop_per_second'] / limit:.2f}" if limit else ""
-
-
-def tables(rows):
-    lines = []
-    for (machine,), of_machine in grouped(rows, ("machine",)).items():
-        dates = sorted({row["date"] for row in of_machine})
-        versions = sorted({f"{name} {version}" for row in of_machine for name, version in row["versions"].items()})
-        lines += [f"{machine}; {', '.join(dates)}.", "", f"Versions: {', '.join(versions)}.", ""]
-        lines += ["### Beside the fastest peer", "", *summary(of_machine), ""]
-        for (mode, device), section in grouped(of_machine, ("mode", "device")).items():
-            lines += [
-                f"### {mode}, {device}",
-                "",
-                "| preset | batch | dtype | subject | backend | compiled | images/s | step ms (p10 to p90, n) | of ceiling | to best peer "
-                "| to best in float32 | logits off by | peak MiB | build s | first call s |",
-                "| --- " * 15 + "|",
-            ]
-            for group in grouped(section).values():
-                lines += [_line(row, group) for row in sorted(best(group), key=_speed, reverse=True)]
-            lines.append("")
-    return "\n".join(lines)
-
-
-def _line(row, group):
-    start = f"| {results.model_name(row)} | {row['batch_size']} | {row['dtype']} | {row['subject']} | {row['backend']} |"
-    if not _measured(row):
-        why = textwrap.shorten(row.get("message", ""), 120, placeholder=" ...").replace("|", "/")
-        return f"{start} | {row['status']}: {why} | | | | | | | | |"
-    of_ceiling = _of_ceiling(row, group)
-    peers = [_fastest(group, dtype, ours=False) if row["subject"] in OURS else None for dtype in (row["dtype"], "float32")]
-    to_peer, to_float32 = (f"{_speed(row) / _speed(peer):.2f}" if peer else "" for peer in peers)
-    steps = f"{row['step_ms_median']:.1f} ({row['step_ms_p10']:.1f} to {row['step_ms_p90']:.1f}, {row['n']})"
-    memory = max(filter(None, (row["peak_device_memory_mib"], row["peak_host_memory_mib"])), default=0)
-    jit, error = "yes" if row["jit"] else "no", row["logits_relative_error"]
-    off = "" if error is None else f"{error:.1e}"
-    seconds = f"{row['build_seconds']:.1f} | {row['first_call_seconds']:.1f}"
-    return f"{start} {jit} | {row['images_per_second']:.1f} | {steps} | {of_ceiling} | {to_peer} | {to_float32} | {off} | {memory:.0f} | {seconds} |"
-
-
-def _measured(row):
-    return row["status"] == "measured"
-
-
-def _speed(row):
-    return row["images_per_second"] if _measured(row) else 0.0
-
-
-def draw(rows, path):
-    """Images per second of each subject, a panel for each group that has one of ours and a peer; for each group, if none has."""
-    from matplotlib.figure import Figure  # without pyplot: no display is needed
-
-    groups = [list(filter(_measured, best(group))) for group in grouped(rows).values()]
-    groups = [group for group in groups if group]
-    panels = [group for group in groups if len({row["subject"] in OURS for row in group}) == 2] or groups
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    height = 1.2 + 0.2 * max(map(len, panels))  # inches
-    figure = Figure(figsize=(5 * columns, height * lines), layout="constrained")
-    for place, group in enumerate(panels, start=1):
-        axes = figure.add_subplot(lines, columns, place)
-        bars = sorted(group, key=_speed)
-        names = [f"{row['subject']} ({row['backend']}, {row['dtype']})" for row in bars]
-        colors = ["tab:orange" if row["subject"] in OURS else "tab:gray" for row in bars]
-        axes.barh(names, [_speed(row) for row in bars], color=colors)
-        first = group[0]
-        axes.set_title(f"{results.model_name(first)}\n{first['mode']}, batch {first['requested_batch_size']}", fontsize=9)
-        axes.set_xlabel("images/s", fontsize=8)
-        axes.tick_params(labelsize=8)
-    figure.savefig(path, dpi=110)
+def _beside(row, group):
+    """What a row is to others of its group: the fastest peer, and the largest product alone."""
+    if row["status"] != "measured":
+        return {}
+    alike = [other for other in group if other["precision"] == row["precision"]]
+    peer = fastest(other for other in alike if other["package"] != OURS)
+    products = [other for other in alike if other["package"] == "ceiling"]
+    limit = max((other.get("gflop_per_second", 0) for other in products), default=0)
+    return {
+        "to_fastest_peer": speed(row) / speed(peer) if peer and row["package"] == OURS else None,
+        "of_ceiling": row["gflop_per_second"] / limit if limit and is_measured(row) else None,
+    }
 
 
 def main(_):
+    rows = []
     try:
-        rows = results.read(FLAGS.input)
+        for file in FLAGS.input:
+            found = results.read(file)
+            if not found:
+                sys.exit(f"{file} has no measurements: python -m benchmarks.run --output {file}")
+            rows += [{**row, "file": file} for row in found]
     except ValueError as error:
         sys.exit(str(error))
-    if not rows:
-        sys.exit(f"{FLAGS.input} has no measurements: python -m benchmarks.run --output {FLAGS.input}")
-    text = tables(rows)
+    folder = pathlib.Path(FLAGS.markdown or ".").parent
+    text = tables(rows, folder)
     if FLAGS.markdown is None:
         print(text)
     else:
         path = pathlib.Path(FLAGS.markdown)
         before, rest = path.read_text(encoding="utf-8").split(START)
-        path.write_text(before + START + "\n" + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+        new = before + START + "\n" + text + "\n" + END + rest.split(END)[1]
+        path.write_text(new, encoding="utf-8")
+    if FLAGS.csv:
+        for file, of_one in itertools.groupby(rows, lambda row: row["file"]):
+            path = pathlib.Path(file).with_suffix(".csv")
+            path.write_text(table_of_all(list(of_one)), encoding="utf-8")
     if FLAGS.chart is not None:
         draw(rows, FLAGS.chart)
 

@@ -1,10 +1,11 @@
 """Rows of measurements as JSON lines: read, checked, added to."""
 
+import dataclasses
 import json
 import os
 import pathlib
 
-FORMAT = 2
+FORMAT = 3
 # What makes two rows of one file the same measurement.
 KEY = (
     "machine",
@@ -18,6 +19,7 @@ KEY = (
     "device",
     "image_size",
     "num_layers",
+    "timing",
 )
 
 
@@ -60,6 +62,17 @@ def append(path, rows):
             os.fsync(stream.fileno())
 
 
+def of_machine(path, machine):
+    """The rows of a file that is this machine's, or `ValueError`: a file has one machine's rows."""
+    rows = read(path)
+    others = {row["machine"] for row in rows} - {machine}
+    if others:
+        raise ValueError(
+            f"{path} has the rows of another machine ({others.pop()}); this is {machine}. Give each machine its own --output."
+        )
+    return rows
+
+
 def model_name(row):
     """The preset, and in what it differs from its own."""
     size = "" if row["image_size"] is None else f" at {row['image_size']}"
@@ -69,6 +82,18 @@ def model_name(row):
 
 def key(row):
     return tuple(row[name] for name in KEY)
+
+
+def key_of(request, common):
+    """The key of the row that a request will have."""
+    asked = {"requested_batch_size": request.batch_size}
+    return key({**common, **dataclasses.asdict(request), **asked})
+
+
+def done(rows, retry=False):
+    """Keys that need no measurement; to `retry` is to measure again what failed or was missing."""
+    settled = ("measured", "not supported")
+    return {key(row) for row in rows if not retry or row["status"] in settled}
 
 
 timed_key = key

@@ -12,7 +12,8 @@ import tempfile
 import numpy as np
 from absl import app, flags
 
-from benchmarks.measure import make_case, worker_environment
+from benchmarks.environment import worker_environment
+from benchmarks.measure import make_case
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "What to import.")

@@ -1,7 +1,9 @@
-"""One subject in a process of its own: builds, checks its answers, and times steps when it is told to.
+"""One subject in a process of its own: builds, checks its answers, and times steps when told to.
 
-Reads a request as JSON from its first argument, then commands from its standard input: a number of steps to time, until it closes.
-Answers are lines of JSON that start with MARK; whatever else libraries print is not read.
+Reads a request as JSON from its first argument, then commands as JSON lines from its standard
+input, until it closes: `{"steps": 20}` waits for each step, `{"seconds": 30, "in_flight": 16}`
+dispatches many before it waits. Answers are lines of JSON that start with MARK; whatever else
+libraries print is not read.
 """
 
 import json
@@ -12,11 +14,13 @@ import time
 import numpy as np
 
 from benchmarks.environment import peak_memory_bytes
+from benchmarks.precision import array_dtype
 from benchmarks.subjects import SUBJECTS, NotSupportedError, Request
 
 MARK = "@benchmark "
-# Largest |difference| of the logits from the reference, as a share of the largest logit. Half precision rounds at every layer.
-TOLERANCES = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
+# Largest |difference| of the logits from the reference, as a share of the largest logit. TF32 has
+# float16's 10 bits; half precision rounds at every layer.
+TOLERANCES = {"float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 1e-1, "int8": 2e-1}
 
 
 def say(**content):
@@ -24,6 +28,8 @@ def say(**content):
 
 
 def prepare(request):
+    if request.dtype == "tf32" and request.device != "gpu":  # before a framework is imported
+        raise NotSupportedError(f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {request.device}")
     started = time.perf_counter()
     subject = SUBJECTS[request.subject](request)
     built = time.perf_counter()
@@ -33,28 +39,36 @@ def prepare(request):
         "build_seconds": built - started,
         "first_call_seconds": first - built,
         "logits_relative_error": None if subject.logits is None else check(subject, request),
+        "device_name": subject.framework.device_name(),
     }
+
+
+def tolerance(dtype):
+    return TOLERANCES[dtype if dtype in TOLERANCES else array_dtype(dtype)]
 
 
 def check(subject, request):
     """A subject is timed only if its answers are right."""
     with np.load(os.path.join(request.folder, "case.npz")) as case:
-        found, expected = in_batches(subject.logits, case["images"], request.batch_size), case[subject.answers]
+        found = in_batches(subject.logits, case["images"], request.batch_size)
+        expected = case[subject.answers]
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
-    tolerance = TOLERANCES[request.dtype.removeprefix("mixed_")]
-    if not error <= tolerance:
-        raise ValueError(f"The logits differ from the reference by {error:.1e} of the largest, more than {tolerance:.0e}.")
+    if not error <= tolerance(request.dtype):
+        raise ValueError(
+            f"The logits differ from the reference by {error:.1e} of the largest, more than {tolerance(request.dtype):.0e}."
+        )
     return error
 
 
 def in_batches(logits, images, batch_size):
     """As many images at a time as the subject is compiled for."""
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    starts = range(0, len(images), batch_size)
+    batches = [images[start : start + batch_size] for start in starts]
     return np.concatenate([logits(np.resize(batch, (batch_size, *batch.shape[1:])))[: len(batch)] for batch in batches])
 
 
 def timed(subject, steps):
-    """Seconds of each step, from its call to its result."""
+    """Latency: seconds of each step, from its call to its result."""
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -63,9 +77,37 @@ def timed(subject, steps):
     return seconds
 
 
+def timed_in_flight(subject, window, in_flight):
+    """Throughput: seconds of each `in_flight` steps that are dispatched before one wait.
+
+    Goes on until the window, in seconds, is over. What is in flight is bounded, and with it the
+    memory of the results.
+    """
+    seconds = []
+    ended = time.perf_counter() + window
+    while not seconds or time.perf_counter() < ended:
+        started = time.perf_counter()
+        subject.framework.wait([subject.step() for _ in range(in_flight)])
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def answer(subject, command):
+    if "steps" in command:
+        seconds = timed(subject, command["steps"])
+    else:
+        seconds = timed_in_flight(subject, command["seconds"], command["in_flight"])
+    return {
+        "seconds": seconds,
+        "peak_host_memory_bytes": peak_memory_bytes(),
+        "peak_device_memory_bytes": subject.framework.peak_device_memory_bytes(),
+    }
+
+
 def is_out_of_memory(error):
     words = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(word in words for word in ("out of memory", "resource_exhausted", "oom"))
+    signs = ("out of memory", "resource_exhausted", "outofmemory")
+    return isinstance(error, MemoryError) or any(sign in words for sign in signs)
 
 
 def main():
@@ -74,13 +116,7 @@ def main():
         subject, facts = prepare(request)
         say(status="ready", flops_of_product=subject.flops, **facts)
         for line in sys.stdin:
-            seconds = timed(subject, int(line))
-            say(
-                status="timed",
-                seconds=seconds,
-                peak_host_memory_bytes=peak_memory_bytes(),
-                peak_device_memory_bytes=subject.framework.peak_device_memory_bytes(),
-            )
+            say(status="timed", **answer(subject, json.loads(line)))
     except NotSupportedError as error:
         say(status="not supported", message=str(error))
     except ImportError as error:

@@ -1,27 +1,77 @@
 """What is measured: this package and its peers, each made from the same weights and run at its best setting.
 
-A subject's function takes the run's `Request` and returns a `Subject`. It imports its library itself: an ImportError becomes a row that
-says so.
+A subject is a package in a runtime. Its function takes the run's `Request` and returns a `Subject`.
+It imports its library itself: an ImportError becomes a row that says so.
 """
 
-from benchmarks.subjects.base import NotSupportedError, Request, Subject, backbone_config, number_of_classes
+from benchmarks.errors import NotSupportedError
+from benchmarks.subjects.base import Request, Subject, backbone_config, number_of_classes
 from benchmarks.subjects.ceiling import ceiling
-from benchmarks.subjects.exported import onnxruntime, openvino
+from benchmarks.subjects.exported import (
+    keras_deit_onnxruntime,
+    keras_deit_openvino,
+    keras_hub_onnxruntime,
+    keras_hub_openvino,
+    timm_onnxruntime,
+    timm_openvino,
+)
 from benchmarks.subjects.keras_models import keras_cv, keras_deit, keras_hub
 from benchmarks.subjects.torch_models import timm, transformers
 
 SUBJECTS = {
     function.__name__: function
-    for function in (keras_deit, openvino, onnxruntime, keras_hub, keras_cv, timm, transformers, ceiling)
+    for function in (
+        keras_deit,
+        keras_deit_openvino,
+        keras_deit_onnxruntime,
+        keras_hub,
+        keras_hub_openvino,
+        keras_hub_onnxruntime,
+        keras_cv,
+        timm,
+        timm_openvino,
+        timm_onnxruntime,
+        transformers,
+        ceiling,
+    )
 }
-# Where a subject runs on one backend alone: PyTorch's own models, and what is exported from one. OpenVINO finds attention in what comes
-# from PyTorch, where it is one operation, and runs it as one.
+# Where a subject runs on one backend alone: PyTorch's own models, and what is exported from one.
+# OpenVINO finds attention in what comes from PyTorch, where it is one operation, and runs it so.
 ONLY_BACKEND = {
     "timm": "torch",
+    "timm_openvino": "torch",
+    "timm_onnxruntime": "torch",
     "transformers": "torch",
     "keras_cv": "tensorflow",
-    "openvino": "torch",
-    "onnxruntime": "tensorflow",
+    "keras_deit_openvino": "torch",
+    "keras_hub_openvino": "torch",
+    "keras_deit_onnxruntime": "tensorflow",
+    "keras_hub_onnxruntime": "tensorflow",
 }
+RUNTIMES = ("openvino", "onnxruntime")  # that read an exported file
 
-__all__ = ["ONLY_BACKEND", "SUBJECTS", "NotSupportedError", "Request", "Subject", "backbone_config", "number_of_classes"]
+
+def package_of(subject):
+    """Whose model it is."""
+    for runtime in RUNTIMES:
+        subject = subject.removesuffix(f"_{runtime}")
+    return subject
+
+
+def runtime_of(subject, backend):
+    """What computes it: an exported file's runtime, or the framework."""
+    return subject.removeprefix(f"{package_of(subject)}_") if subject.endswith(RUNTIMES) else backend
+
+
+__all__ = [
+    "ONLY_BACKEND",
+    "RUNTIMES",
+    "SUBJECTS",
+    "NotSupportedError",
+    "Request",
+    "Subject",
+    "backbone_config",
+    "number_of_classes",
+    "package_of",
+    "runtime_of",
+]

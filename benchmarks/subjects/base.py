@@ -7,23 +7,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-
-class NotSupportedError(Exception):
-    """The subject does not have this mode, dtype, backend or preset."""
+from benchmarks.errors import NotSupportedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One subject's part of a run."""
 
-    subject: str
+    subject: str  # of SUBJECTS
     preset: str
     mode: str  # inference, training, attention
     backend: str
-    dtype: str
+    dtype: str  # of precision.DTYPES
     jit: bool
     batch_size: int
-    device: str
+    device: str  # cpu, gpu, tpu
     image_size: int | None
     num_layers: int | None
     folder: str  # of case.py

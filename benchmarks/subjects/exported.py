@@ -1,65 +1,107 @@
-"""This package's model, exported and run without Keras: ONNX Runtime and OpenVINO."""
+"""Models exported and run without their framework, in OpenVINO and ONNX Runtime.
 
-import os
+One function a runtime, the same settings for every package: what differs between two rows of one
+runtime is the package.
+"""
+
 import subprocess
 import sys
 
 import numpy as np
 
-from benchmarks.export import NAMES
+from benchmarks.environment import worker_environment
+from benchmarks.errors import last_error
+from benchmarks.export import file_of
 from benchmarks.frameworks import Runtime
 from benchmarks.subjects.base import Subject, backbone_config, path, random_images, refuse
+from benchmarks.subjects.keras_models import refuse_what_keras_hub_lacks
+from benchmarks.subjects.torch_models import refuse_what_timm_lacks
 
 
-def openvino(request):
+def keras_deit_openvino(request):
+    return _openvino(request, "keras_deit")
+
+
+def keras_deit_onnxruntime(request):
+    return _onnxruntime(request, "keras_deit")
+
+
+def keras_hub_openvino(request):
+    refuse_what_keras_hub_lacks(request)
+    return _openvino(request, "keras_hub")
+
+
+def keras_hub_onnxruntime(request):
+    refuse_what_keras_hub_lacks(request)
+    return _onnxruntime(request, "keras_hub")
+
+
+def timm_openvino(request):
+    refuse_what_timm_lacks(request)
+    return _openvino(request, "timm")
+
+
+def timm_onnxruntime(request):
+    refuse_what_timm_lacks(request)
+    return _onnxruntime(request, "timm")
+
+
+def _openvino(request, package):
     import openvino
 
     _refuse_what_an_export_lacks(request)
     core = openvino.Core()
     half = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
     refuse(request, request.dtype == "bfloat16" and half == "f32", "no bfloat16 on this CPU")
-    model = core.read_model(_exported(request, "openvino"))
-    shape = (request.batch_size, *backbone_config(request.folder)["image_shape"])
+    model = core.read_model(_exported(request, package, "openvino"))
+    shape = (request.batch_size, *_image_shape(request, package))
     model.reshape(shape)  # a fixed batch is planned once
     if request.dtype == "int8":
-        import nncf
-
-        with np.load(path(request, "case.npz")) as case:
-            calibration = nncf.Dataset([np.resize(case["images"], shape)])
-        model = nncf.quantize(
-            model,
-            calibration,
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            # Without SmoothQuant: one product less around each layer, and more of the digits' predictions kept.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1)
-            ),
-        )
-    # By default it may round float32 to bfloat16. In int8, what lies between the products is in half precision where the CPU has it.
+        model = _quantized_by_nncf(model, _as_package_takes(_case_images(request), package), shape)
+    # By default it may round float32 to bfloat16. In int8, what lies between the products is in
+    # half precision where the CPU has it.
     precision = "f32" if request.dtype == "float32" else half
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    return _subject(request, lambda images: compiled(images)[0])
+    return _subject(request, package, lambda images: compiled(images)[0])
 
 
-def onnxruntime(request):
+def _quantized_by_nncf(model, images, shape):
+    import nncf
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset([np.resize(images, shape)]),
+        model_type=nncf.ModelType.TRANSFORMER,
+        preset=nncf.QuantizationPreset.MIXED,
+        # Without SmoothQuant: one product less around each layer, and more of the digits'
+        # predictions kept.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1)
+        ),
+    )
+
+
+def _onnxruntime(request, package):
     import onnxruntime
 
     _refuse_what_an_export_lacks(request)
     refuse(request, request.dtype == "bfloat16", "no bfloat16 on a CPU")
-    file = _exported(request, "onnx")
+    file = _exported(request, package, "onnx")
     if request.dtype == "int8":
-        file = _quantized(file)
+        file = _quantized_by_onnxruntime(file)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return _subject(request, lambda images: session.run(None, {name: images})[0])
+    return _subject(request, package, lambda images: session.run(None, {name: images})[0])
 
 
-def _quantized(file):
-    """Weights to int8 beforehand, activations as they come: faster here than with fixed ranges, and nothing to calibrate."""
+def _quantized_by_onnxruntime(file):
+    """Weights to int8 beforehand, activations as they come.
+
+    Faster here than with fixed ranges, and nothing to calibrate.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantized = file.with_name("quantized.onnx")
+    quantized = file.with_name(f"{file.stem}_int8.onnx")
     quantize_dynamic(
         file,
         quantized,
@@ -71,16 +113,22 @@ def _quantized(file):
     return quantized
 
 
-def _exported(request, format):
-    file = path(request, NAMES[format])
+def _exported(request, package, format):
+    file = file_of(request.folder, package, format)
     if not file.exists():
-        command = [sys.executable, "-m", "benchmarks.export", request.folder, format]
+        arguments = [request.folder, request.preset, package, format]
         made = subprocess.run(
-            command, env={**os.environ, "KERAS_BACKEND": request.backend}, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-m", "benchmarks.export", *arguments],
+            env=worker_environment(request.backend, "cpu"),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            check=False,
         )
         if made.returncode:
-            last = made.stderr.strip().splitlines()[-1]
-            raise (ImportError if last.startswith(("ImportError", "ModuleNotFoundError")) else RuntimeError)(last)
+            last = last_error(made.stderr)
+            missing = last.startswith(("ImportError", "ModuleNotFoundError"))
+            raise (ImportError if missing else RuntimeError)(last)
     return file
 
 
@@ -88,9 +136,30 @@ def _refuse_what_an_export_lacks(request):
     refuse(request, request.mode != "inference", "inference alone")
     refuse(request, request.device != "cpu", "measured on a CPU alone")
     refuse(request, request.dtype.startswith("mixed_"), "no mixed precision")
-    refuse(request, request.dtype == "float16", "no float16")
+    refuse(request, request.dtype in ("float16", "tf32"), f"no {request.dtype}")
 
 
-def _subject(request, call):
-    images = random_images(request, backbone_config(request.folder)["image_shape"])
-    return Subject(Runtime(), lambda: call(images), call, "mean")
+def _case_images(request):
+    with np.load(path(request, "case.npz")) as case:
+        return case["images"]
+
+
+def _image_shape(request, package):
+    height, width, channels = backbone_config(request.folder)["image_shape"]
+    return (channels, height, width) if package == "timm" else (height, width, channels)
+
+
+def _as_package_takes(images, package):
+    """Channels last, as the case has them, to what the package takes."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if package == "timm" else images
+
+
+def _subject(request, package, call):
+    images = random_images(request, _image_shape(request, package))
+    answers = "class" if package == "keras_hub" else "mean"
+    return Subject(
+        Runtime(),
+        lambda: call(images),
+        lambda images: call(_as_package_takes(images, package)),
+        answers,
+    )

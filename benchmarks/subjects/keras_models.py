@@ -3,6 +3,7 @@
 import numpy as np
 
 from benchmarks.frameworks import framework
+from benchmarks.precision import array_dtype, keras_dtype
 from benchmarks.subjects.base import Subject, backbone_config, path, random_images, random_labels, refuse
 
 
@@ -14,7 +15,8 @@ def keras_deit(request):
         model = DeiTImageClassifier.from_preset(path(request, "keras_deit"), preprocessor=None)
         model.quantize("int8")
     else:
-        model = DeiTImageClassifier.from_preset(path(request, "keras_deit"), preprocessor=None, dtype=request.dtype)
+        dtype = keras_dtype(request.dtype)
+        model = DeiTImageClassifier.from_preset(path(request, "keras_deit"), preprocessor=None, dtype=dtype)
     return _keras_subject(request, model, "mean", lambda: model.outputs_with_attention_scores)
 
 
@@ -22,16 +24,22 @@ def keras_hub(request):
     import keras_hub
 
     _refuse_int8_without_kernel(request)
-    refuse(request, not request.preset.startswith("deit_") or "_distilled_" not in request.preset, "distilled DeiT alone")
-    refuse(request, backbone_config(request.folder)["image_shape"][-1] != 3, "images of three channels alone")
+    refuse_what_keras_hub_lacks(request)
     refuse(request, request.mode == "attention", "attention scores cannot be reached")
-    dtype = "float32" if request.dtype == "int8" else request.dtype
+    dtype = "float32" if request.dtype == "int8" else keras_dtype(request.dtype)
     folder = str(path(request, "transformers"))
     model = keras_hub.models.DeiTImageClassifier.from_preset(folder, dtype=dtype, preprocessor=None)
     if request.dtype == "int8":
         model(np.zeros((1, *model.input.shape[1:]), "float32"))  # its attention can be quantized once it was called
         model.quantize("int8")
     return _keras_subject(request, model, "class")
+
+
+def refuse_what_keras_hub_lacks(request):
+    distilled = request.preset.startswith("deit_") and "_distilled_" in request.preset
+    refuse(request, not distilled, "distilled DeiT alone")
+    channels = backbone_config(request.folder)["image_shape"][-1]
+    refuse(request, channels != 3, "images of three channels alone")
 
 
 def keras_cv(request):
@@ -47,7 +55,7 @@ def keras_cv(request):
     refuse(request, backbone.layer_scale_init_value is not None, "no LayerScale")
     refuse(request, request.mode == "attention", "attention scores cannot be reached")
     refuse(request, request.dtype == "int8", "its attention is not quantized")
-    keras.config.set_dtype_policy(request.dtype)
+    keras.config.set_dtype_policy(keras_dtype(request.dtype))
     inputs = keras.Input(backbone.image_shape)
     embedding = PatchingAndEmbedding(backbone.hidden_dim, backbone.patch_size[0])
     encoders = [
@@ -89,25 +97,25 @@ def keras_cv(request):
 def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
     import keras
 
-    run = framework(request.backend, request.device)
+    run = framework(request.backend, request.device, request.dtype)
     images = random_images(request, model.input.shape[1:])
     if request.mode == "training":
         images, labels = run.place(images), run.place(random_labels(request))
         if request.backend == "torch":
             return Subject(run, _torch_training(run, model, request.jit, images, labels), None, answers)
-        model.compile(
-            optimizer=keras.optimizers.AdamW(1e-5, weight_decay=0.05),
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=request.jit,
-        )
-        return Subject(run, lambda: model.train_on_batch(images, labels), None, answers)
+        optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
+        if request.dtype == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        step = run.keras_training_step(model, optimizer, loss, request.jit, images, labels)
+        return Subject(run, step, None, answers)
     if request.mode == "attention":
         model = keras.Model(model.input, outputs_with_attention_scores())
-    images = run.place(images, _input_dtype(request))
+    images = run.place(images, array_dtype(request.dtype))  # what casts is not measured
     call = run.keras_inference(model, request.jit, images)
 
     def logits(images):
-        outputs = call(run.place(images, _input_dtype(request)))
+        outputs = call(run.place(images, array_dtype(request.dtype)))
         outputs = outputs["outputs"] if isinstance(outputs, dict) else outputs
         return np.asarray(keras.ops.convert_to_numpy(outputs), "float32")
 
@@ -126,8 +134,3 @@ def _torch_training(run, model, jit, images, labels):
 def _refuse_int8_without_kernel(request):
     slow = request.dtype == "int8" and request.backend == "torch" and request.device == "cpu"
     refuse(request, slow, "Keras' int8 has no kernel on PyTorch's CPU (20 times slower than float32 there)")
-
-
-def _input_dtype(request):
-    """Half-precision models take their input so; what casts is not measured."""
-    return request.dtype.removeprefix("mixed_") if request.dtype != "int8" else "float32"

@@ -1,20 +1,54 @@
 """Models of PyTorch: timm's and transformers'."""
 
+import importlib.util
+import sys
+import unittest.mock
+
 from benchmarks.frameworks import framework
+from benchmarks.precision import array_dtype
 from benchmarks.subjects.base import Subject, backbone_config, image_size, path, random_images, random_labels, refuse
 
 
 def timm(request):
-    import timm
+    refuse(request, request.mode == "attention", "does not return attention scores")
+    refuse_what_timm_lacks(request)
+    model = timm_model(request.folder, request.preset)
+    return _torch_subject(request, model, lambda outputs: outputs)
+
+
+def refuse_what_timm_lacks(request):
+    refuse(request, request.preset.endswith("_digits"), "not in its catalog")
+
+
+def timm_model(folder, preset):
+    """timm's model with a case's weights."""
     from safetensors.torch import load_file
 
-    refuse(request, request.mode == "attention", "does not return attention scores")
-    refuse(request, request.preset.endswith("_digits"), "not in its catalog")
-    model = timm.create_model(
-        request.preset.removesuffix("_in21k"), img_size=image_size(request), depth=backbone_config(request.folder)["num_layers"]
+    config = backbone_config(folder)
+    model = _import_timm().create_model(
+        preset.removesuffix("_in21k"), img_size=config["image_shape"][0], depth=config["num_layers"]
     )
-    model.load_state_dict(load_file(path(request, "timm.safetensors")))
-    return _torch_subject(request, model, lambda outputs: outputs)
+    model.load_state_dict(load_file(f"{folder}/timm.safetensors"))
+    return model
+
+
+def _import_timm():
+    """timm, also where torchvision is missing or fits another PyTorch: its models do without."""
+    names = ("", ".datasets", ".models", ".models.feature_extraction", ".ops", ".ops.misc")
+    names += (".transforms", ".transforms.functional")
+    if "timm" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        import timm
+
+        return timm
+    stand_ins = {f"torchvision{name}": unittest.mock.MagicMock(__path__=[], __spec__=None) for name in names}
+    stand_ins["torchvision.ops.misc"].FrozenBatchNorm2d = type("FrozenBatchNorm2d", (), {})
+    sys.modules.update(stand_ins)
+    try:
+        import timm
+    finally:  # for nobody else: PyTorch and transformers ask whether it is there
+        for name in stand_ins:
+            del sys.modules[name]
+    return timm
 
 
 def transformers(request):
@@ -30,11 +64,11 @@ def transformers(request):
 
 
 def _torch_subject(request, model, logits_of):
-    run = framework("torch", request.device)
+    run = framework("torch", request.device, request.dtype)
     torch = run.torch
-    refuse(request, request.dtype == "int8", "no int8")
+    refuse(request, request.dtype == "int8", "no int8 in PyTorch here: see timm_openvino")
     mixed = request.dtype.startswith("mixed_")
-    dtype = getattr(torch, request.dtype.removeprefix("mixed_"))
+    dtype = getattr(torch, array_dtype(request.dtype))
     model = model.to(run.device)
     if not mixed:
         model = model.to(dtype)

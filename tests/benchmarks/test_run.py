@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from benchmarks import digits, frameworks, measure, report, results, worker
 from benchmarks.case import write_case
 from benchmarks.subjects import NotSupportedError, Request
+from tests.benchmarks.rows import row
 from tests.helpers import tiny_classifier
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -44,7 +46,10 @@ def test_smoke(tmp_path):
     assert ours["status"] == "measured"
     assert ours["batch_size"] == 2
     assert ours["n"] >= 1
-    assert 0 < ours["step_ms_p10"] <= ours["step_ms_median"] <= ours["step_ms_p90"]
+    assert 0 < ours["step_ms_p10"] <= ours["step_ms_median"] <= ours["step_ms_p90"] <= ours["step_ms_p99"]
+    assert (ours["package"], ours["runtime"]) == ("keras_deit", BACKEND)
+    assert (ours["precision"], ours["timing"]) == ("float32 (highest)", "in turns")
+    assert ours["mfu"] is None  # no vendor's peak of a CPU is known here
     assert ours["images_per_second"] == pytest.approx(2000 / ours["step_ms_median"])
     assert ours["build_seconds"] > 0
     assert ours["logits_relative_error"] < 1e-4
@@ -59,14 +64,53 @@ def test_smoke(tmp_path):
     assert output.read_bytes() == before
 
     markdown.write_text(f"# Figures\n{report.START}old\n{report.END}after\n")
-    result = run("report", "--input", output, "--markdown", markdown, "--chart", chart)
+    result = run("report", "--input", output, "--markdown", markdown, "--chart", chart, "--csv")
     assert result.returncode == 0, result.stderr
     text = markdown.read_text()
-    assert text.count("| keras_deit |") == 1
-    assert "### attention, cpu" in text
+    assert text.count("| attention | float32 (highest) |") == 1
+    assert "[CSV](rows.csv)" in text
     assert "old" not in text
     assert text.endswith("after\n")
     assert chart.read_bytes().startswith(b"\x89PNG")
+    assert len(output.with_suffix(".csv").read_text().splitlines()) == 1 + len(rows)
+
+
+def test_one_after_the_other(tmp_path):
+    """The CPU as a device that admits one process: latency, then throughput; and what is missing is measured alone."""
+    output = tmp_path / "rows.jsonl"
+    arguments = ("--smoke", "--exclusive", "--jit", "off", "--backend", BACKEND, "--dtype", "float32,tf32")
+    arguments += ("--steps_in_flight", 3, "--note", "the other tests", "--output", output)
+    result = run("run", *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = {(row["subject"], row["dtype"]): row for row in results.read(output)}
+    ours = rows["keras_deit", "float32"]
+    assert (ours["status"], ours["timing"], ours["note"]) == ("measured", "exclusive", "the other tests")
+    assert ours["n"] >= 10  # latency: each step waited for
+    assert (ours["throughput_steps"], ours["steps_in_flight"]) == (3, 3)
+    assert ours["images_per_second"] == pytest.approx(2000 / ours["throughput_step_ms"])
+    assert ours["load_average"] >= 0
+    refused = rows["keras_deit", "tf32"]
+    assert refused["status"] == "not supported"
+    assert refused["message"] == "tf32 is of NVIDIA GPUs: use --device gpu. Received: --device cpu"
+
+    *kept, _ = output.read_text().splitlines(keepends=True)
+    output.write_text("".join(kept))
+    result = run("run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert output.read_text().startswith("".join(kept))
+    assert len(results.read(output)) == len(rows)
+    assert result.stdout.count("  ") == 1  # one measurement
+
+
+def test_a_device_that_is_not_there_is_a_row(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    result = run("run", "--smoke", "--device", "gpu", "--backend", BACKEND, "--jit", "on", "--output", output)
+    assert result.returncode == 0, result.stderr
+    rows = {row["subject"]: row for row in results.read(output)}
+    assert all(row["timing"] == "exclusive" for row in rows.values())
+    assert rows["ceiling"]["status"] == "not supported", rows["ceiling"]
+    assert "--device gpu: " in rows["ceiling"]["message"]
+    assert rows["keras_deit"]["status"] != "measured"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +150,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
     class Small:
         """A machine for batches of three."""
 
-        def __init__(self, request):
+        def __init__(self, request, startup_seconds):
             self.request, self.seconds, self.last = request, [], {}
             self.is_ready = request.batch_size <= 3
             self.facts = {"status": "ready", "flops_of_product": 1000} if self.is_ready else {"status": "out of memory"}
@@ -120,7 +164,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
 
     monkeypatch.setattr(measure, "Worker", Small)
     request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, None, "")
-    (row,) = measure.measure([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
+    (row,) = measure.measure_in_turns([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"], row["status"]) == (13, 3, "measured")
     assert row["n"] == 4
     assert row["images_per_second"] == 6.0
@@ -128,7 +172,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
 
 def test_what_never_fits_is_a_row(monkeypatch, capsys):
     class Full:
-        def __init__(self, request):
+        def __init__(self, request, startup_seconds):
             self.request, self.seconds, self.last, self.is_ready = request, [], {}, False
             self.facts = {"status": "out of memory", "message": "MemoryError: 1 GiB"}
 
@@ -137,19 +181,19 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
 
     monkeypatch.setattr(measure, "Worker", Full)
     request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, None, "")
-    (row,) = measure.measure([request], {}, rounds=2, seconds_per_turn=1.0)
+    (row,) = measure.measure_in_turns([request], {}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"]) == (4, 1)
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
-def test_training_changes_the_weights(case):
-    request = Request(
-        "keras_deit", digits.PRESET, "training", BACKEND, "mixed_bfloat16", False, 3, "cpu", None, None, str(case)
-    )
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_training_changes_the_weights(dtype, case):
+    request = Request("keras_deit", digits.PRESET, "training", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
     subject, facts = worker.prepare(request)
     assert facts["logits_relative_error"] is None
-    first, second = subject.step(), subject.step()
-    assert float(second) != float(first)
+    losses = [float(subject.step()) for _ in range(3)]
+    assert np.isfinite(losses).all()
+    assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize(
@@ -159,6 +203,8 @@ def test_training_changes_the_weights(case):
         (("--backend", "mxnet"), "--backend must be of tensorflow, jax, torch. Received: mxnet"),
         (("--batch_size", "0"), "--batch_size must be positive integers, such as 1,8,32. Received: 0"),
         (("--image_size", "224,x"), "--image_size must be positive integers, such as 224,384. Received: 224,x"),
+        (("--device", "tpu", "--backend", "torch"), "TPUs are measured on JAX: use --backend jax. Received: torch"),
+        (("--device", "gpu", "--noexclusive"), "--device gpu admits one process at a time: leave --noexclusive out."),
         (("--subject", "timm", "--backend", "jax"), "timm runs on torch alone: add it to --backend. Received: jax"),
         (("--preset", "resnet50"), "resnet50 cannot be measured. ValueError: A preset handle is a built-in name, "),
     ],
@@ -175,62 +221,9 @@ def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
     output.write_text(json.dumps({"format": 0}) + "\n")
     result = run("run", "--smoke", "--backend", BACKEND, "--output", output)
     assert result.returncode == 1
-    message = f"{output}, line 1, is of format 0; this version reads and writes format 2. Give another --output."
+    message = f"{output}, line 1, is of format 0; this version reads and writes format 3. Give another --output."
     assert message in result.stderr
     assert output.read_text() == json.dumps({"format": 0}) + "\n"
-
-
-def row(subject, backend, speed, jit=True, **changes):
-    content = {
-        "format": 2,
-        "subject": subject,
-        "backend": backend,
-        "jit": jit,
-        "preset": "deit_tiny_patch16_224",
-        "mode": "inference",
-        "dtype": "float32",
-        "device": "cpu",
-        "image_size": None,
-        "num_layers": None,
-        "build_seconds": 3.25,
-        "first_call_seconds": 0.5,
-        "logits_relative_error": 1e-6,
-        "batch_size": 8,
-        "requested_batch_size": 8,
-        "status": "measured",
-        "n": 9,
-        "images_per_second": speed,
-        "gflop_per_second": 2.5 * speed,
-        "step_ms_median": 8000 / speed,
-        "step_ms_p10": 8000 / speed,
-        "step_ms_p90": 8000 / speed,
-        "peak_host_memory_mib": 100.0,
-        "peak_device_memory_mib": None,
-        "date": "2026-11-22",
-        "machine": "a machine",
-        "versions": {"keras": "3.15.1"},
-    }
-    return {**content, **changes}
-
-
-def test_the_table_shows_each_subjects_best_and_says_what_it_lost():
-    rows = [
-        row("keras_deit", "tensorflow", 40.0, jit=True),
-        row("keras_deit", "tensorflow", 20.0, jit=False),
-        row("keras_hub", "tensorflow", 50.0, logits_relative_error=None),
-        row("timm", "torch", 1.0, status="not installed", message="No module named 'timm'"),
-        row("ceiling", "torch", 80.0),
-        row("openvino", "tensorflow", 110.0, dtype="int8", logits_relative_error=0.029),
-    ]
-    lines = [line for line in report.tables(rows).splitlines() if line.startswith("| deit")]
-    assert lines == [
-        "| deit_tiny_patch16_224 | 8 | inference | float32 | keras_deit (tensorflow) | 40.0 | 0.50 | keras_hub (tensorflow) | 50.0 | 0.80 | 0.80 |",
-        "| deit_tiny_patch16_224 | 8 | inference | int8 | openvino (tensorflow) | 110.0 |  | | |  | 2.20 |",
-        "| deit_tiny_patch16_224 | 8 | int8 | openvino | tensorflow | yes | 110.0 | 72.7 (72.7 to 72.7, 9) |  |  | 2.20 | 2.9e-02 | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | keras_hub | tensorflow | yes | 50.0 | 160.0 (160.0 to 160.0, 9) | 0.62 |  |  |  | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | keras_deit | tensorflow | yes | 40.0 | 200.0 (200.0 to 200.0, 9) | 0.50 | 0.80 | 0.80 | 1.0e-06 | 100 | 3.2 | 0.5 |",
-        "| deit_tiny_patch16_224 | 8 | float32 | timm | torch | | not installed: No module named 'timm' | | | | | | | | |",
-    ]
 
 
 def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
@@ -239,15 +232,22 @@ def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
     assert [content["images_per_second"] for content in results.read(tmp_path / "rows.jsonl")] == [2.0, 3.0]
 
 
-def test_machines_are_kept_apart(tmp_path):
-    here, there = row("keras_deit", "jax", 1.0), row("keras_deit", "jax", 3.0, machine="another machine")
-    peer = row("timm", "torch", 2.0)
-    results.append(tmp_path / "rows.jsonl", [here, there, peer])
-    assert results.read(tmp_path / "rows.jsonl") == [here, there, peer]
-    first, second = report.tables([here, there, peer]).split("another machine;")
-    assert "| 0.50 | 0.50 |" in first  # of the peer's speed
-    assert "timm" in first
-    assert "timm" not in second
+def test_a_file_has_the_rows_of_one_machine(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    here = row("keras_deit", "jax", 1.0)
+    results.append(output, [here])
+    assert results.of_machine(output, "a machine") == [here]
+    message = f"{output} has the rows of another machine (a machine); this is another. Give each machine its own --output."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        results.of_machine(output, "another")
+
+
+def test_what_failed_is_measured_again_if_asked():
+    rows = [row("keras_deit", "jax", 1.0), row("timm", "torch", 0.0, status="failed")]
+    rows.append(row("keras_hub", "jax", 0.0, status="not supported"))
+    keys = [results.key(content) for content in rows]
+    assert results.done(rows) == set(keys)
+    assert results.done(rows, retry=True) == {keys[0], keys[2]}
 
 
 def test_processes_that_fill_the_memory_are_mentioned(capsys, monkeypatch):
