@@ -60,9 +60,9 @@ def _named(kind):
     return "gpu" if kind in ("cuda", "rocm", "gpu") else kind
 
 
-def _is_for_accelerator(tensor):
-    """Whether JAX compiles for a device that keeps the last two axes of a tensor in tiles: to split or to merge those is a copy."""
-    return _BACKEND == "jax" and _platform(tensor) != "cpu"
+def _is_for(platforms, tensor):
+    """Whether JAX computes with this tensor for one of these platforms: the backend whose forms depend on the device."""
+    return _BACKEND == "jax" and _platform(tensor) in platforms
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -85,7 +85,7 @@ def dense(layer, tokens):
     outputs with three axes, and puts the sum of all later residuals' gradients into that, again in each block. PyTorch's compiler makes
     product and bias one `addmm` on two axes, which first copies the bias into every row; on three it fuses the bias with what follows.
     """
-    if _BACKEND == "torch" or _is_for_accelerator(tokens):
+    if _BACKEND == "torch" or _is_for(("gpu", "tpu"), tokens):
         return layer(tokens)
     shape = ops.shape(tokens)
     outputs = layer(ops.reshape(tokens, (-1, shape[-1])))
@@ -99,7 +99,7 @@ def layer_norm(layer, tokens):
     the tokens are made: 12% fewer cycles of a model (TPU's compiler). The difference loses digits where the mean is large beside the
     standard deviation; half precision has lost far more of them by then (tests/layers/test_kernels.py). float32 takes Keras' two passes.
     """
-    if not _is_for_accelerator(tokens) or keras.backend.standardize_dtype(tokens.dtype) == "float32":
+    if not _is_for(("gpu", "tpu"), tokens) or keras.backend.standardize_dtype(tokens.dtype) == "float32":
         return layer(tokens)
     x = ops.cast(tokens, "float32")
     mean = ops.mean(x, axis=-1, keepdims=True)
@@ -113,7 +113,7 @@ def embed_patches(layer, images, patch_size):
     batch, height, width, channels = ops.shape(images)
     patch_height, patch_width = patch_size
     rows, columns = height // patch_height, width // patch_width
-    if _is_for_accelerator(images) and layer.quantization_mode is None:
+    if _is_for(("gpu", "tpu"), images) and layer.quantization_mode is None:
         # The product sums over the patch where it lies in the image: no copy with a row for each patch is made. (A convolution is
         # alike for 128 images of 224 pixels, and takes five times the cycles for 8.)
         x = ops.reshape(images, (batch, rows, patch_height, columns, patch_width, channels))
@@ -132,10 +132,8 @@ def query_key_value(layer, tokens, num_heads, num_queries=None):
     """The fused product, apart: query (B, Q, heads, head_dim) of the first tokens, key and value (B, T, heads, head_dim) of all."""
     hidden_dim = tokens.shape[-1]
     heads_shape = (num_heads, hidden_dim // num_heads)
-    import os
-
-    if _is_for_accelerator(tokens) and layer.quantization_mode is None and os.environ.get("QKV", "slices") == "slices":
-        # Three products over slices of the one kernel: slices of their outcome would be copies of it.
+    if _is_for(("tpu",), tokens) and layer.quantization_mode is None:
+        # Three products over slices of the one kernel: on a TPU slices of their outcome would be copies of it.
         kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3, axis=-1)
         biases = [None] * 3 if layer.bias is None else ops.split(ops.cast(layer.bias, tokens.dtype), 3)
         inputs = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)
@@ -150,6 +148,19 @@ def query_key_value(layer, tokens, num_heads, num_queries=None):
     return (query if num_queries is None else query[:, :num_queries]), key, value
 
 
+def copies_rows_one_by_one(tensor):
+    """Whether every other row of a tensor, `tensor[:, ::2]`, costs more than work with all of them."""
+    return _is_for(("tpu",), tensor)
+
+
+def best_of_each_row(similarity):
+    """(the largest of each row of (B, S, T), its place), each (B, S)."""
+    if _is_for(("gpu", "tpu"), similarity):
+        return ops.max(similarity, axis=-1), ops.argmax(similarity, axis=-1)
+    # Not every runtime that models are exported to can find the first of the largest.
+    return tuple(ops.squeeze(found, axis=-1) for found in ops.top_k(similarity, 1))
+
+
 def attention(query, key, value, bias, training):
     """`softmax(query @ key.T / sqrt(head_dim) + bias) @ value`, (B, Q, heads, head_dim), by the backend's kernel where it has a faster one."""
     if not _has_fused_attention(query, training):
@@ -157,7 +168,7 @@ def attention(query, key, value, bias, training):
     if _BACKEND == "jax":
         # On a TPU, Keras 3.15 left to itself takes a kernel that is causal, drops the bias and does not scale the queries.
         flash_attention = None if _platform(query) == "gpu" else False
-        if bias is not None:  # cuDNN takes no bias that is broadcast over the queries
+        if bias is not None and flash_attention is None:  # cuDNN takes no bias that is broadcast over the queries
             bias = ops.broadcast_to(bias, (*bias.shape[:2], query.shape[1], bias.shape[3]))
     else:
         # On PyTorch, Keras' check of what the GPU can do breaks `torch.compile`, and PyTorch takes the flash kernel by itself.
@@ -182,16 +193,19 @@ def _has_fused_attention(query, training):
 def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores):
     """What `attention` computes, in the open: (outputs, scores), scores (B, heads, Q, T) after the softmax and before `dropout`."""
     dtype = query.dtype
-    query = ops.transpose(query, (0, 2, 1, 3))  # (B, heads, Q, head_dim)
-    key = ops.transpose(key, (0, 2, 3, 1))  # (B, heads, head_dim, T)
-    value = ops.transpose(value, (0, 2, 1, 3))  # (B, heads, T, head_dim)
-    # Scaled before the product, which would overflow in float16 first.
-    logits = ops.matmul(query / math.sqrt(query.shape[-1]), key)  # (B, heads, Q, T)
+    query = query / math.sqrt(query.shape[-1])  # before the product, which would overflow in float16 first
+    in_place = _is_for(("tpu",), query)  # a TPU's product takes any order of axes: transposes would be copies
+    if in_place:
+        logits = ops.einsum("bqhd,bkhd->bhqk", ops.cast(query, "float32"), ops.cast(key, "float32"))
+    else:
+        logits = ops.matmul(ops.transpose(query, (0, 2, 1, 3)), ops.transpose(key, (0, 2, 3, 1)))  # (B, heads, Q, T)
     # Half precision has too few digits for a sum over hundreds of tokens; PyTorch's softmax sums in float32 whatever it is given.
     if _BACKEND != "torch":
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
     if bias is not None:
         logits = logits + ops.cast(bias, logits.dtype)
     scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
-    x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)
+    if in_place:
+        return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
+    x = ops.matmul(dropout(scores), ops.transpose(value, (0, 2, 1, 3)))  # (B, heads, Q, head_dim)
     return ops.transpose(x, (0, 2, 1, 3)), scores

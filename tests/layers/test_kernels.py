@@ -134,7 +134,7 @@ def test_the_bias_of_merged_tokens_has_a_row_for_each_query(monkeypatch, rng):
     )
     layer = layers.MergingTransformerBlock(2, 12, num_merged_tokens=1)
     with target_platform("gpu"):
-        layer(rng.normal(size=(3, 7, 8)).astype("float32"))
+        layer(rng.normal(size=(3, 7, 8)).astype("float32"), np.ones((3, 7), "float32"))
     assert shapes == [(3, 1, 7, 7)]
 
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.layers import MergingTransformerBlock, MultiHeadSelfAttention, TokenMerging, TransformerBlock
+from keras_deit.layers import MergingTransformerBlock, MultiHeadSelfAttention, TokenMerging, TransformerBlock, target_platform
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
 PREFIX = 2
@@ -25,14 +25,16 @@ def merge_one_by_one(tokens, keys, sizes, merged, prefix):
     )
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
 @pytest.mark.parametrize("count", [12, 13])
-def test_equals_the_algorithm_of_the_paper(prefix, count, rng):
+def test_equals_the_algorithm_of_the_paper(prefix, count, platform, rng):
     tokens, keys = rng.normal(size=(3, count, 8)), rng.normal(size=(3, count, 5))
     sizes = rng.integers(1, 6, size=(3, count)).astype("float64")
-    outputs, token_sizes = TokenMerging(4, prefix)(
-        tokens.astype("float32"), keys.astype("float32"), token_sizes=sizes.astype("float32")
-    )
+    with target_platform(platform):
+        outputs, token_sizes = TokenMerging(4, prefix)(
+            tokens.astype("float32"), keys.astype("float32"), token_sizes=sizes.astype("float32")
+        )
     for sample in range(3):
         expected, expected_sizes = merge_one_by_one(tokens[sample], keys[sample], sizes[sample], 4, prefix)
         np.testing.assert_allclose(numpy(outputs)[sample], expected, atol=1e-5)
