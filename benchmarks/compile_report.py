@@ -112,15 +112,16 @@ def mesh_table(rows):
         "tensors of the whole batch",
         "rematerialized by the partitioner",
     )
-    for row in rows:
-        topology = topologies.parse(row["topology"])
-        chips = topology.num_chips_of(topologies.parse_mesh(row["mesh"], topology))
+    chips_of = {row["topology"]: topologies.parse(row["topology"]).num_chips for row in rows}
+    order = list(dict.fromkeys(row["preset"] for row in rows))
+    for row in sorted(rows, key=lambda row: (order.index(row["preset"]), chips_of[row["topology"]], row["mesh"])):
+        chips = chips_of[row["topology"]]
         start = (results.model_name(row), row["topology"], chips, row["mesh"], row["subject"], row["batch_size"])
         if row["status"] != "compiled":
             lines.append(_line(*start, "", "no" if row["status"] == "does not fit" else "", _why(row), "", "", ""))
             continue
         kinds = ", ".join(f"{kind['count']} {name}" for name, kind in sorted(row["collectives"].items())) or "none"
-        limit = topology.chip.memory_gib
+        limit = topologies.parse(row["topology"]).chip.memory_gib
         lines.append(
             _line(
                 *start,
