@@ -269,12 +269,13 @@ class DeiTBackbone(PresetModel):
         """How the weights of a backbone, and of all that contains one, are split over devices; the rest is on each of them.
 
         Attention and the inside of the MLP are split: what enters by columns, what leaves by rows. For
-        `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. Query, key and value are one product here, whose
-        columns XLA sorts to the heads.
+        `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. What the devices send each other is counted in
+        docs/sharding.md.
 
         Args:
             device_mesh: `keras.distribution.DeviceMesh`.
-            model_parallel_dim_name: name of its axis to split over. Its size must divide `hidden_dim` and `intermediate_dim`.
+            model_parallel_dim_name: name of its axis to split over. Its size must divide `hidden_dim` and `intermediate_dim`, and
+                should divide `num_heads`: else every block gathers its heads on each device.
 
         Returns:
             `keras.distribution.LayoutMap`.
