@@ -1,6 +1,6 @@
 """Everything that depends on the backend, or on the device that a computation is for.
 
-The same numbers in the form that a compiler makes most of. Each choice has its figure beside it, or in benchmarks/README.md.
+The same numbers, in the form that each compiler runs fastest. The figures are beside the choices and in benchmarks/LOG.md.
 """
 
 import contextlib
@@ -133,7 +133,8 @@ def query_key_value(layer, tokens, num_heads, num_queries=None):
     hidden_dim = tokens.shape[-1]
     heads_shape = (num_heads, hidden_dim // num_heads)
     if _is_for(("tpu",), tokens) and layer.quantization_mode is None:
-        # Three products over slices of the one kernel: on a TPU slices of their outcome would be copies of it.
+        # Three products over slices of the one kernel: on a TPU slices of their outcome would be copies of it. The layer is not called:
+        # its `kernel` has what LoRA adds, and a quantized layer goes the other way.
         kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3, axis=-1)
         biases = [None] * 3 if layer.bias is None else ops.split(ops.cast(layer.bias, tokens.dtype), 3)
         inputs = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)
