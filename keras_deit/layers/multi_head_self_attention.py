@@ -81,8 +81,11 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        heads = self.heads(inputs, num_queries=num_queries)
-        return self.attend(*heads, training=training, return_attention_scores=return_attention_scores)
+        if self._needs_scores(training, return_attention_scores):
+            heads = self.heads(inputs, num_queries=num_queries)
+            return self.attend(*heads, training=training, return_attention_scores=return_attention_scores)
+        _check_num_queries(num_queries)
+        return self._project(kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training), training)
 
     def heads(self, inputs, num_queries=None):
         """Query, key and value of each head, without scale.
@@ -94,8 +97,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         Returns:
             query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens, num_heads, head_dim).
         """
-        if num_queries is not None:
-            check_positive_int("num_queries", num_queries)
+        _check_num_queries(num_queries)
         return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
 
     def attend(self, query, key, value, token_sizes=None, training=None, return_attention_scores=False):
@@ -112,16 +114,22 @@ class MultiHeadSelfAttention(CompositeLayer):
         """
         bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]  # (B, 1, 1, T)
         scores = None
-        if return_attention_scores or (training and self.attention_dropout_rate > 0):
+        if self._needs_scores(training, return_attention_scores):
             x, scores = kernels.attention_and_scores(
                 query, key, value, bias, lambda scores: self.attention_dropout(scores, training=training)
             )
         else:
             x = kernels.attention(query, key, value, bias, training)  # (B, Q, heads, head_dim)
+        x = self._project(x, training)
+        return (x, scores) if return_attention_scores else x
+
+    def _needs_scores(self, training, return_attention_scores):
+        return return_attention_scores or (training and self.attention_dropout_rate > 0)
+
+    def _project(self, x, training):
         _, queries, heads, head_dim = ops.shape(x)
         x = kernels.dense(self.projection, ops.reshape(x, (-1, queries, heads * head_dim)))  # (B, Q, D)
-        x = self.dropout(x, training=training)
-        return (x, scores) if return_attention_scores else x
+        return self.dropout(x, training=training)
 
     def _dense(self, units, name):
         return keras.layers.Dense(
@@ -153,6 +161,11 @@ def check_heads_divide(num_heads, hidden_dim):
             f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of {num_heads}. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
         )
+
+
+def _check_num_queries(num_queries):
+    if num_queries is not None:
+        check_positive_int("num_queries", num_queries)
 
 
 def specs(shapes, dtype):

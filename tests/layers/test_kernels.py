@@ -116,6 +116,28 @@ def asked_of_keras(monkeypatch, platform, x, **options):
 
 
 @jax_alone
+def test_heads_in_groups_are_the_same_attention(monkeypatch, rng):
+    """Where the scores of all heads do not fit on a TPU's chip together."""
+    x = ops.convert_to_tensor(rng.normal(size=(2, 5, 512)).astype("float32"))
+    layer = layers.MultiHeadSelfAttention(8)
+    layer.build(x.shape)
+    randomize(layer, rng, scale=0.05)
+    expected = numpy(layer(x)), numpy(layer(x, num_queries=2))
+    asked = []
+    attention = kernels.attention
+    monkeypatch.setattr(kernels, "attention", lambda *args: (asked.append(args[0].shape[2]), attention(*args))[1])
+    monkeypatch.setattr(kernels, "ON_CHIP", 4 * 2 * 4 * 5 * 5)  # bytes of four heads' scores
+    with target_platform("tpu"):
+        np.testing.assert_allclose(numpy(layer(x)), expected[0], atol=1e-4)
+        assert asked == [4, 4]
+        np.testing.assert_allclose(numpy(layer(x, num_queries=2)), expected[1], atol=1e-4)
+        assert asked == [4, 4, 8]  # fewer scores: all heads at once
+        monkeypatch.setattr(kernels, "ON_CHIP", 1)
+        layer(x)
+        assert asked == [4, 4, 8, 8]  # nothing helps
+
+
+@jax_alone
 def test_what_keras_is_asked_for_on_each_platform(monkeypatch, rng):
     """Keras 3.15 on a TPU, left to itself, takes a kernel that is causal, drops the bias and does not scale the queries."""
     x = rng.normal(size=(2, 128, 8)).astype("float32")
