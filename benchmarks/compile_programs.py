@@ -40,12 +40,12 @@ KEY = tuple(field.name for field in dataclasses.fields(Compilation))
 
 def key(row):
     """What makes two rows of a file the same program."""
-    return tuple(row[name] for name in KEY)
+    return results.key(row, KEY)
 
 
 def read(path):
     """The rows of a file, of one program that was compiled twice the later; none if it is not there."""
-    return results.read(path, key)
+    return results.read(path, KEY)
 
 
 @dataclasses.dataclass

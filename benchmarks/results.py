@@ -23,13 +23,12 @@ KEY = (
 )
 
 
-def read(path, key=None):
+def read(path, names=KEY):
     """The rows of a file, or none if it is not there; of one measurement that was taken twice, the later.
 
     Args:
-        key: callable, row to what makes two rows the same measurement; by default that of timed ones.
+        names: of what makes two rows the same measurement; by default, of timed ones.
     """
-    key = key or timed_key
     path = pathlib.Path(path)
     rows = {}
     if not path.exists():
@@ -46,8 +45,8 @@ def read(path, key=None):
                 f"{path}, line {number}, is of format {row.get('format') if isinstance(row, dict) else row!r}; this version reads "
                 f"and writes format {FORMAT}. Give another --output."
             )
-        rows.pop(key(row), None)  # rows of one group stay together
-        rows[key(row)] = row
+        rows.pop(key(row, names), None)  # rows of one group stay together
+        rows[key(row, names)] = row
     return list(rows.values())
 
 
@@ -80,8 +79,8 @@ def model_name(row):
     return f"{row['preset']}{size}{depth}"
 
 
-def key(row):
-    return tuple(row[name] for name in KEY)
+def key(row, names=KEY):
+    return tuple(row[name] for name in names)
 
 
 def key_of(request, common):
@@ -94,6 +93,3 @@ def done(rows, retry=False):
     """Keys that need no measurement; to `retry` is to measure again what failed or was missing."""
     settled = ("measured", "not supported")
     return {key(row) for row in rows if not retry or row["status"] in settled}
-
-
-timed_key = key

@@ -172,7 +172,7 @@ def _head_groups(layer, tokens, num_heads, num_queries):
     """The fewest groups of heads whose float32 scores fit into a TPU's 128 MiB on the chip; 1 where none do.
 
     Two groups of base at batch 128 take 10.9 million cycles for two blocks, where one takes 12.1; four of large 17.3, not 22.5. Where
-    all scores fit (batch 8), groups would cost 5 to 10%. A batch that is split over chips is whole here, so that none fit.
+    all scores fit (batch 8), groups would cost 5 to 10%. A batch that is split over chips counts whole.
     """
     batch, count, hidden_dim = tokens.shape
     if not (_is_for(("tpu",), tokens) and layer.quantization_mode is None and isinstance(batch, int) and count):
@@ -180,8 +180,8 @@ def _head_groups(layer, tokens, num_heads, num_queries):
     scores = 4 * batch * num_heads * (num_queries or count) * count  # bytes
     for groups in range(1, num_heads + 1):
         # A group fills whole tiles, of 128 columns.
-        fits = scores / groups <= ON_CHIP and num_heads % groups == 0 and (groups == 1 or hidden_dim // groups % 128 == 0)
-        if fits:
+        is_even = num_heads % groups == 0 and (groups == 1 or hidden_dim // groups % 128 == 0)
+        if is_even and scores / groups <= ON_CHIP:
             return groups
     return 1
 
