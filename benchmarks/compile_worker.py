@@ -37,7 +37,7 @@ def _compiled(model, request, topology, described, keep):
         lambda leaf, alike: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(alike)), step.arguments, step.alike
     )
     started = time.perf_counter()
-    with topologies.traced_for(described.devices):
+    with topologies.traced_for(described.devices), sharding.distribution(mesh):
         traced = jax.jit(step.function, donate_argnums=step.donated, **options).trace(*arguments)
         lowered = traced.lower(lowering_platforms=(topology.chip.platform,))
     compiled = lowered.compile()
@@ -69,7 +69,8 @@ def _compiled(model, request, topology, described, keep):
         "operations": program.counts(),
         "loops": loops,
         "loops_of_unknown_length": unknown,
-        "bytes_accessed": costs.get("bytes accessed", program.bytes_accessed),
+        # The compiler counts what is in a loop once.
+        "bytes_accessed": program.bytes_accessed if loops else costs.get("bytes accessed", program.bytes_accessed),
         "flops": costs.get("flops"),
         "product_flops": products,
         **(sharding.facts(program, mesh, request) if mesh else {}),

@@ -23,6 +23,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Operation:
     called: tuple  # names of the computations that it runs
     layer: str  # `op_name`, the path of the layer that asked for it; "" where the compiler does not say
     cycles: int  # the compiler's estimate; 0 where it has none
-    trips: int | None  # of a loop, where the compiler knows
+    trips: int | None  # of a loop, where the compiler says
+    condition: str  # of a loop, the name of the computation
+    number: int | None  # a constant's value, where that is a whole number, or a parameter's place
     target: str  # of a custom call
 
     @property
@@ -76,7 +79,7 @@ class Program:
         for operation in self.computations[computation]:
             if operation.opcode in ("while", "call", "conditional"):
                 for name in operation.called:
-                    yield from self._steps(name, times * (operation.trips or 1))
+                    yield from self._steps(name, times * (self.trips(operation) or 1))
             else:
                 yield operation, times
 
@@ -90,7 +93,19 @@ class Program:
     def loops(self):
         """`(number of loops, number of those whose trips the compiler does not know)`"""
         loops = [one for operations in self.computations.values() for one in operations if one.opcode == "while"]
-        return len(loops), sum(one.trips is None for one in loops)
+        return len(loops), sum(self.trips(one) is None for one in loops)
+
+    def trips(self, loop):
+        """How often a loop runs; `None` where that cannot be read.
+
+        The TPU's compiler does not say. JAX' loops of known length (`scan`, `map`, `fori_loop`) count from 0 by 1 while the counter is
+        less than a constant.
+        """
+        condition = self.computations.get(loop.condition, [])
+        if loop.trips is not None or not condition or condition[-1].opcode != "compare":
+            return loop.trips
+        limits = [one.number for one in condition if one.opcode == "constant" and one.number is not None]
+        return limits[0] if len(limits) == 1 else None
 
     @property
     def cycles(self):
@@ -110,8 +125,31 @@ class Program:
         return sum(times * self._read_and_written(operation) for operation, times in self.steps if operation.opcode not in FREE)
 
     def _read_and_written(self, operation):
-        sources = [self._by_name[name] for name in operation.operands if name in self._by_name]
-        return operation.bytes + sum(source.bytes for source in sources)
+        sources = [self._by_name[name].bytes if name in self._by_name else 0 for name in operation.operands]
+        written = operation.bytes
+        # Of an array that a fusion takes or changes a slice of, as loops do, the slice.
+        for inner in self._fused(operation):
+            if inner.opcode not in ("dynamic-slice", "dynamic-update-slice"):
+                continue
+            place = self._parameter(inner.operands[0])
+            if place is None or place >= len(sources):
+                continue
+            if inner.opcode == "dynamic-slice":
+                sources[place] = min(sources[place], inner.bytes)
+            else:
+                written -= sources[place] - self._by_name[inner.operands[1]].bytes
+                sources[place] = 0
+        return max(written, 0) + sum(sources)
+
+    def _fused(self, operation):
+        return self.inside(operation) if operation.opcode == "fusion" else []
+
+    def _parameter(self, name):
+        """The place of the fusion's parameter that an operation in it is, or is another view of; `None` of another operation."""
+        operation = self._by_name.get(name)
+        while operation is not None and operation.opcode in ("bitcast", "reshape", "copy") and operation.operands:
+            operation = self._by_name.get(operation.operands[0])
+        return operation.number if operation is not None and operation.opcode == "parameter" else None
 
     def copies(self, images=None):
         """Operations that only move activations: copies, transposes, reshapes into other tiles, and fusions of such alone.
@@ -236,7 +274,8 @@ def _operation(line):
     called = [part.strip().lstrip("%") for match in _CALLED.findall(attributes) for part in "".join(match).split(",")]
     layer = re.search(r'op_name="([^"]*)"', attributes)
     target = re.search(r'custom_call_target="([^"]*)"', attributes)
-    cycles, trips = _CYCLES.search(attributes), _TRIPS.search(attributes)
+    cycles, trips, condition = (pattern.search(attributes) for pattern in (_CYCLES, _TRIPS, _CONDITION))
+    number = opcode in ("constant", "parameter") and re.fullmatch(r"\d+", inside)
     return Operation(
         name=name,
         opcode=opcode,
@@ -252,6 +291,8 @@ def _operation(line):
         layer=layer[1] if layer else "",
         cycles=int(cycles[1]) if cycles else 0,
         trips=int(trips[1]) if trips else None,
+        condition=condition[1] if condition else "",
+        number=int(inside) if number else None,
         target=target[1] if target else "",
     )
 

@@ -1,5 +1,6 @@
 """How a step's arrays are split over the chips of a mesh, and what the compiled program says of it."""
 
+import contextlib
 import math
 
 from benchmarks.compile_programs import BATCH
@@ -37,22 +38,38 @@ def placement(mesh, step, described):
     return place, {"out_shardings": (place(""), *changed)}
 
 
-def _layout(mesh):
-    """A weight's path to its axes, by the rules of this package's backbone."""
+def distribution(mesh):
+    """A context in which layers are traced as in Keras' `ModelParallel` over this mesh; for one chip, as without."""
+    if not mesh:
+        return contextlib.nullcontext()
     import keras
 
-    from keras_deit.models import DeiTBackbone
+    batch = {} if "batch" in mesh else {"batch": 1}
+    rules = _rules({**batch, **mesh})
+    return keras.distribution.ModelParallel(layout_map=rules, batch_dim_name="batch").scope()
 
+
+def _layout(mesh):
+    """A weight's path to its axes, by the rules of this package's backbone."""
     if "model" not in mesh:
         return lambda path: ()
-    devices = [f"tpu:{index}" for index in range(math.prod(mesh.values()))]
-    rules = DeiTBackbone.get_layout_map(keras.distribution.DeviceMesh(tuple(mesh.values()), list(mesh), devices))
+    rules = _rules(mesh)
 
     def axes(path):
         found = rules[path] if path else None
         return tuple(found.axes) if found is not None else ()
 
     return axes
+
+
+def _rules(mesh):
+    import keras
+
+    from keras_deit.models import DeiTBackbone
+
+    devices = [f"tpu:{index}" for index in range(math.prod(mesh.values()))]
+    device_mesh = keras.distribution.DeviceMesh(tuple(mesh.values()), list(mesh), devices)
+    return DeiTBackbone.get_layout_map(device_mesh) if "model" in mesh else keras.distribution.LayoutMap(device_mesh)
 
 
 def facts(program, mesh, request):

@@ -11,7 +11,9 @@ import keras
 from keras import ops
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-ON_CHIP = 2**27  # bytes of memory on a TPU's chip (v5e, v6e)
+# Bytes of float32 attention scores. A TPU's chip (v5e, v6e) has 128 MiB of memory.
+ALL_SCORES = 120 * 2**20  # that stay on the chip together
+SCORES_AT_A_TIME = 48 * 2**20  # where all do not: with room for queries, keys and values
 _BACKEND = keras.backend.backend()
 _target = contextvars.ContextVar("target_platform", default=None)
 
@@ -132,26 +134,16 @@ def embed_patches(layer, images, patch_size):
 def query_key_value(layer, tokens, num_heads, num_queries=None):
     """The fused product, apart: query (B, Q, heads, head_dim) of the first tokens, key and value (B, T, heads, head_dim) of all."""
     if _is_for(("tpu",), tokens) and layer.quantization_mode is None:
-        (heads,) = _heads_from_slices(layer, tokens, num_heads, num_queries)
-        return heads
+        # Products over slices of the one kernel: on a TPU slices of one product's outcome would be copies of it. The layer is not
+        # called: its `kernel` has what LoRA adds, and a quantized layer goes the other way.
+        kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3, axis=-1)
+        biases = (0.0, 0.0, 0.0) if layer.bias is None else ops.split(ops.cast(layer.bias, tokens.dtype), 3)
+        sources = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)  # of query, key, value
+        parts = (ops.matmul(source, kernel) + bias for source, kernel, bias in zip(sources, kernels, biases))
+        return tuple(_apart(part, num_heads) for part in parts)
     # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a padded sum.
     query, key, value = (_apart(x, num_heads) for x in ops.split(dense(layer, tokens), 3, axis=-1))
     return (query if num_queries is None else query[:, :num_queries]), key, value
-
-
-def _heads_from_slices(layer, tokens, num_heads, num_queries=None, groups=1):
-    """[(query, key, value) of each group of heads], by products over slices of the one kernel: on a TPU slices of one product's outcome
-    would be copies of it. The layer is not called: its `kernel` has what LoRA adds, and a quantized layer goes the other way.
-    """
-    kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3 * groups, axis=-1)
-    biases = None if layer.bias is None else ops.split(ops.cast(layer.bias, tokens.dtype), 3 * groups)
-    sources = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)  # of query, key, value
-
-    def part(index, group):
-        x = ops.matmul(sources[index], kernels[index * groups + group])
-        return _apart(x if biases is None else x + biases[index * groups + group], num_heads // groups)
-
-    return [tuple(part(index, group) for index in range(3)) for group in range(groups)]
 
 
 def _apart(x, num_heads):
@@ -160,30 +152,60 @@ def _apart(x, num_heads):
 
 
 def self_attention(layer, tokens, num_heads, num_queries, training):
-    """`attention` of what `query_key_value` gives, which on a TPU may go group by group of heads."""
-    groups = _head_groups(layer, tokens, num_heads, num_queries)
-    if groups == 1:
-        return attention(*query_key_value(layer, tokens, num_heads, num_queries), None, training)
-    heads = _heads_from_slices(layer, tokens, num_heads, num_queries, groups)
-    return ops.concatenate([attention(*group, None, training) for group in heads], axis=2)
+    """`attention` of what `query_key_value` gives, (B, Q, D); on a TPU some images at a time, where not all scores fit on the chip.
 
-
-def _head_groups(layer, tokens, num_heads, num_queries):
-    """The fewest groups of heads whose float32 scores fit into a TPU's 128 MiB on the chip; 1 where none do.
-
-    Two groups of base at batch 128 take 10.9 million cycles for two blocks, where one takes 12.1; four of large 17.3, not 22.5. Where
-    all scores fit (batch 8), groups would cost 5 to 10%. A batch that is split over chips counts whole.
+    All at once, a v5e's compiler sends scores, queries and keys to memory and back, in another order of axes: three blocks of small at
+    batch 512 take 45 million cycles, and 25 in 16 chunks; a training step of base at 128 takes 56, and 51 in 8 chunks, with 0.6 of the
+    memory. Where all scores fit (small at 128), chunks would cost 10% and more.
     """
-    batch, count, hidden_dim = tokens.shape
-    if not (_is_for(("tpu",), tokens) and layer.quantization_mode is None and isinstance(batch, int) and count):
-        return 1
-    scores = 4 * batch * num_heads * (num_queries or count) * count  # bytes
-    for groups in range(1, num_heads + 1):
-        # A group fills whole tiles, of 128 columns.
-        is_even = num_heads % groups == 0 and (groups == 1 or hidden_dim // groups % 128 == 0)
-        if is_even and scores / groups <= ON_CHIP:
-            return groups
-    return 1
+
+    def attend(tokens):
+        x = attention(*query_key_value(layer, tokens, num_heads, num_queries), None, training)
+        _, queries, heads, head_dim = ops.shape(x)
+        return ops.reshape(x, (-1, queries, heads * head_dim))
+
+    shards, chunks = _shards_and_chunks(tokens, num_heads) if num_queries is None else (1, 1)
+    if chunks == 1:
+        return attend(tokens)
+    batch, count, dim = tokens.shape
+    images = batch // (shards * chunks)
+    x = ops.reshape(tokens, (shards, chunks, images, count, dim))  # each chunk has images of each device, so none moves
+
+    def attend_chunk(chunk):  # (shards, images, T, D)
+        return ops.reshape(attend(ops.reshape(chunk, (shards * images, count, dim))), chunk.shape)
+
+    if training:
+        # The way back computes a chunk again, from its tokens: the scores of all chunks never are in memory together.
+        x = ops.moveaxis(ops.map(keras.remat(attend_chunk), ops.moveaxis(x, 1, 0)), 0, 1)
+    else:
+        # In the place of the tokens: a new array would be filled with zeros first. (A gradient would keep all tokens for each chunk.)
+        def replace(index, x):
+            start = (0, index, 0, 0, 0)
+            chunk = ops.squeeze(ops.slice(x, start, (shards, 1, images, count, dim)), axis=1)
+            return ops.slice_update(x, start, ops.expand_dims(attend_chunk(chunk), axis=1))
+
+        x = ops.fori_loop(0, chunks, replace, x)
+    return ops.reshape(x, tokens.shape)
+
+
+def _shards_and_chunks(tokens, num_heads):
+    """(number of devices that images may be split over, number of chunks whose scores fit on each device's chip)."""
+    batch, count, _ = tokens.shape
+    if not (_is_for(("tpu",), tokens) and isinstance(batch, int) and count):
+        return 1, 1
+    distribution = keras.distribution.distribution()
+    if distribution is None:  # batches may be split by hand, or not
+        shards, known = len(keras.distribution.list_devices()), 1
+    else:
+        mesh = distribution.device_mesh
+        shards = known = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+    if batch % shards:
+        shards = 1
+    scores = 4 * batch * num_heads * count * count / known  # bytes of a device
+    if scores <= ALL_SCORES:
+        return shards, 1
+    divisors = [chunks for chunks in range(1, batch // shards + 1) if batch // shards % chunks == 0]
+    return shards, next((chunks for chunks in divisors if scores / chunks <= SCORES_AT_A_TIME), divisors[-1])
 
 
 def copies_rows_one_by_one(tensor):

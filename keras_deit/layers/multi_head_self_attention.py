@@ -119,17 +119,16 @@ class MultiHeadSelfAttention(CompositeLayer):
                 query, key, value, bias, lambda scores: self.attention_dropout(scores, training=training)
             )
         else:
-            x = kernels.attention(query, key, value, bias, training)  # (B, Q, heads, head_dim)
-        x = self._project(x, training)
+            x = kernels.attention(query, key, value, bias, training)
+        _, queries, heads, head_dim = ops.shape(x)
+        x = self._project(ops.reshape(x, (-1, queries, heads * head_dim)), training)
         return (x, scores) if return_attention_scores else x
 
     def _needs_scores(self, training, return_attention_scores):
         return return_attention_scores or (training and self.attention_dropout_rate > 0)
 
     def _project(self, x, training):
-        _, queries, heads, head_dim = ops.shape(x)
-        x = kernels.dense(self.projection, ops.reshape(x, (-1, queries, heads * head_dim)))  # (B, Q, D)
-        return self.dropout(x, training=training)
+        return self.dropout(kernels.dense(self.projection, x), training=training)
 
     def _dense(self, units, name):
         return keras.layers.Dense(

@@ -57,6 +57,13 @@ LOOP = """
   ROOT %tuple.2 = (s32[], f32[16,2]{1,0}) tuple(%part, %multiply.1)
 }
 
+%condition (counted: (s32[], f32[16,2])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  %counted = (s32[], f32[16,2]{1,0}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%counted), index=0
+  ROOT %less = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
 %sum (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
   %b = f32[] parameter(1)
@@ -116,7 +123,11 @@ def test_loops_count_as_often_as_they_run():
         "all-reduce": {"count": 12, "bytes": 12 * 128},
     }
     assert program.arrays_with(32) == [("", "bf16", (32, 2))]
-    assert hlo.Program(LOOP.replace('{"known_trip_count":{"n":"12"}}', "{}")).loops == (1, 1)
+    # The TPU's compiler does not say how often: it is the constant that the counter is compared with.
+    unsaid = LOOP.replace('{"known_trip_count":{"n":"12"}}', "{}")
+    assert hlo.Program(unsaid).loops == (1, 0)
+    assert hlo.Program(unsaid).cycles == 12 * 7
+    assert hlo.Program(unsaid.replace("constant(12)", "parameter(1)")).loops == (1, 1)
 
 
 def test_library_calls_are_matrix_products():

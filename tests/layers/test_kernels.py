@@ -116,25 +116,52 @@ def asked_of_keras(monkeypatch, platform, x, **options):
 
 
 @jax_alone
-def test_heads_in_groups_are_the_same_attention(monkeypatch, rng):
-    """Where the scores of all heads do not fit on a TPU's chip together."""
-    x = ops.convert_to_tensor(rng.normal(size=(2, 5, 512)).astype("float32"))
-    layer = layers.MultiHeadSelfAttention(8)
+@pytest.mark.parametrize("training", [False, True])
+def test_some_images_at_a_time_are_the_same_attention(training, monkeypatch, rng):
+    """Where the scores of all images do not fit on a TPU's chip together; the gradient, too."""
+    import jax
+
+    x = rng.normal(size=(6, 5, 8)).astype("float32")
+    layer = layers.MultiHeadSelfAttention(2)
     layer.build(x.shape)
-    randomize(layer, rng, scale=0.05)
-    expected = numpy(layer(x)), numpy(layer(x, num_queries=2))
+    randomize(layer, rng)
+    weights = [variable.value for variable in layer.trainable_variables]
+
+    def loss(weights, x):
+        outputs, _ = layer.stateless_call(weights, [], x, training=training)
+        return (outputs**2).sum(), outputs
+
+    compute = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    expected = compute(weights, x)
     asked = []
     attention = kernels.attention
-    monkeypatch.setattr(kernels, "attention", lambda *args: (asked.append(args[0].shape[2]), attention(*args))[1])
-    monkeypatch.setattr(kernels, "ON_CHIP", 4 * 2 * 4 * 5 * 5)  # bytes of four heads' scores
+    monkeypatch.setattr(kernels, "attention", lambda *args: (asked.append(args[0].shape[0]), attention(*args))[1])
+    for images_at_a_time, images_of_scores in ((6, 6), (2, 2), (3, 4), (1, 0.5)):
+        monkeypatch.setattr(kernels, "ALL_SCORES", images_of_scores * 4 * 2 * 5 * 5)
+        monkeypatch.setattr(kernels, "SCORES_AT_A_TIME", images_of_scores * 4 * 2 * 5 * 5)
+        with target_platform("tpu"):
+            for found, wanted in zip(jax.tree.leaves(compute(weights, x)), jax.tree.leaves(expected)):
+                np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=1e-4)
+        assert set(asked) == {images_at_a_time}
+        asked.clear()
+
+
+@jax_alone
+def test_chunks_have_images_of_each_device(monkeypatch):
+    """No image moves to another device, whether Keras knows how they are split or not."""
+    monkeypatch.setattr(kernels, "ALL_SCORES", 4 * 2 * 5 * 5)  # those of one image
+    monkeypatch.setattr(kernels, "SCORES_AT_A_TIME", 4 * 2 * 5 * 5)
+    tokens = np.zeros((24, 5, 8), "float32")
+    devices = [f"cpu:{index}" for index in range(4)]
+    mesh = keras.distribution.DeviceMesh((4,), ["batch"], devices)
+    distribution = keras.distribution.ModelParallel(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch")
     with target_platform("tpu"):
-        np.testing.assert_allclose(numpy(layer(x)), expected[0], atol=1e-4)
-        assert asked == [4, 4]
-        np.testing.assert_allclose(numpy(layer(x, num_queries=2)), expected[1], atol=1e-4)
-        assert asked == [4, 4, 8]  # fewer scores: all heads at once
-        monkeypatch.setattr(kernels, "ON_CHIP", 1)
-        layer(x)
-        assert asked == [4, 4, 8, 8]  # nothing helps
+        assert kernels._shards_and_chunks(tokens, 2) == (1, 24)
+        with distribution.scope():
+            assert kernels._shards_and_chunks(tokens, 2) == (4, 6)
+            assert kernels._shards_and_chunks(tokens[:7], 2) == (1, 7)  # cannot be split over four devices
+        monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
+        assert kernels._shards_and_chunks(tokens, 2) == (4, 6)
 
 
 @jax_alone
@@ -201,7 +228,7 @@ sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
 
 def compiled(function, *shapes):
     arguments = [jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in shapes]
-    with mock.patch.object(jax, "devices", lambda *_: list(topology.devices)), keras_deit.layers.target_platform("tpu"):
+    with mock.patch.object(jax, "devices", lambda backend=None: list(topology.devices)), keras_deit.layers.target_platform("tpu"):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).compile().as_text()
 
 
