@@ -252,13 +252,16 @@ def _has_fused_attention(query, training):
 
 def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores):
     """What `attention` computes, in the open: (outputs, scores), scores (B, heads, Q, T) after the softmax and before `dropout`."""
-    dtype = query.dtype
-    query = query / math.sqrt(query.shape[-1])  # before the product, which would overflow in float16 first
+    dtype, scale = query.dtype, math.sqrt(query.shape[-1])
     in_place = _is_for(("tpu",), query)  # a TPU's product takes any order of axes: transposes would be copies
+    # The query is divided, not the product, which would overflow in float16.
     if in_place:
-        logits = ops.einsum("bqhd,bkhd->bhqk", ops.cast(query, "float32"), ops.cast(key, "float32"))
+        logits = ops.einsum("bqhd,bkhd->bhqk", ops.cast(query / scale, "float32"), ops.cast(key, "float32"))
     else:
-        logits = ops.matmul(ops.transpose(query, (0, 2, 1, 3)), ops.transpose(key, (0, 2, 3, 1)))  # (B, heads, Q, T)
+        query = ops.transpose(query, (0, 2, 1, 3))
+        key = ops.transpose(key, (0, 2, 3, 1))
+        value = ops.transpose(value, (0, 2, 1, 3))
+        logits = ops.matmul(query / scale, key)  # (B, heads, Q, T)
     # Half precision has too few digits for a sum over hundreds of tokens; PyTorch's softmax sums in float32 whatever it is given.
     if _BACKEND != "torch":
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
@@ -267,5 +270,5 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
     scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
     if in_place:
         return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
-    x = ops.matmul(dropout(scores), ops.transpose(value, (0, 2, 1, 3)))  # (B, heads, Q, head_dim)
+    x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)
     return ops.transpose(x, (0, 2, 1, 3)), scores
