@@ -6,6 +6,10 @@
 and open the address that it prints. Without --preset it is the model of handwritten digits that ships inside keras_deit.
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import gradio
 import keras
 import numpy as np

@@ -10,7 +10,10 @@ Needs no network. Writes the presets float32 and int8 to the working directory, 
     the same digit on 360 of 360, probabilities within 0.05
 """
 
+import os
 import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 import numpy as np

@@ -8,6 +8,10 @@ Needs no network. Writes keras_cv_classifier.keras to the working directory, and
     loaded from keras_cv_classifier.keras: outputs are bit-equal
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import keras_cv
 import numpy as np

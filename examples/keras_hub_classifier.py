@@ -9,6 +9,10 @@ Needs no network. Writes keras_hub_classifier.keras and the KerasHub preset kera
     loaded from the preset keras_hub_classifier: outputs are bit-equal
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import keras_hub
 import numpy as np

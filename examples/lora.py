@@ -11,7 +11,10 @@ for comparison the preset lora_preset, to the working directory, and prints, wit
     loaded: outputs are bit-equal
 """
 
+import os
 import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 import numpy as np

@@ -8,9 +8,12 @@ Needs no network. Writes plain_keras_model.keras to the working directory, and p
     loaded in a second process: outputs and attention scores are bit-equal
 """
 
+import os
 import subprocess
 import sys
 import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 import numpy as np

@@ -5,10 +5,13 @@
 Needs no network. Writes quickstart.keras and quickstart.png to the working directory.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 import numpy as np

@@ -9,6 +9,10 @@ Needs no network. Writes segmentation.keras to the working directory, and prints
     the trained head: 0.82
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import numpy as np
 from sklearn.datasets import load_digits

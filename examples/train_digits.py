@@ -9,6 +9,10 @@ parameters. Both see the first 1437 digits only. The last 360 are for the figure
 The distillation runs inside tf.data, so this example wants the TensorFlow backend.
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import numpy as np
 import tensorflow as tf

@@ -21,6 +21,8 @@ import re
 import sys
 import tempfile
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import safetensors.numpy
 from absl import app, flags

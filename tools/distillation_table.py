@@ -9,8 +9,11 @@ and a run that was stopped goes on from there.
 """
 
 import json
+import os
 import pathlib
 import statistics
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 import numpy as np

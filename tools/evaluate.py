@@ -30,6 +30,8 @@ import re
 import sys
 import time
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import numpy as np
 import tensorflow as tf

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import numpy as np
 from absl import app, flags

@@ -22,6 +22,8 @@ import pathlib
 import sys
 import tempfile
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import numpy as np
 import safetensors.numpy

@@ -5,8 +5,11 @@ python tools/presets_table.py --check    # fails if it is out of date
 """
 
 import json
+import os
 import pathlib
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 from absl import app, flags
 

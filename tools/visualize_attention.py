@@ -10,8 +10,11 @@
 are. The photograph keeps its size and aspect (a tiny one is enlarged); what the model's crop cuts off has no map over it. --output is replaced if it exists.
 """
 
+import os
 import pathlib
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
 from absl import app, flags
@@ -59,12 +62,12 @@ def draw():
         block = FLAGS.block % backbone.num_layers
         maps = visualization.attention_maps(scores[f"block_{block}"], **tokens)[0]
         titles = [f"block {block}, head {head}" for head in range(len(maps))]
-        return visualization.plot_images([visualization.overlay(image, shares, box) for shares in maps], titles)
+        return visualization.plot_overlays([image] * len(maps), maps, titles, box)
     rollout = visualization.attention_rollout(
         scores, head_fusion=FLAGS.head_fusion, discard_ratio=FLAGS.discard_ratio, **tokens
     )[0]
     titles = [_prediction(classifier, found["outputs"]), f"where its {FLAGS.token} token looks"]
-    return visualization.plot_images([image, visualization.overlay(image, rollout, box)], titles, columns=2)
+    return visualization.plot_overlays([image, image], [None, rollout], titles, box, columns=2)
 
 
 def _prediction(classifier, logits):

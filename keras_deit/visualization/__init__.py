@@ -7,6 +7,7 @@ from keras_deit.visualization.overlays import (
     overlay,
     plot_filters,
     plot_images,
+    plot_overlays,
     plot_position_similarity,
     plot_rollouts,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "patch_filters",
     "plot_filters",
     "plot_images",
+    "plot_overlays",
     "plot_position_similarity",
     "plot_rollouts",
     "position_similarity",

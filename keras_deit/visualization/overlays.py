@@ -2,18 +2,20 @@
 
 import numpy as np
 
-_PALETTE = "inferno"
+_PALETTE = "viridis"  # no orange or red, which flowers and fur have
 
 
-def overlay(image, shares, box=None, strength=0.6):
+def overlay(image, shares, box=None, strength=0.6, largest=None):
     """Lays a map of patches over an image, at the size of the image.
 
     Args:
         image: array (height, width, channels) of 1 or 3 channels, 0 to 255.
-        shares: array (rows, columns), such as one of `attention_rollout`'s. Its largest share is drawn brightest, its smallest darkest.
-        box: (top, left, height, width) of what the model saw, in pixels of the image: `converter.crop_box(height, width)`. The rest stays
-            as it is. Defaults to the whole image.
+        shares: array (rows, columns), such as one of `attention_rollout`'s. Nothing is drawn darkest, `largest` brightest.
+        box: (top, left, height, width) of what the model saw, in pixels of the image: `converter.crop_box(height, width)`. The map fades
+            out towards its edges, and the rest of the image stays as it is. Defaults to the whole image.
         strength: float in [0, 1]. How much the map covers. Defaults to 0.6.
+        largest: float. The share that is drawn brightest. Defaults to that of the map, and at least to three times the mean: attention
+            that is spread evenly is drawn evenly.
 
     Returns:
         uint8 array (height, width, 3).
@@ -36,12 +38,30 @@ def overlay(image, shares, box=None, strength=0.6):
     # Whole pixels: a crop that ends inside one takes it.
     top, bottom = max(0, round(top)), min(height, max(round(top) + 1, round(top + box_height)))
     left, right = max(0, round(left)), min(width, max(round(left) + 1, round(left + box_width)))
-    stretched = (shares - shares.min()) / max(np.ptp(shares), np.finfo("float32").tiny)
+    stretched = shares / (largest or _largest([shares]))
     heat = Image.fromarray(stretched).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     colours = matplotlib.colormaps[_PALETTE](np.asarray(heat).clip(0, 1))[..., :3] * 255
     seen = picture[top:bottom, left:right]
-    picture[top:bottom, left:right] = np.rint((1 - strength) * seen + strength * colours)
+    covered = strength * np.outer(_fading(top, bottom, height), _fading(left, right, width))[..., None]
+    picture[top:bottom, left:right] = np.rint((1 - covered) * seen + covered * colours)
     return picture
+
+
+def _largest(maps):
+    """The share that is drawn brightest in all of these maps."""
+    return max(max(np.max(shares), 3 * np.mean(shares), np.finfo("float32").tiny) for shares in maps)
+
+
+def _fading(start, end, size):
+    """(end - start) factors from 0 to 1: less towards an edge that the image goes on beyond, over a twentieth of the length."""
+    places = np.arange(start, end) + 0.5
+    ramp = max(1.0, (end - start) / 20)
+    inwards = np.ones(end - start)
+    if start > 0:
+        inwards = np.minimum(inwards, (places - start) / ramp)
+    if end < size:
+        inwards = np.minimum(inwards, (end - places) / ramp)
+    return inwards
 
 
 def enlarge(image, least=256):
@@ -81,8 +101,31 @@ def plot_images(images, titles=None, columns=4):
     return figure
 
 
+def plot_overlays(images, maps, titles=None, box=None, columns=4):
+    """Draws images side by side with their maps laid over, all on one scale, with its colour bar.
+
+    Args:
+        images: sequence of arrays (height, width, channels) of 1 or 3 channels, 0 to 255.
+        maps: sequence of arrays (rows, columns), one for each image, such as one head's of `attention_maps`; `None` for an image alone.
+        titles: sequence of strings, one for each image. Defaults to none.
+        box: as of `overlay`, of all images.
+        columns: int. Images in a row. Defaults to 4.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    largest = _largest([shares for shares in maps if shares is not None])
+    drawn = [image if shares is None else overlay(image, shares, box, largest=largest) for image, shares in zip(images, maps)]
+    figure = plot_images(drawn, titles, columns)
+    _add_colour_bar(figure, largest)
+    return figure
+
+
 def plot_rollouts(images, rollouts, titles, columns=8):
-    """Draws each image, and below it the image with its rollout laid over.
+    """Draws each image, and below it the image with its rollout laid over, all on one scale, with its colour bar.
 
     Args:
         images: array (batch, height, width, channels) of 1 or 3 channels, 0 to 255.
@@ -96,15 +139,26 @@ def plot_rollouts(images, rollouts, titles, columns=8):
     Raises:
         ImportError: matplotlib is not installed.
     """
-    rows = -(-len(images) // columns)
+    rows, largest = -(-len(images) // columns), _largest(rollouts)
     figure, axes = _figure(2 * rows * columns, columns, width=1.4, height=1.6)
     for index, (image, rollout, title) in enumerate(zip(images, rollouts, titles)):
         row, column = divmod(index, columns)
         image = enlarge(_rgb(image))
         axes[2 * row, column].imshow(image)
         axes[2 * row, column].set_title(title, fontsize=9)
-        axes[2 * row + 1, column].imshow(overlay(image, rollout))
+        axes[2 * row + 1, column].imshow(overlay(image, rollout, largest=largest))
+    _add_colour_bar(figure, largest)
     return figure
+
+
+def _add_colour_bar(figure, largest):
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import PercentFormatter
+
+    scale = ScalarMappable(Normalize(0, largest), cmap=_PALETTE)
+    bar = figure.colorbar(scale, ax=figure.axes, shrink=0.7, label="share of the attention", format=PercentFormatter(1))
+    bar.ax.tick_params(labelsize=8)
 
 
 def plot_filters(filters, columns=7):

@@ -6,6 +6,7 @@ from keras_deit.visualization import (
     overlay,
     plot_filters,
     plot_images,
+    plot_overlays,
     plot_position_similarity,
     plot_rollouts,
 )
@@ -44,7 +45,35 @@ def test_outside_the_box_the_image_stays_as_it_is(rng):
     outside = np.ones((50, 80), bool)
     outside[10:40, 20:60] = False
     np.testing.assert_array_equal(found[outside], image[outside])
-    assert len(np.unique(found[~outside], axis=0)) == 1
+    # Inside it is the map's colour, and near the box's edges, as that of a twentieth of its length, part of the image.
+    assert len(np.unique(found[12:38, 22:58].reshape(-1, 3), axis=0)) == 1
+    assert not np.array_equal(found[10:40, 20], found[10:40, 30])
+    whole = overlay(image, np.ones((2, 2)), strength=1.0)
+    assert len(np.unique(whole.reshape(-1, 3), axis=0)) == 1  # at the edge of the image nothing fades
+
+
+def test_attention_that_is_almost_even_is_drawn_so(rng):
+    """Stretched over all colours, it would look sharp."""
+    black, even = np.zeros((60, 60, 3)), 1 / 9 + rng.normal(0, 1e-4, (3, 3))
+    assert np.ptp(overlay(black, even).astype(int), axis=(0, 1)).max() <= 1
+    peak = np.full((3, 3), 1 / 90)
+    peak[1, 1] = 1 - 8 / 90
+    assert np.ptp(overlay(black, peak).astype(int), axis=(0, 1)).max() > 100
+    # What is drawn brightest can be another map's share.
+    assert overlay(black, even, largest=1.0).sum() < overlay(black, even).sum()
+
+
+def test_overlays_share_one_scale_and_show_it(rng, tmp_path):
+    image, faint = rng.integers(0, 256, (30, 30, 3)).astype("uint8"), np.full((2, 3), 0.05)
+    strong = np.array([[0.7, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    figure = plot_overlays([image] * 3, [None, faint, strong], ["image", "faint", "strong"])
+    pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    np.testing.assert_array_equal(pictures[0], image)
+    np.testing.assert_array_equal(pictures[1], overlay(image, faint, largest=0.7))
+    np.testing.assert_array_equal(pictures[2], overlay(image, strong))
+    [bar] = [axis for axis in figure.axes if axis.get_ylabel() == "share of the attention"]
+    assert bar.get_ylim() == pytest.approx((0, 0.7))
+    size(figure, tmp_path / "overlays.png")
 
 
 def test_a_map_of_nothing_and_an_image_of_one_pixel():
