@@ -35,7 +35,8 @@ flags.DEFINE_string("checkpoint", None, "File to convert. Without it, the weight
 flags.DEFINE_string("preset", None, "Name of the architecture, or handle of a preset.")
 flags.DEFINE_string("output", None, "Directory to write; with --to timm a file; with --all a folder of either.", required=True)
 flags.DEFINE_enum("to", "keras_deit", ["keras_deit", "timm"], "Layout to write.")
-flags.DEFINE_bool("all", False, "Convert every published model of the catalog.")
+flags.DEFINE_bool("all", False, "Convert every published model of the catalog; replaces what --output has of them.")
+flags.DEFINE_bool("overwrite", False, "Replace --output if it is there.")
 
 PICKLES = (".pth", ".pt", ".bin")
 
@@ -94,19 +95,34 @@ def load_model(preset, checkpoint):
         return cls.from_preset(preset)
     origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None
     tensors = read_checkpoint(checkpoint)
+    try:
+        model = empty_model(preset, tensors)
+        presets.assign_tensors(model, tensors, source=checkpoint, origin=origin)
+    except ValueError as error:
+        fitting = [name for name in as_large_as(tensors) if name != preset]
+        hint = f" By its number of weights it is {' or '.join(fitting)}: give that as --preset." if fitting else ""
+        raise ValueError(f"{checkpoint} does not fit --preset {preset}.{hint} {error}") from error
+    return model
+
+
+def empty_model(preset, tensors):
+    """The preset's architecture with the heads that the tensors have."""
     # Of the class token, in the three layouts.
     heads = [tensors[name] for name in ("head.weight", "classifier.weight", "cls_classifier.weight") if name in tensors]
-    if heads:
-        model = DeiTImageClassifier.from_preset(
-            preset,
-            load_weights=False,
-            num_classes=len(heads[0]),
-            use_distillation_head="head_dist.weight" in tensors or "distillation_classifier.weight" in tensors,
-        )
-    else:
-        model = DeiTBackbone.from_preset(preset, load_weights=False)
-    presets.assign_tensors(model, tensors, source=checkpoint, origin=origin)
-    return model
+    if not heads:
+        return DeiTBackbone.from_preset(preset, load_weights=False)
+    return DeiTImageClassifier.from_preset(
+        preset,
+        load_weights=False,
+        num_classes=len(heads[0]),
+        use_distillation_head="head_dist.weight" in tensors or "distillation_classifier.weight" in tensors,
+    )
+
+
+def as_large_as(tensors):
+    """Names of the published models that have as many weights as these tensors."""
+    count = sum(tensor.size for tensor in tensors.values())
+    return [name for name, row in DeiTImageClassifier.presets.items() if row["parameters"] == count]
 
 
 def convert(preset, output, to="keras_deit", checkpoint=None):
@@ -157,6 +173,8 @@ def main(_):
     if FLAGS.all:
         sys.exit(1 if convert_all(FLAGS.output, FLAGS.to) else 0)
     try:
+        if os.path.exists(FLAGS.output) and not FLAGS.overwrite:
+            raise ValueError(f"{FLAGS.output} is there already. Give another --output, or --overwrite to replace it.")
         convert(FLAGS.preset, FLAGS.output, FLAGS.to, FLAGS.checkpoint)
     except (ValueError, OSError) as error:
         sys.exit(f"Not converted. {error}")

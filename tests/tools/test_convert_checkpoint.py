@@ -101,6 +101,28 @@ def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
         tool.convert(NAME, tmp_path / "preset", checkpoint=bad)
 
 
+def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_path):
+    save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
+    size = sum(tensor.size for tensor in timm_tensors(classifier).values())
+    rows = dict(DeiTImageClassifier.presets)
+    rows[NAME] = {**rows[NAME], "parameters": size}
+    monkeypatch.setattr(DeiTImageClassifier, "presets", rows)
+    words = f"file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it is {NAME}: give that as --preset."
+    with pytest.raises(ValueError, match=words):
+        tool.convert("deit_tiny_patch16_224", tmp_path / "preset", checkpoint=tmp_path / "file.safetensors")
+    assert not (tmp_path / "preset").exists()
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    (tmp_path / "mine").mkdir()
+    program = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", "--preset", "deit_nano_distilled_patch4_32_digits"]
+    program += ["--output", tmp_path / "mine"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1
+    assert f"{tmp_path / 'mine'} is there already. Give another --output, or --overwrite to replace it." in done.stderr
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_pth_files(classifier, tmp_path):
     torch = pytest.importorskip("torch")  # .ci/run has it
     tensors = timm_tensors(classifier)
