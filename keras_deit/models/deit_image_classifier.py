@@ -39,7 +39,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     their logits. Without, or with `use_distillation_head=False`, there is one head, and `pooling` says what it reads.
 
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
-    `classifier(classifier.preprocessor(images))`.
+    `classifier(classifier.preprocessor(images))`. Raw images are levels from 0 to 255, in batches; floats that never exceed 1 get a
+    warning. Images and labels that do not fit are refused before anything is compiled.
 
     Args:
         backbone: `DeiTBackbone`.
