@@ -10,12 +10,11 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_share
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.distillation_losses import HardDistillationLoss, SoftDistillationLoss
+from keras_deit.models.label_checks import check_labels
 from keras_deit.models.preset_model import unique_name
 from keras_deit.models.raw_images import RawImageInputs
 
 DISTILLATION_TYPES = ("hard", "soft")
-_OF_INDICES = keras.losses.SparseCategoricalCrossentropy
-_OF_ONE_HOT = (keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy)
 _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 
@@ -32,9 +31,10 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     Args:
         student: `DeiTImageClassifier` with a distillation head, and no `activation`.
-        teacher: what gives logits (batch, num_classes) for images: a Keras model, or any callable of the backend's tensors. Keras models
-            are frozen (`trainable=False`) and run in inference mode, once a step. With a student that has a preprocessor, the teacher
-            takes raw images too: its own `preprocessor` converts them, at its own size, or the callable does. `None` where the data bring
+        teacher: what gives logits (batch, num_classes) for images: a Keras model, or any callable of the backend's tensors. Of
+            probabilities, as the models of `keras.applications` give by default, the logarithm is taken. Keras models are frozen
+            (`trainable=False`) and run in inference mode, once a step. With a student that has a preprocessor, the teacher takes raw
+            images too: its own `preprocessor` converts them, at its own size, or the callable does. `None` where the data bring
             `teacher_logits`.
         distillation_type: `"hard"` (`HardDistillationLoss`) or `"soft"` (`SoftDistillationLoss`). Defaults to `"hard"`.
         alpha: float in [0, 1]. Share of the teacher in the loss. Defaults to 0.5.
@@ -139,20 +139,15 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     def fit(self, x=None, y=None, *args, **kwargs):
         # Before anything runs: an error in the middle of a step costs JAX the weights.
-        data = getattr(x, "element_spec", (x, y))
-        inputs, labels = (*data, None)[:2] if isinstance(data, tuple) else (data, None)
+        data = getattr(x, "element_spec", x)
+        inputs = data[0] if isinstance(data, tuple) else data
         if isinstance(inputs, dict) or hasattr(inputs, "shape"):
             self._check_there_is_a_teacher(_named(inputs))
-        if hasattr(labels, "shape"):
-            self._check_labels(labels)
         _check_finite(x)
-        self._check_classes(y)
         return super().fit(x, y, *args, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if y is None:
-            raise ValueError("A distiller learns from labels too: give `y`, or a dataset of (images, labels).")
-        self._check_labels(y)
+        check_labels(self.loss, self.student.num_classes, y)
         if not training:
             return super().compute_loss(x, y, y_pred["mean"], sample_weight, training)
         class_loss = super().compute_loss(x, y, y_pred["class"], sample_weight, training)
@@ -182,7 +177,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         else:
             logits = self._teacher(inputs.get("teacher_images", inputs["images"]))
         _check_logits(logits.shape, self.student.num_classes)
-        return ops.stop_gradient(logits)
+        return ops.stop_gradient(_without_softmax(logits))
 
     def _check_there_is_a_teacher(self, inputs):
         if self._teacher.function is None and "teacher_logits" not in inputs:
@@ -190,6 +185,12 @@ class DeiTDistiller(RawImageInputs, keras.Model):
                 "There is no teacher to learn from: give one with `distiller.set_teacher(teacher)`, or its logits beside the images, "
                 '{"images": ..., "teacher_logits": ...}.'
             )
+
+    def _get_classifier(self):
+        return self.student
+
+    def _images_of(self, inputs):
+        return _named(inputs)["images"]
 
     def _converter(self, training):
         return self._convert_for_both if training else self._convert_for_student
@@ -203,35 +204,6 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         if self._teacher.function is not None and not {"teacher_images", "teacher_logits"} & set(named):
             converted["teacher_images"] = self._teacher.convert(named["images"])
         return converted
-
-    def _check_labels(self, y):
-        """By shape, when the step is traced."""
-        classes = self.student.num_classes
-        if classes == 1 or getattr(y.shape, "rank", 1) is None:  # a tf.data.Dataset may not know
-            return
-        given = tuple(y.shape)
-        one_hot = len(given) == 2 and given[-1] == classes
-        if isinstance(self.loss, _OF_INDICES) and one_hot:
-            wanted, other = "indices of classes, (batch,)", "CategoricalCrossentropy"
-        elif isinstance(self.loss, _OF_ONE_HOT) and not one_hot:
-            wanted, other = f"a value for each class, (batch, {classes})", "SparseCategoricalCrossentropy"
-        else:
-            return
-        raise ValueError(
-            f"The loss takes {wanted}. For these labels, compile with `loss=keras.losses.{other}(from_logits=True)`. "
-            f"Received: labels of shape {given}"
-        )
-
-    def _check_classes(self, y):
-        """By value, where the labels are an array."""
-        if not hasattr(y, "shape") and not isinstance(y, list):
-            return
-        y = keras.ops.convert_to_numpy(y)
-        if len(y) and not (np.isfinite(y).all() and y.min() >= 0 and y.max() < self.student.num_classes):
-            raise ValueError(
-                f"Labels must be from 0 to {self.student.num_classes - 1}, the classes of the student. "
-                f"Received: labels from {y.min()} to {y.max()}"
-            )
 
     def get_config(self):
         saves = self.save_teacher and self._teacher.function is not None
@@ -299,6 +271,17 @@ def _named(inputs):
             f"Received: {', '.join(map(repr, inputs))}"
         )
     return inputs
+
+
+def _without_softmax(outputs):
+    """The logarithm of probabilities, whose softmax they are; logits as they come.
+
+    Told by their values, for a teacher may be any callable, or computed before: none is negative, and each row sums to one.
+    """
+    outputs = ops.cast(outputs, "float32")
+    sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1) < 1e-2  # as rounded as bfloat16 has them
+    are_probabilities = ops.logical_and(ops.all(outputs >= 0), ops.all(sums_to_one))
+    return ops.where(are_probabilities, ops.log(ops.maximum(outputs, np.finfo("float32").tiny)), outputs)
 
 
 def _check_logits(shape, num_classes):

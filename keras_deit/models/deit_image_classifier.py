@@ -39,7 +39,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     their logits. Without, or with `use_distillation_head=False`, there is one head, and `pooling` says what it reads.
 
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
-    `classifier(classifier.preprocessor(images))`.
+    `classifier(classifier.preprocessor(images))`. Raw images are levels from 0 to 255, in batches; floats that never exceed 1 get a
+    warning. Images and labels that do not fit are refused before anything is compiled.
 
     Args:
         backbone: `DeiTBackbone`.
@@ -234,8 +235,10 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
                 gets a fresh head.
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
             **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
-                both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh, which a log
-                line says. With another `image_shape` the trained positions are resampled and the preprocessor follows.
+                both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh and has no labels,
+                which a log line says; with the preset's own number it is the trained one, with its labels. Give `labels=` for
+                classes of your own. With another `image_shape` the trained positions are resampled and the preprocessor follows.
+                What would make another model of the trained weights, as another `num_heads`, needs `load_weights=False`.
 
         Raises:
             ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights
@@ -271,6 +274,13 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
         if load_weights and same_classes:
             _load_head(classifier, preset, saved, saved_backbone, source)
+            if "num_classes" in own and "labels" not in own:
+                logging.warning(
+                    "The head for %d classes is the trained one, with its labels: the %s has as many. Give `labels=` for classes of "
+                    "your own.",
+                    classifier.num_classes,
+                    source,
+                )
         elif load_weights:
             logging.warning("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
         return classifier
@@ -341,6 +351,11 @@ def _sort_overrides(cls, overrides):
 
 def _load_head(classifier, preset, saved, saved_backbone, source):
     """The preset's trained head; a second one starts as the first where the preset has one."""
+    if classifier.pooling != saved.get("pooling", "token"):
+        raise ValueError(
+            f"The head of the {source} was trained with another `pooling`. Leave the override out, or give `load_weights=False`. "
+            f"Received: pooling={classifier.pooling!r}"
+        )
     had_two = has_two_heads(saved, saved_backbone)
     if had_two and not classifier.use_distillation_head:
         raise ValueError(

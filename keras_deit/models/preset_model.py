@@ -1,7 +1,9 @@
 """What the backbone and the classifier share about presets, and how trained weights meet another grid."""
 
+import difflib
 import gc
 import inspect
+import numbers
 
 import keras
 
@@ -9,6 +11,25 @@ from keras_deit.layers.composite import own_policy
 from keras_deit.layers.initialization import weights_follow
 from keras_deit.presets import catalog, weights
 from keras_deit.presets.adaptation import adapt_backbone
+from keras_deit.presets.layout import pair
+
+# The arguments of a backbone that trained weights bear to differ: they adapt, as to another `image_shape`, or the argument is of the
+# training or the machine. Another value of the rest makes another function of the same weights.
+_ADAPTABLE = (
+    "image_shape",
+    "use_distillation_token",
+    "dropout_rate",
+    "attention_dropout_rate",
+    "drop_path_rate",
+    "drop_path_schedule",
+    "layer_scale_init_value",
+    "num_merged_tokens",
+    "remat",
+    "data_format",
+    "dtype",
+    "name",
+    "trainable",
+)
 
 
 class PresetModel(keras.Model):
@@ -35,10 +56,34 @@ def argument_names(cls):
 def check_overrides(overrides, allowed):
     unknown = sorted(set(overrides) - set(allowed))
     if unknown:
+        close = [match for name in unknown for match in difflib.get_close_matches(name, sorted(allowed), n=1, cutoff=0.75)]
+        meant = f"Did you mean {' and '.join(close)}? " if close else ""
         raise ValueError(
-            f"`from_preset` got an override that nothing takes: {', '.join(unknown)}. "
+            f"`from_preset` got an override that nothing takes: {', '.join(unknown)}. {meant}"
             f"What can be overridden: {', '.join(sorted(allowed))}"
         )
+
+
+def check_as_trained(cls, saved_config, overrides, source):
+    """Refuses overrides that would make another function of the weights of a `cls` with `saved_config`."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
+    trained = {**defaults, **saved_config}
+    changed = [name for name, value in overrides.items() if _comparable(value) != _comparable(trained[name])]
+    if changed:
+        raise ValueError(
+            f"The weights of {source} were trained with {_listed(trained, changed)}: with another value they are another model, "
+            "which nobody trained. Leave the override out, or give `load_weights=False` for random weights. "
+            f"Received: {_listed(overrides, changed)}"
+        )
+
+
+def _comparable(value):
+    """Sizes as pairs: 16, (16, 16) and JSON's [16, 16] are the same."""
+    return pair(value) if isinstance(value, (numbers.Integral, tuple, list)) else value
+
+
+def _listed(values, names):
+    return ", ".join(f"{name}={values[name]!r}" for name in names)
 
 
 def load_backbone(cls, preset, load_weights, overrides, source):
@@ -48,6 +93,7 @@ def load_backbone(cls, preset, load_weights, overrides, source):
     if not load_weights:
         # Random weights are not quantized: int8 kernels would be zeros that do not train.
         return cls.from_config({**config, "dtype": own_policy(config.get("dtype"))})
+    check_as_trained(cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source)
     with weights_follow():
         if not overrides:
             backbone = cls.from_config(config)

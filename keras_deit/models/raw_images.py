@@ -1,7 +1,14 @@
 """Raw images into `fit`, `evaluate` and `predict`: the preprocessor runs on each batch before the model sees it."""
 
+import warnings
+
 import keras
 import numpy as np
+
+from keras_deit.layers.deit_image_converter import DeiTImageConverter
+from keras_deit.models.label_checks import check_labels
+
+_FIRST = 32  # images of an array, looked at before any is converted
 
 
 class RawImageInputs:
@@ -11,6 +18,13 @@ class RawImageInputs:
     """
 
     _takes_named_images = False  # whether `x` may be a dictionary of arrays
+
+    def _get_classifier(self):
+        """Whose images and classes these are. No property: Keras would save the model inside itself."""
+        return self
+
+    def _images_of(self, inputs):
+        return inputs
 
     def _converter(self, training):
         """From raw images to what the model takes."""
@@ -31,6 +45,11 @@ class RawImageInputs:
         sample_weight=None,
         **kwargs,
     ):
+        self._check_data(x, y)
+        if isinstance(validation_data, (tuple, list)):
+            self._check_data(*validation_data[:2])
+        elif validation_data is not None:
+            self._check_data(validation_data)
         if self.preprocessor is not None:
             if validation_split and validation_data is None:
                 if not self._are_arrays(x):
@@ -66,14 +85,17 @@ class RawImageInputs:
         )
 
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs):
-        # With this keyword, `fit` hands on its validation data, which are converted already.
-        if self.preprocessor is not None and "_use_cached_eval_dataset" not in kwargs:
-            x = self._convert(x, y, sample_weight, batch_size)
-            y = sample_weight = batch_size = None
+        # With this keyword, `fit` hands on its validation data, which are checked and converted already.
+        if "_use_cached_eval_dataset" not in kwargs:
+            self._check_data(x, y)
+            if self.preprocessor is not None:
+                x = self._convert(x, y, sample_weight, batch_size)
+                y = sample_weight = batch_size = None
         return super().evaluate(x, y, batch_size=batch_size, verbose=verbose, sample_weight=sample_weight, **kwargs)
 
     def predict(self, x, batch_size=None, **kwargs):
         if self.preprocessor is not None:
+            self._check_data(x, labels_matter=False)
             x, batch_size = self._convert(x, batch_size=batch_size), None
         return super().predict(x, batch_size=batch_size, **kwargs)
 
@@ -89,8 +111,63 @@ class RawImageInputs:
     def _are_arrays(self, data):
         return hasattr(data, "shape") or (self._takes_named_images and isinstance(data, dict))
 
+    def _check_data(self, data, y=None, labels_matter=True):
+        """Refuses images and labels that do not fit before anything is compiled: an error in a step costs JAX the weights."""
+        if hasattr(data, "element_spec"):
+            images, y = _images_and_labels(data.element_spec)
+        elif isinstance(data, keras.utils.PyDataset):
+            images, y = _images_and_labels(data[0])
+        elif self._are_arrays(data):
+            images = data
+        else:
+            return
+        if self.preprocessor is not None:
+            images = self._images_of(images)
+            self._check_images(images)
+            if not hasattr(data, "element_spec"):
+                self._warn_of_fractions(images)
+        loss = getattr(self, "loss", None)
+        if labels_matter and loss is not None:
+            is_array = isinstance(y, list) or hasattr(y, "__array__")
+            check_labels(loss, self._get_classifier().num_classes, _to_numpy(y) if is_array else y)
+
+    def _check_images(self, images):
+        """Of the preprocessor of this package; another may take other images."""
+        shape = getattr(images, "shape", None)
+        if not isinstance(self.preprocessor, DeiTImageConverter) or shape is None or getattr(shape, "rank", 4) is None:
+            return  # a tf.data.Dataset may not know even the rank
+        backbone = self._get_classifier().backbone
+        axis, axes = (1, "{}, height, width") if backbone.data_format == "channels_first" else (3, "height, width, {}")
+        channels = backbone.image_shape[axis - 1]
+        if len(shape) != 4:
+            advice = "For one image give `images[None]`, for a dataset `dataset.batch(32)`, and keep the axis of the channels, also of one."
+        elif shape[axis] not in (channels, None):
+            advice = "Convert the images, or load the model for theirs, with another `image_shape`."
+        elif shape[0] == 0:
+            advice = "Give one at least."
+        else:
+            return
+        expected = f"(batch, {axes.format(channels)})"
+        raise ValueError(f"Images must come in batches of shape {expected}. {advice} Received: images of shape {tuple(shape)}")
+
+    def _warn_of_fractions(self, images):
+        """Of levels up to 1, nothing is left but black."""
+        if not isinstance(self.preprocessor, DeiTImageConverter) or "float" not in str(images.dtype):
+            return
+        first = _to_numpy(images[:_FIRST])
+        if 0 < first.max() <= 1:
+            warnings.warn(
+                "Raw images have levels from 0 to 255, and these have none above 1, as if they were scaled already. Give them as they "
+                "were: `255 * images` if they are from 0 to 1, `127.5 * (images + 1)` if they are from -1 to 1. "
+                f"Received: levels from {first.min():.3g} to {first.max():.3g}",
+                stacklevel=4,
+            )
+
     def _convert_images(self, images, training=False):
-        return images if self.preprocessor is None else self._converter(training)(images)
+        if self.preprocessor is None:
+            return images
+        self._check_images(self._images_of(images))
+        return self._converter(training)(images)
 
     def _convert(self, data, y=None, sample_weight=None, batch_size=None, shuffle=False, training=False):
         """Images and what goes with them as one dataset that yields converted batches."""
@@ -115,10 +192,13 @@ class RawImageInputs:
         )
 
 
+def _images_and_labels(batch):
+    return (*batch, None)[:2] if isinstance(batch, (tuple, list)) else (batch, None)
+
+
 def _convert_batch(preprocessor, batch):
     images, *rest = batch
-    images = preprocessor(images)
-    return (images, *rest) if rest else images
+    return (preprocessor(images), *rest)
 
 
 def _split(validation_split, *arrays):
@@ -144,7 +224,7 @@ class _ConvertedDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         batch = self._dataset[index]
-        return _convert_batch(self._preprocessor, batch if isinstance(batch, tuple) else (batch,))
+        return _convert_batch(self._preprocessor, batch if isinstance(batch, (tuple, list)) else (batch,))
 
     def on_epoch_begin(self):
         self._dataset.on_epoch_begin()

@@ -101,8 +101,9 @@ class PresetDirectory:
         self._card_sha256 = metadata.get("card_sha256")
         origin = metadata.get("origin")
         self.origin = origin if published(origin) else files.handle or origin
+        self._lists_labels = LABELS in metadata["files"]
         for name in metadata["files"]:
-            # Without labels a model is whole; without its preprocessor or head it would be another one.
+            # Without its preprocessor or head a model would be another one. Labels may be given anew: see `labels`.
             if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
                 raise ValueError(
                     f"The preset lacks one of its files: {self._files.where(name)} does not exist. Copy the preset again."
@@ -135,11 +136,16 @@ class PresetDirectory:
 
     def labels(self, num_classes):
         labels = self._read(LABELS)
+        if labels is None and self._lists_labels:
+            raise ValueError(
+                f"The preset lacks its labels: {self._files.where(LABELS)} does not exist. Copy the preset again, or give `labels=[...]`, "
+                "or `labels=None` to do without."
+            )
         if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
             count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
             raise ValueError(
                 f"{self._files.where(LABELS)} must list one label for each of the {num_classes} classes in {TASK}. "
-                f"Received: {count}. Correct the list, or delete the file to do without labels."
+                f"Received: {count}. Correct the list, or give `labels=[...]`, or `labels=None` to do without."
             )
         return labels
 

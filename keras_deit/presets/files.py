@@ -43,7 +43,7 @@ class Repository:
     """
 
     def __init__(self, name, published=False):
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if not is_repository_name(name):
             raise ValueError(
                 f"A preset on the Hugging Face Hub is named by its owner and repository, '{HUB}owner/repo'. Received: '{HUB}{name}'"
             )
@@ -71,6 +71,11 @@ class Repository:
 
     def listing(self):
         return "a repository without them"
+
+
+def is_repository_name(name):
+    """Whether this is "owner/repo"."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def need(files, name, advice):

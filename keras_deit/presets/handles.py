@@ -6,7 +6,7 @@ import pathlib
 
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
 from keras_deit.presets.directory import PresetDirectory
-from keras_deit.presets.files import HUB, Folder, Repository, read_json
+from keras_deit.presets.files import HUB, Folder, Repository, is_repository_name, read_json
 from keras_deit.presets.imagenet import imagenet_labels
 from keras_deit.presets.original import OriginalPreset
 from keras_deit.presets.timm_layout import timm_preset
@@ -71,7 +71,7 @@ def _by_config(files):
 
 def _unknown(handle):
     names = (*BUILT_IN, *ARCHITECTURES)
-    close = difflib.get_close_matches(handle, names, n=3)
+    close = [f"{HUB}{handle}"] if is_repository_name(handle) else difflib.get_close_matches(handle, names, n=3)
     known = f"Did you mean {' or '.join(close)}?" if close else f"Known names: {', '.join(names)}."
     return (
         "A preset handle is a built-in name, 'hf://owner/repo' or a directory, "

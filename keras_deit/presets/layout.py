@@ -21,4 +21,4 @@ def has_two_heads(classifier_config, backbone_config):
 
 def pair(size):
     """(height, width) of an int or a pair."""
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(size) if isinstance(size, (tuple, list)) else (size, size)

@@ -194,6 +194,184 @@ def test_data_that_does_not_fit_together(rng):
     assert classifier._convert(x, [0, 1, 2, 3, 4, 0], None, 4)[0][1].tolist() == [0, 1, 2, 3]
 
 
+@pytest.fixture(scope="module")
+def bad_and_good():
+    """One classifier for all that is refused: on JAX an error in a step would cost it the weights."""
+    return tiny_classifier()
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((20, 30, 3), None),
+        ((6, 20, 30), None),
+        ((), None),
+        ((2, 20, 30, 1), "Convert the images, or load the model for theirs, with another `image_shape`."),
+        ((0, 20, 30, 3), "Give one at least."),
+    ],
+)
+def test_images_of_another_shape(shape, advice, bad_and_good, rng):
+    import tensorflow as tf
+
+    classifier, good, y = bad_and_good, raw_images(rng), np.zeros(4, int)
+    classifier.compile("sgd", **LOSS)
+    expected = numpy(classifier(classifier.preprocessor(good)))
+    bad = np.zeros(shape, "uint8")
+    advice = advice or (
+        "For one image give `images[None]`, for a dataset `dataset.batch(32)`, and keep the axis of the channels, also of one."
+    )
+    message = f"Images must come in batches of shape (batch, height, width, 3). {advice} Received: images of shape "
+    ways = [
+        classifier.predict,
+        classifier.predict_on_batch,
+        lambda x: classifier.fit(x, y),
+        lambda x: classifier.fit(good, y, validation_data=(x, y)),
+        lambda x: classifier.evaluate(x, y),
+    ]
+    for way in ways:
+        with raises(f"{message}{shape}"):
+            way(bad)
+    if len(shape) >= 3 and shape[0]:
+        with raises(f"{message}{(None, *shape[1:])}"):
+            classifier.fit(tf.data.Dataset.from_tensor_slices((bad, np.zeros(shape[0], int))).batch(2))
+        with raises(f"{message}{shape}"):
+            classifier.predict(OneBatch(bad, y))
+    if len(shape) == 3:
+        with raises(f"{message}{shape}"):
+            classifier.predict(tf.data.Dataset.from_tensors(bad))  # not batched
+    np.testing.assert_allclose(classifier.predict(good, verbose=0), expected, atol=1e-5)
+
+
+class OneBatch(keras.utils.PyDataset):
+    num_batches = 1
+
+    def __init__(self, *batch):
+        super().__init__()
+        self.batch = batch
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+def test_images_of_another_shape_with_channels_first(rng):
+    classifier = tiny_classifier(
+        {"image_shape": (3, 12, 32), "data_format": "channels_first"},
+        preprocessor=DeiTImageConverter((12, 32), data_format="channels_first"),
+    )
+    with raises(
+        "Images must come in batches of shape (batch, 3, height, width). Convert the images, or load the model for theirs, with another "
+        "`image_shape`. Received: images of shape (4, 20, 30, 3)"
+    ):
+        classifier.predict(raw_images(rng))
+
+
+NOT_INDICES = (
+    "Labels must be whole numbers from 0 to 4, the classes of the model. Count the classes from 0, or give the model as many."
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "message"),
+    [
+        ("indices", [0, 1, 5, 2], f"{NOT_INDICES} Received: labels from 0 to 5"),
+        ("indices", [0, -1, 1, 2], f"{NOT_INDICES} Received: labels from -1 to 2"),
+        ("indices", [0.5, 1.0, 1.0, 2.0], f"{NOT_INDICES} Received: labels from 0.5 to 2.0"),
+        ("indices", [0, np.nan, 1, 2], f"{NOT_INDICES} Received: labels from nan to nan"),
+        ("name", [[0], [1], [5], [2]], f"{NOT_INDICES} Received: labels from 0 to 5"),
+        (
+            "indices",
+            ["ant", "bee", "cat", "dog"],
+            "Labels must be numbers. Give the index of each class, from 0 to 4. Received: labels of dtype <U3",
+        ),
+        (
+            "indices",
+            np.eye(5)[:4],
+            "The loss takes indices of classes, (batch,). For these labels, compile with "
+            "`loss=keras.losses.CategoricalCrossentropy(from_logits=True)`. Received: labels of shape (4, 5)",
+        ),
+        (
+            "name",
+            np.zeros((4, 2)),
+            "The loss takes indices of classes, (batch,). Give the labels that shape. Received: labels of shape (4, 2)",
+        ),
+        (
+            "one-hot",
+            [0, 1, 2, 3],
+            "The loss takes a value for each class, (batch, 5). For these labels, compile with "
+            "`loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Received: labels of shape (4,)",
+        ),
+        ("one-hot", 2 * np.eye(5)[:4], "Labels must be values from 0 to 1. Received: labels from 0.0 to 2.0"),
+        ("indices", None, "There are no labels to learn from or to compare with: give `y`, or a dataset of (images, labels)."),
+    ],
+)
+def test_labels_that_do_not_fit(loss, labels, message, bad_and_good, rng):
+    import tensorflow as tf
+
+    losses = {
+        "indices": LOSS["loss"],
+        "name": "sparse_categorical_crossentropy",
+        "one-hot": keras.losses.CategoricalCrossentropy(from_logits=True),
+    }
+    classifier, x = bad_and_good, raw_images(rng)
+    classifier.compile("sgd", losses[loss], jit_compile=LOSS["jit_compile"])
+    y = labels if labels is None else np.asarray(labels)
+    of_batch = (x,) if y is None else (x, y)
+    sources = [(x, labels), (OneBatch(*of_batch),)]
+    if "of shape" in message or y is None:  # of tf.data nothing else is known before
+        sources.append((tf.data.Dataset.from_tensors(of_batch),))
+    for source in sources:
+        for method in (classifier.fit, classifier.evaluate):
+            with raises(message):
+                method(*source)
+    with raises(message):
+        classifier.fit(x, np.eye(5)[:4] if loss == "one-hot" else np.zeros(4), validation_data=(x, labels))
+    assert np.isfinite(classifier.predict(x, verbose=0)).all()
+
+
+def test_labels_that_fit(rng):
+    import tensorflow as tf
+
+    classifier, x = tiny_classifier(), raw_images(rng)
+    fitting = [
+        (keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1), [0, -1, 4, 4]),
+        ("sparse_categorical_crossentropy", tf.constant([[0], [1], [4], [4]])),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), [[0, 0, 0.7, 0.3000001, 0]] * 4),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), keras.ops.ones((4, 5))),
+        ("mse", np.full((4, 5), -3.0)),  # another loss takes what it will
+    ]
+    classifier._check_data(x)  # without a loss, labels do not matter
+    for loss, labels in fitting:
+        classifier.compile("sgd", loss)
+        classifier._check_data(x, labels)
+    unknown = tf.data.Dataset.from_generator(lambda: [], (tf.uint8, tf.int32))
+    classifier.compile("sgd", **LOSS)
+    classifier._check_data(unknown)
+    one_class = tiny_classifier(num_classes=1, labels=None)
+    one_class.compile("sgd", "binary_crossentropy")
+    one_class._check_data(x, [0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("source", ["array", "tensor", "PyDataset"])
+def test_images_that_were_scaled_already_get_a_warning(source, rng):
+    classifier = tiny_classifier()
+    scaled = rng.uniform(-1, 1, size=(4, 20, 30, 3)).astype("float32")
+    scaled[0, 0, 0] = -1, 1, 1
+    as_source = {"array": np.asarray, "tensor": keras.ops.convert_to_tensor, "PyDataset": OneBatch}[source]
+    with pytest.warns(UserWarning) as caught:
+        classifier.predict(as_source(scaled), verbose=0)
+    assert [str(warning.message) for warning in caught] == [
+        "Raw images have levels from 0 to 255, and these have none above 1, as if they were scaled already. Give them as they were: "
+        "`255 * images` if they are from 0 to 1, `127.5 * (images + 1)` if they are from -1 to 1. Received: levels from -1 to 1"
+    ]
+    assert caught[0].filename == __file__  # where `predict` was called
+    # A warning is an error here: setup.cfg.
+    for levels in (127.5 * (scaled + 1), np.zeros_like(scaled), (scaled > 0).astype("uint8")):
+        classifier.predict(as_source(levels), verbose=0)
+    tiny_classifier(preprocessor=keras.layers.Rescaling(2.0)).predict(
+        as_source(scaled[:, :12].repeat(2, 2)[:, :, :32]), verbose=0
+    )
+
+
 def test_without_a_preprocessor_the_methods_are_those_of_keras(rng):
     classifier = tiny_classifier(preprocessor=None)
     classifier.compile("adam", **LOSS)

@@ -1,5 +1,6 @@
 """save_to_preset, from_preset, and what a broken directory gets to hear."""
 
+import inspect
 import json
 import logging
 
@@ -87,7 +88,14 @@ def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     assert numpy(loaded(x)).shape == (4, 7)
     np.testing.assert_array_equal(numpy(loaded.backbone(x)), numpy(classifier.backbone(x)))
     assert abs(numpy(loaded.head.class_head.kernel)).max() <= 0.04
-    same = DeiTImageClassifier.from_preset(directory, num_classes=5)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        same = DeiTImageClassifier.from_preset(directory, num_classes=5)
+    assert caplog.messages == [
+        f"The head for 5 classes is the trained one, with its labels: the preset {str(directory)!r} has as many. Give `labels=` for "
+        "classes of your own."
+    ]
+    assert same.labels == classifier.labels
     np.testing.assert_array_equal(numpy(same(x)), numpy(classifier(x)))
 
 
@@ -150,23 +158,89 @@ def test_an_activation_survives(rng, tmp_path):
 def test_an_override_that_the_trained_weights_cannot_take(saved):
     _, directory = saved
     with pytest.raises(ValueError) as caught:
-        DeiTImageClassifier.from_preset(directory, num_layers=2, intermediate_dim=21)
+        DeiTImageClassifier.from_preset(directory, use_distillation_token=False)
     message = str(caught.value)
     assert message.startswith(
         f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to another `image_shape` and "
         "`num_classes`, and to another `dtype` if they are not quantized: leave the rest as the preset has it, or give "
-        "`load_weights=False`.\nMissing: none\n"
-        "Left over: block_2/attention_norm/gamma (8,); "
+        "`load_weights=False`.\nMissing: none\nLeft over: none\n"
+        "Other shape: token_position_embedding/prefix_tokens is (2, 8), not (1, 8); "
     )
-    assert "and 4 more\nOther shape: block_0/mlp/intermediate/kernel is (8, 20), not (8, 21); " in message
     assert DeiTImageClassifier.from_preset(directory, num_layers=2, load_weights=False).backbone.num_layers == 2
+
+
+# Other values than those of `saved`, of every argument of the backbone.
+REFUSED = {
+    "patch_size": (8, 4),  # as many pixels
+    "num_layers": 2,
+    "num_heads": 4,
+    "hidden_dim": 16,
+    "intermediate_dim": 21,
+    "position_scope": "patches",
+    "layer_norm_epsilon": 1e-5,
+}
+TAKEN = {
+    "image_shape": (24, 16, 3),
+    "use_distillation_token": True,
+    "dropout_rate": 0.1,
+    "attention_dropout_rate": 0.1,
+    "drop_path_rate": 0.3,
+    "drop_path_schedule": "constant",
+    "layer_scale_init_value": 1e-5,
+    "num_merged_tokens": 1,
+    "remat": True,
+    "data_format": "channels_last",
+    "dtype": "bfloat16",
+    "name": "mine",
+    "trainable": False,
+}
+
+
+def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_path):
+    """Half of these have no weights of their own: they changed the answers and said nothing."""
+    assert {*REFUSED, *TAKEN} == set(inspect.signature(DeiTBackbone.__init__).parameters) - {"self"}
+    backbone = randomize(tiny_backbone(layer_scale_init_value=1e-4), rng)
+    backbone.save_to_preset(tmp_path / "preset")
+    for name, value in REFUSED.items():
+        had = getattr(backbone, name)
+        with raises(
+            f"The weights of preset {str(tmp_path / 'preset')!r} were trained with {name}={list(had) if name == 'patch_size' else had!r}: "
+            "with another value they are another model, which nobody trained. Leave the override out, or give `load_weights=False` for "
+            f"random weights. Received: {name}={value!r}"
+        ):
+            DeiTBackbone.from_preset(tmp_path / "preset", **{name: value})
+        if name not in ("patch_size", "hidden_dim"):  # of sizes that fit nothing else
+            assert getattr(DeiTBackbone.from_preset(tmp_path / "preset", load_weights=False, **{name: value}), name) == value
+    x = images(rng)
+    expected = numpy(backbone(x))
+    same = DeiTBackbone.from_preset(tmp_path / "preset", patch_size=[4, 8], num_heads=np.int64(2), layer_norm_epsilon=1e-6)
+    np.testing.assert_array_equal(numpy(same(x)), expected)
+    for name, value in TAKEN.items():
+        loaded = DeiTBackbone.from_preset(tmp_path / "preset", **{name: value})
+        if name not in ("image_shape", "use_distillation_token", "num_merged_tokens", "dtype"):
+            np.testing.assert_array_equal(numpy(loaded(x)), expected)
+
+
+def test_a_trained_head_keeps_its_pooling(rng, tmp_path):
+    tiny_classifier({"use_distillation_token": False}).save_to_preset(tmp_path / "preset")
+    with raises(
+        f"The head of the preset {str(tmp_path / 'preset')!r} was trained with another `pooling`. Leave the override out, or give "
+        "`load_weights=False`. Received: pooling='mean'"
+    ):
+        DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean")
+    assert DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean", num_classes=3).pooling == "mean"
 
 
 def test_an_override_that_nothing_takes(saved):
     _, directory = saved
-    with pytest.raises(ValueError, match="got an override that nothing takes: classes. What can be overridden: activation, "):
-        DeiTImageClassifier.from_preset(directory, classes=3)
-    with pytest.raises(ValueError, match="got an override that nothing takes: num_classes. What can be overridden: "):
+    with pytest.raises(ValueError, match="got an override that nothing takes: sizes. What can be overridden: activation, "):
+        DeiTImageClassifier.from_preset(directory, sizes=3)
+    meant = (
+        "nothing takes: classes, image_size. Did you mean num_classes and image_shape\\? What can be overridden: activation, "
+    )
+    with pytest.raises(ValueError, match=meant):
+        DeiTImageClassifier.from_preset(directory, image_size=64, classes=3)
+    with pytest.raises(ValueError, match="got an override that nothing takes: num_classes. "):
         DeiTBackbone.from_preset(directory, num_classes=3)
 
 
@@ -179,6 +253,11 @@ def test_unknown_handles():
         DeiTBackbone.from_preset("deit_tiny_patch16_225")
     with pytest.raises(ValueError, match="'resnet50' is neither a name nor an existing path. Known names: deit_nano_"):
         DeiTImageClassifier.from_preset("resnet50")
+    with raises(
+        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and 'facebook/deit-tiny-patch16-224' is neither a name "
+        "nor an existing path. Did you mean hf://facebook/deit-tiny-patch16-224?"
+    ):
+        DeiTImageClassifier.from_preset("facebook/deit-tiny-patch16-224")
 
 
 def test_handles_of_another_type():
@@ -195,10 +274,17 @@ def test_a_lost_file_does_not_make_another_model(saved, name):
         DeiTImageClassifier.from_preset(directory, num_classes=5)
 
 
-def test_labels_may_be_deleted(saved):
+def test_lost_labels(saved):
     _, directory = saved
     (directory / "labels.json").unlink()
-    assert DeiTImageClassifier.from_preset(directory).labels is None
+    with raises(
+        f"The preset lacks its labels: {directory / 'labels.json'} does not exist. Copy the preset again, or give `labels=[...]`, or "
+        "`labels=None` to do without."
+    ):
+        DeiTImageClassifier.from_preset(directory)
+    assert DeiTImageClassifier.from_preset(directory, labels=None).labels is None
+    assert DeiTImageClassifier.from_preset(directory, labels=[*"ABCDE"]).labels == [*"ABCDE"]
+    assert DeiTImageClassifier.from_preset(directory, num_classes=3).labels is None
 
 
 def test_a_folder_of_the_users_is_not_replaced_whatever_its_files_are_called(tmp_path):
@@ -324,7 +410,7 @@ def test_files_that_are_not_what_they_should_be(saved):
     (directory / "labels.json").write_text('["ant"]')
     with raises(
         f"{directory / 'labels.json'} must list one label for each of the 5 classes in task.json. Received: 1. "
-        "Correct the list, or delete the file to do without labels."
+        "Correct the list, or give `labels=[...]`, or `labels=None` to do without."
     ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
