@@ -54,9 +54,7 @@ class MergingTransformerBlock(TransformerBlock):
 
     def __init__(self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs):
         super().__init__(num_heads, intermediate_dim, **kwargs)
-        self.token_merging = TokenMerging(
-            num_merged_tokens, num_prefix_tokens, dtype=self.dtype_of("token_merging"), name="token_merging"
-        )
+        self.token_merging = TokenMerging(num_merged_tokens, num_prefix_tokens, **self.sublayer("token_merging"))
         self.num_merged_tokens = self.token_merging.num_merged_tokens
         self.num_prefix_tokens = self.token_merging.num_prefix_tokens
 

@@ -63,10 +63,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.use_bias = bool(use_bias)
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
-        self.attention_dropout = keras.layers.Dropout(
-            attention_dropout_rate, dtype=self.dtype_of("attention_dropout"), name="attention_dropout"
-        )
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
+        self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, **self.sublayer("attention_dropout"))
+        self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
         check_token_sequence("MultiHeadSelfAttention", input_shape)
@@ -131,9 +129,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         return self.dropout(kernels.dense(self.projection, x), training=training)
 
     def _dense(self, units, name):
-        return keras.layers.Dense(
-            units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
-        )
+        return keras.layers.Dense(units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), **self.sublayer(name))
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         batch, tokens, hidden_dim = input_shape

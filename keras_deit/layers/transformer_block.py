@@ -85,30 +85,18 @@ class TransformerBlock(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = bool(remat)
 
-        self.attention_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_of("attention_norm"), name="attention_norm"
-        )
+        self.attention_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("attention_norm"))
         self.attention = MultiHeadSelfAttention(
-            num_heads,
-            dropout_rate=dropout_rate,
-            attention_dropout_rate=attention_dropout_rate,
-            dtype=self.dtype_of("attention"),
-            name="attention",
+            num_heads, dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate, **self.sublayer("attention")
         )
-        self.attention_drop_path = DropPath(
-            drop_path_rate, dtype=self.dtype_of("attention_drop_path"), name="attention_drop_path"
-        )
-        self.mlp_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm"
-        )
-        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, dtype=self.dtype_of("mlp"), name="mlp")
-        self.mlp_drop_path = DropPath(drop_path_rate, dtype=self.dtype_of("mlp_drop_path"), name="mlp_drop_path")
+        self.attention_drop_path = DropPath(drop_path_rate, **self.sublayer("attention_drop_path"))
+        self.mlp_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("mlp_norm"))
+        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, **self.sublayer("mlp"))
+        self.mlp_drop_path = DropPath(drop_path_rate, **self.sublayer("mlp_drop_path"))
         self.attention_scale = self.mlp_scale = None
         if layer_scale_init_value is not None:
-            self.attention_scale = LayerScale(
-                layer_scale_init_value, dtype=self.dtype_of("attention_scale"), name="attention_scale"
-            )
-            self.mlp_scale = LayerScale(layer_scale_init_value, dtype=self.dtype_of("mlp_scale"), name="mlp_scale")
+            self.attention_scale = LayerScale(layer_scale_init_value, **self.sublayer("attention_scale"))
+            self.mlp_scale = LayerScale(layer_scale_init_value, **self.sublayer("mlp_scale"))
 
     def build(self, input_shape):
         check_token_sequence("TransformerBlock", input_shape)
