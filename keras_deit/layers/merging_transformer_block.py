@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
-from keras_deit.layers.multi_head_self_attention import specs
+from keras_deit.layers.multi_head_self_attention import output_specs
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.transformer_block import TransformerBlock
 
@@ -88,7 +88,7 @@ class MergingTransformerBlock(TransformerBlock):
         return (outputs_shape, *scores, outputs_shape[:2])
 
     def compute_output_spec(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
-        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
 
     def get_config(self):
         return {

@@ -8,7 +8,7 @@ from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.mlp import MLP
-from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, specs
+from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, output_specs
 from keras_deit.layers.rematerialization import rematerialized
 
 
@@ -146,7 +146,7 @@ class TransformerBlock(CompositeLayer):
         return self.attention.compute_output_shape(input_shape, return_attention_scores, num_queries)
 
     def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
 
     def get_config(self):
         return {
