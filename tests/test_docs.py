@@ -53,3 +53,9 @@ def test_fine_tune(tmp_path, monkeypatch):
     classifier = DeiTImageClassifier.from_preset("my_classifier")
     assert classifier.labels == ["cat", "dog"]
     assert classifier.predict(rng.integers(0, 256, (2, 40, 50, 3)), verbose=0).shape == (2, 2)
+
+
+def test_troubleshooting(capsys):
+    names = run("troubleshooting.md")
+    assert capsys.readouterr().out.endswith("(2, 4, 6, 6)\n")
+    assert names["found"]["outputs"].shape == (2, 10)

@@ -7,15 +7,16 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit import layers, models
+import keras_deit
+from keras_deit import layers, models, visualization
 
 PUBLIC = {**vars(layers), **vars(models)}
 CLASSES = [PUBLIC[name] for name in (*layers.__all__, *models.__all__) if isinstance(PUBLIC[name], type)]
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [*CLASSES, visualization.attention_model])
 def test_examples_run(cls):
-    names = {**PUBLIC, "keras": keras, "np": np}
+    names = {**PUBLIC, "keras": keras, "keras_deit": keras_deit, "np": np}
     examples = doctest.DocTestParser().get_examples(cls.__doc__)
     assert any(example.want for example in examples)
     for example in examples:

@@ -1,18 +1,16 @@
-"""What a layer made of Keras layers needs so that it still saves and loads after `quantize`.
+"""What a layer made of Keras layers needs so that it saves and loads what has become of them.
 
-`quantize` changes the dtype policy of single sub-layers. A config that keeps one policy alone would bring them back as float, which
-does not fit the file; so the `dtype` of such a layer's config is a `DTypePolicyMap`, whose keys are the sub-layers' names, joined by
-"/". They are relative to the layer: where it stands in a model may differ between saving and loading.
+`quantize` changes the dtype policy of single sub-layers, and any of them may be frozen. A config that speaks of the layer alone would
+bring them back as float, which does not fit the file, and trainable. So three arguments of such a layer speak of its sub-layers, too,
+by their names, joined by "/". They are relative to the layer: where it stands in a model may differ between saving and loading.
+
+    dtype                  a policy, or Keras' `DTypePolicyMap` with those of quantized sub-layers
+    trainable              a bool, or {"": the layer's own, name: that of a sub-layer which differs from the layer around it}
+    quantization_config    `None`, or {name: `keras.quantizers.QuantizationConfig` of a quantized sub-layer}
 """
 
 import keras
 from keras.dtype_policies import DTypePolicyMap
-
-
-def dtype_config(policy, sublayers):
-    """The `dtype` entry of a config: the layer's own policy, with those of its quantized sub-layers."""
-    quantized = dict(_quantized(sublayers))
-    return keras.dtype_policies.serialize(DTypePolicyMap(policy, quantized) if quantized else policy)
 
 
 def own_policy(dtype):
@@ -21,34 +19,93 @@ def own_policy(dtype):
     return policy.default_policy if isinstance(policy, DTypePolicyMap) else policy
 
 
-def sublayer_policy(dtype, name):
-    """The `dtype` argument of a sub-layer, out of that of the layer around it."""
-    policy = keras.dtype_policies.get(dtype)
-    if not isinstance(policy, DTypePolicyMap):
-        return policy
-    if name in policy:
-        return policy[name]
-    inner = {key.removeprefix(f"{name}/"): value for key, value in policy.items() if key.startswith(f"{name}/")}
-    return DTypePolicyMap(policy.default_policy, inner) if inner else policy.default_policy
+def own_trainable(trainable):
+    """Whether the layer itself trains, out of its `trainable` argument."""
+    return trainable[""] if isinstance(trainable, dict) else trainable
 
 
-def _quantized(sublayers, prefix=""):
+class SublayerArguments:
+    """What the arguments of a layer say of the layers inside it."""
+
+    def __init__(self, dtype=None, trainable=True, quantization_config=None):
+        self._dtype = keras.dtype_policies.get(dtype)
+        self._trainable = trainable
+        self._quantization_config = quantization_config or {}
+
+    def of(self, name, trainable=None):
+        """The arguments of the sub-layer `name`. `trainable`: whether the layer around it trains, if that has changed since."""
+        dtype = self._dtype_of(name)
+        return {
+            "name": name,
+            "dtype": dtype,
+            "trainable": self._trainable_of(name, own_trainable(self._trainable) if trainable is None else trainable),
+            **self._quantization_config_of(name, dtype),
+        }
+
+    def _dtype_of(self, name):
+        if not isinstance(self._dtype, DTypePolicyMap):
+            return self._dtype
+        if name in self._dtype:
+            return self._dtype[name]
+        inner = _below(name, self._dtype)
+        return DTypePolicyMap(self._dtype.default_policy, inner) if inner else self._dtype.default_policy
+
+    def _trainable_of(self, name, default):
+        given = self._trainable if isinstance(self._trainable, dict) else {}
+        own, inner = given.get(name, default), _below(name, given)
+        return {"": own, **inner} if inner else own
+
+    def _quantization_config_of(self, name, dtype):
+        """Of a `Dense`, its own, if its policy is still that of a quantized layer; of another layer, those of its sub-layers."""
+        config, inner = self._quantization_config.get(name), _below(name, self._quantization_config)
+        if config is not None and dtype.quantization_mode is not None:
+            config = keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
+            return {"quantization_config": config}
+        return {"quantization_config": inner} if inner else {}
+
+
+def _below(name, entries):
+    return {key.removeprefix(f"{name}/"): value for key, value in entries.items() if key.startswith(f"{name}/")}
+
+
+def sublayers_config(layer, sublayers):
+    """The entries of a layer's config that bring its sub-layers back as they are: `dtype`, `trainable`, `quantization_config`."""
+    policies, trainable, quantization = {}, {}, {}
+    for path, sublayer, around in _walk(sublayers, layer):
+        if sublayer.trainable != around.trainable:
+            trainable[path] = sublayer.trainable
+        if sublayer.quantization_mode is not None:
+            policies[path] = sublayer.dtype_policy
+            config = getattr(sublayer, "quantization_config", None)
+            if config is not None:
+                quantization[path] = keras.saving.serialize_keras_object(config)
+    policy = layer.dtype_policy
+    return {
+        "dtype": keras.dtype_policies.serialize(DTypePolicyMap(policy, policies) if policies else policy),
+        "trainable": {"": layer.trainable, **trainable} if trainable else layer.trainable,
+        "quantization_config": quantization or None,
+    }
+
+
+def _walk(sublayers, around, prefix=""):
+    """(path, layer, the layer around it) of the sub-layers, and of those inside them."""
     for layer in sublayers:
-        if layer.quantization_mode is not None:
-            yield prefix + layer.name, layer.dtype_policy
-        yield from _quantized(layer._flatten_layers(include_self=False, recursive=False), f"{prefix}{layer.name}/")
+        yield prefix + layer.name, layer, around
+        inner = layer._flatten_layers(include_self=False, recursive=False)
+        yield from _walk(inner, layer, f"{prefix}{layer.name}/")
 
 
 class CompositeLayer(keras.layers.Layer):
-    """Base of the layers made of Keras layers. Each makes its sub-layers with `dtype=self.dtype_of(name), name=name`."""
+    """Base of the layers made of Keras layers. Each makes its sub-layers with `**self.sublayer(name)`."""
 
-    def __init__(self, dtype=None, **kwargs):
-        super().__init__(dtype=own_policy(dtype), **kwargs)
-        self._dtype_argument = keras.dtype_policies.get(dtype)
+    def __init__(self, dtype=None, trainable=True, quantization_config=None, **kwargs):
+        super().__init__(dtype=own_policy(dtype), trainable=own_trainable(trainable), **kwargs)
+        self._sublayer_arguments = SublayerArguments(dtype, trainable, quantization_config)
 
-    def dtype_of(self, name):
-        return sublayer_policy(self._dtype_argument, name)
+    def sublayer(self, name):
+        """The arguments of the sub-layer `name`."""
+        return self._sublayer_arguments.of(name, self.trainable)
 
     def get_config(self):
         sublayers = self._flatten_layers(include_self=False, recursive=False)
-        return {**super().get_config(), "dtype": dtype_config(self.dtype_policy, sublayers)}
+        return {**super().get_config(), **sublayers_config(self, sublayers)}

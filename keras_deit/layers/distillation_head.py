@@ -63,7 +63,7 @@ class DistillationHead(CompositeLayer):
         return shape, shape
 
     def _dense(self, name):
-        return keras.layers.Dense(self.num_classes, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name)
+        return keras.layers.Dense(self.num_classes, kernel_initializer=deit_initializer(), **self.sublayer(name))
 
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes}

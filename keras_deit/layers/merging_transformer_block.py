@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
-from keras_deit.layers.multi_head_self_attention import specs
+from keras_deit.layers.multi_head_self_attention import output_specs
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.transformer_block import TransformerBlock
 
@@ -54,9 +54,7 @@ class MergingTransformerBlock(TransformerBlock):
 
     def __init__(self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs):
         super().__init__(num_heads, intermediate_dim, **kwargs)
-        self.token_merging = TokenMerging(
-            num_merged_tokens, num_prefix_tokens, dtype=self.dtype_of("token_merging"), name="token_merging"
-        )
+        self.token_merging = TokenMerging(num_merged_tokens, num_prefix_tokens, **self.sublayer("token_merging"))
         self.num_merged_tokens = self.token_merging.num_merged_tokens
         self.num_prefix_tokens = self.token_merging.num_prefix_tokens
 
@@ -90,7 +88,7 @@ class MergingTransformerBlock(TransformerBlock):
         return (outputs_shape, *scores, outputs_shape[:2])
 
     def compute_output_spec(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
-        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
 
     def get_config(self):
         return {

@@ -45,22 +45,14 @@ class MLP(CompositeLayer):
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
         self.intermediate = keras.layers.Dense(
-            intermediate_dim,
-            activation=self.activation,
-            kernel_initializer=deit_initializer(),
-            dtype=self.dtype_of("intermediate"),
-            name="intermediate",
+            intermediate_dim, activation=self.activation, kernel_initializer=deit_initializer(), **self.sublayer("intermediate")
         )
-        self.intermediate_dropout = keras.layers.Dropout(
-            dropout_rate, dtype=self.dtype_of("intermediate_dropout"), name="intermediate_dropout"
-        )
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
+        self.intermediate_dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("intermediate_dropout"))
+        self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
-        self.projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_of("projection"), name="projection"
-        )
+        self.projection = keras.layers.Dense(hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection"))
         self.intermediate.build((None, hidden_dim))
         self.projection.build((None, self.intermediate_dim))
         self.intermediate_dropout.build((None, self.intermediate_dim))

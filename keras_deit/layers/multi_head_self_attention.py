@@ -63,10 +63,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.use_bias = bool(use_bias)
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
-        self.attention_dropout = keras.layers.Dropout(
-            attention_dropout_rate, dtype=self.dtype_of("attention_dropout"), name="attention_dropout"
-        )
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
+        self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, **self.sublayer("attention_dropout"))
+        self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
         check_token_sequence("MultiHeadSelfAttention", input_shape)
@@ -131,9 +129,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         return self.dropout(kernels.dense(self.projection, x), training=training)
 
     def _dense(self, units, name):
-        return keras.layers.Dense(
-            units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), dtype=self.dtype_of(name), name=name
-        )
+        return keras.layers.Dense(units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), **self.sublayer(name))
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         batch, tokens, hidden_dim = input_shape
@@ -142,7 +138,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         return (outputs_shape, (batch, self.num_heads, queries, tokens)) if return_attention_scores else outputs_shape
 
     def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
 
     def get_config(self):
         return {
@@ -167,8 +163,15 @@ def _check_num_queries(num_queries):
         check_positive_int("num_queries", num_queries)
 
 
-def specs(shapes, dtype):
-    """Symbolic tensors of a shape, or of a tuple of them."""
-    if isinstance(shapes[0], tuple):
-        return tuple(keras.KerasTensor(shape, dtype=dtype) for shape in shapes)
-    return keras.KerasTensor(shapes, dtype=dtype)
+def output_specs(layer, shapes):
+    """Symbolic tensors of what a layer returns, of a shape or a tuple of them, where a model can be made of them."""
+    outputs = keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, dtype=layer.compute_dtype), shapes)
+    first_call = getattr(layer, "output", None)
+    if first_call is not None and len(keras.tree.flatten(first_call)) < len(keras.tree.flatten(outputs)):
+        raise ValueError(
+            f"The layer {layer.name!r} is in a graph without its scores, and Keras 3.15 refuses models through a later call with more "
+            "outputs than the first. `keras_deit.visualization.attention_model(model)` gives the scores of a model that is made, trained or "
+            "not; in a graph that is not made yet, give `return_attention_scores=True` in the first call of the layer. See "
+            "docs/troubleshooting.md."
+        )
+    return outputs

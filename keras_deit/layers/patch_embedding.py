@@ -48,9 +48,7 @@ class PatchEmbedding(CompositeLayer):
         self.hidden_dim = hidden_dim
         self.patch_size = patch_size
         self.data_format = data_format
-        self.projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer=deit_initializer(), dtype=self.dtype_of("projection"), name="projection"
-        )
+        self.projection = keras.layers.Dense(hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection"))
 
     def build(self, input_shape):
         _, _, channels = self._image_shape(input_shape)

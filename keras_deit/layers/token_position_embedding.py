@@ -59,7 +59,7 @@ class TokenPositionEmbedding(CompositeLayer):
         self.grid_size = grid_size
         self.position_scope = position_scope
         self.dropout_rate = dropout_rate
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_of("dropout"), name="dropout")
+        self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
         check_token_sequence("TokenPositionEmbedding", input_shape)

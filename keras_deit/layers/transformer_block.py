@@ -8,7 +8,7 @@ from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.mlp import MLP
-from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, specs
+from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, output_specs
 from keras_deit.layers.rematerialization import rematerialized
 
 
@@ -85,30 +85,18 @@ class TransformerBlock(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = bool(remat)
 
-        self.attention_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_of("attention_norm"), name="attention_norm"
-        )
+        self.attention_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("attention_norm"))
         self.attention = MultiHeadSelfAttention(
-            num_heads,
-            dropout_rate=dropout_rate,
-            attention_dropout_rate=attention_dropout_rate,
-            dtype=self.dtype_of("attention"),
-            name="attention",
+            num_heads, dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate, **self.sublayer("attention")
         )
-        self.attention_drop_path = DropPath(
-            drop_path_rate, dtype=self.dtype_of("attention_drop_path"), name="attention_drop_path"
-        )
-        self.mlp_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_of("mlp_norm"), name="mlp_norm"
-        )
-        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, dtype=self.dtype_of("mlp"), name="mlp")
-        self.mlp_drop_path = DropPath(drop_path_rate, dtype=self.dtype_of("mlp_drop_path"), name="mlp_drop_path")
+        self.attention_drop_path = DropPath(drop_path_rate, **self.sublayer("attention_drop_path"))
+        self.mlp_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("mlp_norm"))
+        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, **self.sublayer("mlp"))
+        self.mlp_drop_path = DropPath(drop_path_rate, **self.sublayer("mlp_drop_path"))
         self.attention_scale = self.mlp_scale = None
         if layer_scale_init_value is not None:
-            self.attention_scale = LayerScale(
-                layer_scale_init_value, dtype=self.dtype_of("attention_scale"), name="attention_scale"
-            )
-            self.mlp_scale = LayerScale(layer_scale_init_value, dtype=self.dtype_of("mlp_scale"), name="mlp_scale")
+            self.attention_scale = LayerScale(layer_scale_init_value, **self.sublayer("attention_scale"))
+            self.mlp_scale = LayerScale(layer_scale_init_value, **self.sublayer("mlp_scale"))
 
     def build(self, input_shape):
         check_token_sequence("TransformerBlock", input_shape)
@@ -158,7 +146,7 @@ class TransformerBlock(CompositeLayer):
         return self.attention.compute_output_shape(input_shape, return_attention_scores, num_queries)
 
     def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        return specs(self.compute_output_shape(inputs.shape, return_attention_scores, num_queries), self.compute_dtype)
+        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
 
     def get_config(self):
         return {

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
-from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
+from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
@@ -56,7 +56,8 @@ class DeiTBackbone(PresetModel):
         data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
         name: string. Defaults to a generated one.
-        trainable: bool. Defaults to `True`.
+        trainable: bool. `False` freezes every layer. Defaults to `True`.
+        quantization_config: what `quantize` was told of each layer, as `get_config` writes it. Defaults to `None`.
 
     Input shape:
         (batch, *image_shape), normalised as `DeiTImageConverter` does.
@@ -105,8 +106,9 @@ class DeiTBackbone(PresetModel):
         dtype=None,
         name=None,
         trainable=True,
+        quantization_config=None,
     ):
-        dtype = keras.dtype_policies.get(dtype)
+        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
         data_format = data_format or keras.config.image_data_format()
         check_choice("data_format", data_format, ("channels_last", "channels_first"))
         image_shape = _check_image_shape(image_shape, data_format)
@@ -119,8 +121,7 @@ class DeiTBackbone(PresetModel):
             hidden_dim,
             patch_size,
             data_format=data_format,
-            dtype=sublayer_policy(dtype, "patch_embedding"),
-            name="patch_embedding",
+            **sublayer("patch_embedding"),
         )
         patch_embedding.build((None, *image_shape))  # refuses an image that the patch size does not divide
         height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
@@ -131,8 +132,7 @@ class DeiTBackbone(PresetModel):
             grid_size,
             position_scope=position_scope,
             dropout_rate=dropout_rate,
-            dtype=sublayer_policy(dtype, "token_position_embedding"),
-            name="token_position_embedding",
+            **sublayer("token_position_embedding"),
         )
         if drop_path_schedule == "linear":
             drop_path_rates = np.linspace(0.0, drop_path_rate, num_layers)
@@ -150,15 +150,12 @@ class DeiTBackbone(PresetModel):
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
                 remat=remat,
-                dtype=sublayer_policy(dtype, f"block_{index}"),
-                name=f"block_{index}",
                 **merging,
+                **sublayer(f"block_{index}"),
             )
             for index, rate in enumerate(drop_path_rates)
         ]
-        final_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=sublayer_policy(dtype, "final_norm"), name="final_norm"
-        )
+        final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **sublayer("final_norm"))
 
         inputs = keras.Input(image_shape, name="images")
         embeddings = token_position_embedding(patch_embedding(inputs))
@@ -171,7 +168,8 @@ class DeiTBackbone(PresetModel):
         block_outputs = {block.name: state[0] for block, state in zip(blocks, states[1:])}
         prefix_states, _ = _trace(blocks[-1:], *states[-2], num_queries=num_prefix_tokens)
         prefix_output, x = final_norm(prefix_states[-1][0]), states[-1][0]
-        super().__init__(inputs=inputs, outputs=final_norm(x), name=name or unique_name("deit_backbone"), trainable=trainable)
+        name = name or unique_name("deit_backbone")
+        super().__init__(inputs=inputs, outputs=final_norm(x), name=name, trainable=own_trainable(trainable))
 
         self.dtype_policy = own_policy(dtype)
         self.patch_embedding = patch_embedding
@@ -301,8 +299,7 @@ class DeiTBackbone(PresetModel):
     def get_config(self):
         return {
             "name": self.name,
-            "trainable": self.trainable,
-            "dtype": dtype_config(self.dtype_policy, self.layers),
+            **sublayers_config(self, [self.patch_embedding, self.token_position_embedding, *self.blocks, self.final_norm]),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "num_layers": self.num_layers,

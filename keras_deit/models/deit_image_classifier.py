@@ -8,7 +8,7 @@ from absl import logging
 from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_positive_int, check_rate
-from keras_deit.layers.composite import dtype_config, own_policy, sublayer_policy
+from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer, weights_follow
@@ -54,7 +54,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         labels: sequence of `num_classes` strings, for `decode_predictions`. Defaults to `None`.
         dtype: dtype policy of the head. Defaults to the backbone's.
         name: string. Defaults to a generated one.
-        trainable: bool. Defaults to `True`.
+        trainable: bool. `False` freezes the backbone, too. Defaults to `True`.
+        quantization_config: what `quantize` was told of the head's layers, as `get_config` writes it. Defaults to `None`.
 
     Input shape:
         (batch, *backbone.image_shape).
@@ -92,6 +93,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         dtype=None,
         name=None,
         trainable=True,
+        quantization_config=None,
     ):
         if not isinstance(backbone, DeiTBackbone):
             raise ValueError(f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}")
@@ -129,14 +131,15 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
                     f"`labels` must have one string for each of the {num_classes} classes. Received: {len(labels)} labels"
                 )
         dtype = backbone.dtype_policy if dtype is None else dtype
-        dtype, head_dtype = own_policy(dtype), sublayer_policy(dtype, "head")
+        for_head = SublayerArguments(dtype, trainable, quantization_config).of("head")
+        dtype = own_policy(dtype)
 
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
         if use_distillation_head:
-            head = DistillationHead(num_classes, dtype=head_dtype, name="head")
+            head = DistillationHead(num_classes, **for_head)
             mean_logits = keras.layers.Average(dtype=dtype, name="mean_logits")
         else:
-            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), dtype=head_dtype, name="head")
+            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), **for_head)
         activation = keras.activations.get(activation)
         activation_layer = None
         if activation is not keras.activations.linear:
@@ -159,7 +162,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         outputs, token_logits = classify(features)
         scored_outputs, _ = classify(backbone._scored_output if reads_patches else backbone._scored_prefix_output)
         name = name or unique_name("deit_image_classifier")
-        super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=trainable)
+        super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=own_trainable(trainable))
+        if trainable is False:
+            backbone.trainable = False
 
         self.dtype_policy = dtype
         self.backbone = backbone
@@ -268,8 +273,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
         if "labels" not in own and same_classes:
             config["labels"] = preset.labels(saved["num_classes"])
-        if not (same_classes and load_weights):
-            config["dtype"] = own_policy(config.get("dtype") or backbone.dtype_policy)  # a fresh head is not quantized
+        if not (same_classes and load_weights):  # a fresh head is neither quantized nor frozen
+            config["dtype"] = own_policy(config.get("dtype") or backbone.dtype_policy)
+            config["trainable"] = own.get("trainable", True)
         classifier = cls(backbone, **config)
 
         if load_weights and same_classes:
@@ -313,10 +319,14 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
+        of_head = sublayers_config(self, [self.head])
+        if of_head["trainable"] is False:
+            of_head["trainable"] = {
+                "": False
+            }  # a bare `False` would freeze the backbone whole, whose own config says what of it is
         return {
             "name": self.name,
-            "trainable": self.trainable,
-            "dtype": dtype_config(self.dtype_policy, [self.head]),
+            **of_head,
             "backbone": serialize(self.backbone),
             "num_classes": self.num_classes,
             "preprocessor": None if self.preprocessor is None else serialize(self.preprocessor),

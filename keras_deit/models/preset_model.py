@@ -91,8 +91,9 @@ def load_backbone(cls, preset, load_weights, overrides, source):
     saved_config = preset.backbone_config(cls)
     config = {**saved_config, **overrides}
     if not load_weights:
-        # Random weights are not quantized: int8 kernels would be zeros that do not train.
-        return cls.from_config({**config, "dtype": own_policy(config.get("dtype"))})
+        # Random weights are neither quantized (int8 kernels would be zeros that do not train) nor frozen.
+        trainable = overrides.get("trainable", True)
+        return cls.from_config({**config, "dtype": own_policy(config.get("dtype")), "trainable": trainable})
     check_as_trained(cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source)
     with weights_follow():
         if not overrides:

@@ -1,6 +1,7 @@
 """What the model looks at."""
 
 from keras_deit.visualization.attention_maps import attention_maps
+from keras_deit.visualization.attention_model import attention_model
 from keras_deit.visualization.attention_rollout import attention_rollout
 from keras_deit.visualization.overlays import (
     enlarge,
@@ -16,6 +17,7 @@ from keras_deit.visualization.weights import patch_filters, position_similarity
 
 __all__ = [
     "attention_maps",
+    "attention_model",
     "attention_rollout",
     "enlarge",
     "overlay",

@@ -165,6 +165,15 @@ def test_every_weight_gets_a_gradient(name, rng):
     assert_trains(functional(layer, shape), layer, shape, rng, run_eagerly=BACKEND != "jax", jit_compile=BACKEND == "jax")
 
 
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_layer_frozen_by_its_constructor_is_frozen_in_a_model(name):
+    """Sub-layers used to train on."""
+    layer, shape = make(CASES[name], trainable=False)
+    model = functional(layer, shape)
+    assert model.trainable_variables == model.layers[-1].trainable_variables
+    assert len(model.non_trainable_weights) == len(layer.weights) > 0
+
+
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_a_compiled_training_step_is_finite_under_every_policy(policy, rng):
     """All layers in one model: a compilation each would take minutes."""
