@@ -321,9 +321,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         serialize = keras.saving.serialize_keras_object
         of_head = sublayers_config(self, [self.head])
         if of_head["trainable"] is False:
-            of_head["trainable"] = {
-                "": False
-            }  # a bare `False` would freeze the backbone whole, whose own config says what of it is
+            # A bare `False` would freeze the whole backbone, whose own config says what of it is frozen.
+            of_head["trainable"] = {"": False}
         return {
             "name": self.name,
             **of_head,

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -73,11 +75,8 @@ def test_shares_the_weights(rng):
     assert len(attention.trainable_variables) == len(model.trainable_variables)
 
 
-@pytest.mark.parametrize("pooling", ["token", "mean"])
-@pytest.mark.parametrize("num_merged_tokens", [0, 2])
+@pytest.mark.parametrize("pooling, num_merged_tokens", [("token", 0), ("mean", 0), ("token", 2)])
 def test_backbone_and_classifier_are_as_their_own_attributes(pooling, num_merged_tokens, rng):
-    if pooling == "mean" and num_merged_tokens:
-        return
     backbone = randomize(tiny_backbone(num_merged_tokens=num_merged_tokens), rng)
     x = images(rng)
     found = attention_model(backbone)(x)
@@ -109,7 +108,7 @@ def test_the_error_of_keras_comes_early_and_names_the_way_out():
     inputs = keras.Input((5, 8))
     for layer in (block("mine"), MergingTransformerBlock(2, 12, 1, name="mine"), MultiHeadSelfAttention(2, name="mine")):
         layer(inputs)
-        with raises(message):
+        with pytest.raises(ValueError, match=re.escape(message)):  # Keras adds where it was
             layer(inputs, return_attention_scores=True)
     asked = block("asked")
     asked(inputs, return_attention_scores=True)
