@@ -5,6 +5,7 @@
     python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --noload_weights --recipe deit
     python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --teacher deit3_base_patch16_224
 
+Without `--recipe` the first takes the one for new classes, whose batch and epochs fit the number of images.
 `photos` has the folders `train` and `val`, each with a folder of images for every class; `--data tfds:NAME` reads a set of
 TensorFlow Datasets. Killed at any moment and started again with the same flags, it goes on from its last epoch, and ends with the weights that
 it would have had: the same bits on a processor. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `curves.png`,

@@ -128,6 +128,9 @@ class Recipe:
     def build_optimizer(self, model, steps_per_epoch, epochs=None, batch_size=None, **kwargs):
         """The optimizer, with `build_schedule`'s learning rate.
 
+        Where the head has a rate of its own, it is a `keras.optimizers.MultiOptimizer` of two such: variables beneath a layer named `head`,
+        and the rest.
+
         LAMB of Keras decays beside its trust ratio, and not within as the paper's does. Weights of one axis (biases, LayerNorm,
         LayerScale), positions and prefix tokens do not decay. Keras does not save which, so that an optimizer that
         `keras.saving.load_model` brings decays all: go on with `TrainingCheckpoint`, or build it again.
@@ -136,7 +139,10 @@ class Recipe:
             model: what is trained: a classifier, a `DeiTDistiller`, any Keras model.
             steps_per_epoch, epochs, batch_size: as of `build_schedule`.
             **kwargs: of the Keras optimizer, such as `clipnorm` or `gradient_accumulation_steps`. `ema_momentum=None` switches the
-                moving average off.
+                moving average off. Each of two optimizers has them: a `global_clipnorm` is of its own variables.
+
+        Raises:
+            ValueError: as `build_schedule`; or the recipe has a rate for the head, and the model no layer `head` that trains.
         """
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:

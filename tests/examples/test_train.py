@@ -40,8 +40,9 @@ def states(output, epoch=3):
     return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
 
 
-def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(train, given, tmp_path):
-    taught = {"teacher": str(given / "teacher.keras")}
+@pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # of one optimizer, and of two
+def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(train, given, tmp_path, recipe):
+    taught = {"teacher": str(given / "teacher.keras"), "recipe": recipe, "learning_rate": 0.05}
     expected = states(run(train, given, tmp_path / "unbroken", **taught))
 
     output = tmp_path / "killed"
