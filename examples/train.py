@@ -5,6 +5,7 @@
     python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --noload_weights --recipe deit
     python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --teacher deit3_base_patch16_224
 
+Without `--recipe` the first takes the one for new classes, whose batch and epochs fit the number of images.
 `photos` has the folders `train` and `val`, each with a folder of images for every class; `--data tfds:NAME` reads a set of
 TensorFlow Datasets. Killed at any moment and started again with the same flags, it goes on from its last epoch, and ends with the weights that
 it would have had: the same bits on a processor. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `curves.png`,
@@ -27,6 +28,8 @@ import sys
 import tempfile
 import traceback
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+
 import keras
 import tensorflow as tf
 from absl import app, flags, logging
@@ -34,6 +37,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
+from keras_deit.presets import imagenet_synsets
 from keras_deit.training import RECIPES, TrainingCheckpoint, batches
 from keras_deit.training.image_folder import ImageFolder, decoder, reader
 
@@ -46,9 +50,16 @@ flags.DEFINE_string("teacher", None, "Preset, or .keras file that takes images f
 flags.DEFINE_enum("distillation_type", "hard", ["hard", "soft"], "How the teacher is listened to.")
 flags.DEFINE_float("alpha", 0.5, "Share of the teacher in the loss.", 0.0, 1.0)
 flags.DEFINE_float("temperature", 1.0, "Of soft distillation.", 1e-3)
-flags.DEFINE_enum("recipe", "deit3_base_fine_tune_224", list(RECIPES), "One of the published.")
-flags.DEFINE_integer("epochs", None, "Default: the recipe's.", 1)
-flags.DEFINE_integer("batch_size", None, "Images in a step, over all devices. Default: the recipe's.", 1)
+flags.DEFINE_enum(
+    "recipe",
+    None,
+    list(RECIPES),
+    "Default: new_classes from the weights of a preset that has other classes, deit3_base_fine_tune_224 if it has the same; deit from none.",
+)
+flags.DEFINE_integer("epochs", None, "Default: the recipe's, for so many images.", 1)
+flags.DEFINE_integer(
+    "batch_size", None, "Images in a step, over all devices. Default: the recipe's, or fewer for few images.", 1
+)
 flags.DEFINE_integer("image_size", None, "Pixels of a side. Default: the preset's.", 1)
 flags.DEFINE_string("dtype_policy", "float32", "Such as mixed_bfloat16.")
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether XLA compiles the step.")
@@ -135,6 +146,26 @@ def read_data(num_processes, process):
             f"Received: {', '.join(training.class_names)}; {', '.join(validation.class_names)}"
         )
     return training.dataset(), validation.dataset(), training.class_names, True
+
+
+def choose_recipe(names):
+    """The recipe of the flags, or else the one for what the preset brings: weights and their classes."""
+    if FLAGS.recipe:
+        name = FLAGS.recipe
+    elif not FLAGS.load_weights:
+        name = "deit"
+    else:
+        # Of another number of classes, the preset's labels are left out.
+        labels = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=False, num_classes=len(names)).labels or []
+        name = "deit3_base_fine_tune_224" if names in (tuple(labels), imagenet_synsets()) else "new_classes"
+    recipe = RECIPES[name]
+    return dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate) if FLAGS.learning_rate else recipe
+
+
+def choose_batch_size(recipe, num_images, num_shares):
+    """That of the flags, or else the recipe's for so many images, a multiple of the number of devices."""
+    batch_size = recipe.batch_size_for(num_images)
+    return FLAGS.batch_size or max(batch_size - batch_size % num_shares, num_shares)
 
 
 def build_classifier(recipe, names):
@@ -255,11 +286,9 @@ def prepare(scratch):
     output = kept if process == 0 else pathlib.Path(scratch)
     check_settings(kept)
     keras.utils.set_random_seed(FLAGS.seed)
-    recipe = RECIPES[FLAGS.recipe]
-    if FLAGS.learning_rate:
-        recipe = dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate)
-    epochs, batch_size = FLAGS.epochs or recipe.epochs, FLAGS.batch_size or recipe.batch_size
     training, validation, names, are_files = read_data(num_processes, process)
+    recipe = choose_recipe(names)
+    epochs, batch_size = FLAGS.epochs or recipe.epochs_for(len(training)), choose_batch_size(recipe, len(training), num_shares)
     steps = len(training) // batch_size
     if steps == 0 or batch_size % num_shares:
         raise ValueError(

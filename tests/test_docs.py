@@ -48,7 +48,8 @@ def test_fine_tune(tmp_path, monkeypatch):
             keras.utils.save_img(tmp_path / "photos" / label / f"{index}.png", image, scale=False)
     backbone = DeiTBackbone((32, 32, 3), 16, 1, 2, 8, 16, data_format="channels_last")
     DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter(32)).save_to_preset("tiny")
-    names = run("fine_tune.md", ("deit_tiny_distilled_patch16_224", "tiny"), (", 20, 32", ", 1, 4"), ("(256, 256)", "(40, 40)"))
+    short = ("recipe.batch_size_for(len(training)), recipe.epochs_for(len(training))", "4, 1")
+    names = run("fine_tune.md", ("deit_tiny_distilled_patch16_224", "tiny"), short, ("(256, 256)", "(40, 40)"))
     assert np.isfinite(names["classifier"].history.history["val_loss"]).all()
     classifier = DeiTImageClassifier.from_preset("my_classifier")
     assert classifier.labels == ["cat", "dog"]

@@ -1,10 +1,12 @@
-"""The published recipes as data, and what is built of them.
+"""The published recipes as data, one of our own for new classes, and what is built of them.
 
 Numbers are of facebookresearch/deit at 7e160fe: `main.py` for DeiT, the commands of `README_revenge.md` for DeiT III, issue 45 for transfer.
 Where Keras differs from PyTorch it is said at the builder.
 """
 
 import dataclasses
+import math
+import re
 
 import keras
 
@@ -57,6 +59,9 @@ class Recipe:
         drop_path_rate, drop_path_schedule: as of `DeiTBackbone`.
         ema_momentum: of the moving average of the weights, which the official code keeps beside those that it evaluates. `None`: there is none.
         augmentation: `Augmentation`.
+        head_learning_rate_factor: float above 0. The head's learning rate is this many times that of the rest, at every step: a fresh
+            head has all to learn, and a trained backbone much to lose. Defaults to 1.0.
+        min_steps: steps of a training on few images, which has more epochs than `epochs` for it. `None`: it has not.
     """
 
     image_size: int
@@ -75,6 +80,26 @@ class Recipe:
     drop_path_schedule: str
     ema_momentum: float | None
     augmentation: Augmentation
+    head_learning_rate_factor: float = 1.0
+    min_steps: int | None = None
+
+    def batch_size_for(self, num_images):
+        """The recipe's batch size; on few images the largest power of two that an epoch has ten of.
+
+        Args:
+            num_images: int, of the training set.
+        """
+        num_images = check_positive_int("num_images", num_images)
+        return min(self.batch_size, 2 ** max((num_images // 10).bit_length() - 1, 0))
+
+    def epochs_for(self, num_images):
+        """The recipe's epochs; on few images, and if it has `min_steps`, as many as make those with batches of `batch_size_for`.
+
+        Args:
+            num_images: int, of the training set.
+        """
+        steps_per_epoch = num_images // self.batch_size_for(num_images)
+        return max(self.epochs, math.ceil((self.min_steps or 0) / steps_per_epoch))
 
     def build_schedule(self, steps_per_epoch, epochs=None, batch_size=None):
         """The learning rate of each step: a line up, then half a cosine down.
@@ -103,6 +128,9 @@ class Recipe:
     def build_optimizer(self, model, steps_per_epoch, epochs=None, batch_size=None, **kwargs):
         """The optimizer, with `build_schedule`'s learning rate.
 
+        Where the head has a rate of its own, it is a `keras.optimizers.MultiOptimizer` of two such: variables beneath a layer named `head`,
+        and the rest.
+
         LAMB of Keras decays beside its trust ratio, and not within as the paper's does. Weights of one axis (biases, LayerNorm,
         LayerScale), positions and prefix tokens do not decay. Keras does not save which, so that an optimizer that
         `keras.saving.load_model` brings decays all: go on with `TrainingCheckpoint`, or build it again.
@@ -111,7 +139,10 @@ class Recipe:
             model: what is trained: a classifier, a `DeiTDistiller`, any Keras model.
             steps_per_epoch, epochs, batch_size: as of `build_schedule`.
             **kwargs: of the Keras optimizer, such as `clipnorm` or `gradient_accumulation_steps`. `ema_momentum=None` switches the
-                moving average off.
+                moving average off. Each of two optimizers has them: a `global_clipnorm` is of its own variables.
+
+        Raises:
+            ValueError: as `build_schedule`; or the recipe has a rate for the head, and the model no layer `head` that trains.
         """
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:
@@ -121,10 +152,23 @@ class Recipe:
         else:
             kwargs["epsilon"] = 1e-8
         classes = {"adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb, "sgd": keras.optimizers.SGD}
-        schedule = self.build_schedule(steps_per_epoch, epochs, batch_size)
-        optimizer = classes[self.optimizer](schedule, weight_decay=self.weight_decay, **kwargs)
-        optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _decays(v)])
-        return optimizer
+
+        def build(recipe):
+            schedule = recipe.build_schedule(steps_per_epoch, epochs, batch_size)
+            optimizer = classes[self.optimizer](schedule, weight_decay=self.weight_decay, **kwargs)
+            optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if not _decays(v)])
+            return optimizer
+
+        if self.head_learning_rate_factor == 1:
+            return build(self)
+        _check_has_head(model)
+        optimizers = keras.optimizers.OptimizerMap(build(self), {_OF_HEAD: build(self._of_head())})
+        return keras.optimizers.MultiOptimizer(optimizers)
+
+    def _of_head(self):
+        factor = self.head_learning_rate_factor
+        names = ("learning_rate", "warmup_learning_rate", "final_learning_rate")
+        return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def build_loss(self):
         """The loss of logits and one-hot or mixed labels."""
@@ -135,6 +179,18 @@ class Recipe:
     def model_overrides(self):
         """What `from_preset` needs beyond a name: `from_preset(name, **recipe.model_overrides())`."""
         return {"drop_path_rate": self.drop_path_rate, "drop_path_schedule": self.drop_path_schedule}
+
+
+_OF_HEAD = r"(.*/)?head/.*"  # paths of variables: the head of a classifier, or of a distiller's student
+
+
+def _check_has_head(model):
+    paths = [variable.path for variable in model.trainable_variables]
+    if not any(re.fullmatch(_OF_HEAD, path) for path in paths):
+        raise ValueError(
+            "This recipe trains the head at a rate of its own, and the model has no layer `head` that trains. Call yours `head`, or use "
+            f"`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with {', '.join(paths[-3:]) or 'none'}"
+        )
 
 
 def _decays(variable):
@@ -201,7 +257,21 @@ _DEIT3_21K = _with(
 _DEIT3_OF_21K = _with(_DEIT3_21K, epochs=50, learning_rate=3e-4)
 
 
+# Not published: of trials on small folders, whose figures are in docs/fine_tune.md.
+_NEW_CLASSES = _with(
+    _DEIT,
+    epochs=20,
+    batch_size=64,
+    learning_rate=3e-4,
+    learning_rate_batch_size=None,
+    warmup_epochs=2,
+    augmentation=Augmentation(crop="padded"),
+    head_learning_rate_factor=10.0,
+    min_steps=1000,
+)
+
 RECIPES = {
+    "new_classes": _NEW_CLASSES,
     "deit": _DEIT,
     "deit_fine_tune_384": _with(
         _DEIT,

@@ -40,8 +40,9 @@ def states(output, epoch=3):
     return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
 
 
-def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(train, given, tmp_path):
-    taught = {"teacher": str(given / "teacher.keras")}
+@pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # of one optimizer, and of two
+def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(train, given, tmp_path, recipe):
+    taught = {"teacher": str(given / "teacher.keras"), "recipe": recipe, "learning_rate": 0.05}
     expected = states(run(train, given, tmp_path / "unbroken", **taught))
 
     output = tmp_path / "killed"
@@ -89,6 +90,47 @@ def test_what_it_leaves(train, given, tmp_path):
             labels.append(label)
     correct = keras.ops.convert_to_numpy(best(keras.ops.stack(images))).argmax(-1) == np.array(labels)
     assert correct.mean() == pytest.approx(max(accuracies))
+
+
+def chosen(train, names=("cat", "dog"), **given):
+    set_flags(train, data="", output="", **given)
+    recipe = train.choose_recipe(names)
+    return next(name for name, known in train.RECIPES.items() if known is recipe)
+
+
+def test_the_default_recipe_is_the_one_for_what_the_preset_brings(train, given):
+    nano = "deit_nano_distilled_patch4_32_digits"
+    digits = tuple("0123456789")
+    assert chosen(train, digits, preset=nano) == "deit3_base_fine_tune_224"
+    assert chosen(train, digits[:9], preset=nano) == "new_classes"
+    assert chosen(train, tuple("abcdefghij"), preset=nano) == "new_classes"
+    assert chosen(train, preset=str(given / "tiny")) == "new_classes"
+    assert chosen(train, digits, preset=nano, load_weights=False) == "deit"
+    assert chosen(train, digits[:9], preset=nano, recipe="deit3_small") == "deit3_small"
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_shares", "asked", "expected"),
+    [(187, 1, None, 16), (187, 6, None, 12), (20, 8, None, 8), (187, 1, 50, 50), (10**6, 8, None, 1024)],
+)
+def test_the_default_batch_is_what_the_folder_allows(train, num_images, num_shares, asked, expected):
+    set_flags(train, data="", preset="", output="", **({} if asked is None else {"batch_size": asked}))
+    assert train.choose_batch_size(train.RECIPES["deit"], num_images, num_shares) == expected
+
+
+def test_the_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
+    """The default was a recipe for the same classes, at a hundredth of the head's rate: it stayed at chance."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 16), ("val", 8)):
+        for label, axis in (("columns", 0), ("rows", 1)):  # of random brightness
+            (tmp_path / "photos" / part / label).mkdir(parents=True)
+            for index in range(count):
+                image = np.broadcast_to(rng.integers(0, 256, (1, 8) if axis == 0 else (8, 1)), (8, 8))[..., None]
+                keras.utils.save_img(tmp_path / "photos" / part / label / f"{index}.png", image, scale=False)
+    jit = "auto" if keras.backend.backend() == "jax" else "off"
+    nano = "deit_nano_distilled_patch4_32_digits"
+    run_script(train, data=tmp_path / "photos", preset=nano, output=tmp_path / "run", epochs=8, jit=jit)
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["accuracy"] >= 0.9
 
 
 def refusal(train, given, output, **overrides):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -88,6 +90,68 @@ def test_losses_of_mixed_labels(rng):
     smooth = labels * 0.9 + 0.1 / 5
     log_q = logits - np.log(np.exp(logits.astype("float64")).sum(-1, keepdims=True))
     np.testing.assert_allclose(numpy(RECIPES["deit"].build_loss()(labels, logits)), -(smooth * log_q).sum(-1).mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_images", "batch_size", "epochs"),
+    [
+        ("new_classes", 187, 16, 91),  # 11 steps an epoch, and 1000 in all
+        ("new_classes", 1036, 64, 63),
+        ("new_classes", 100_000, 64, 20),
+        ("new_classes", 3, 1, 334),
+        ("deit", 187, 16, 300),  # stopped with an error: its batch of 1024 was the default
+        ("deit", 1_281_167, 1024, 300),
+    ],
+)
+def test_batch_size_and_epochs_fit_the_number_of_images(name, num_images, batch_size, epochs):
+    recipe = RECIPES[name]
+    assert (recipe.batch_size_for(num_images), recipe.epochs_for(num_images)) == (batch_size, epochs)
+    with raises("`num_images` must be a positive integer. Received: num_images=0"):
+        recipe.batch_size_for(0)
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_new_head_learns_faster_than_the_backbone(distilled):
+    recipe = dataclasses.replace(RECIPES["new_classes"], weight_decay=0.0)
+    classifier = tiny_classifier({"layer_scale_init_value": 0.1, "num_layers": 1, "use_distillation_token": distilled})
+    model = DeiTDistiller(classifier, None) if distilled else classifier
+    optimizer = recipe.build_optimizer(model, STEPS, ema_momentum=None)
+    optimizer.build(model.trainable_variables)
+    for part in optimizer.optimizers:
+        part.iterations.assign(recipe.warmup_epochs * STEPS)  # where the rate is the highest
+    start = [numpy(variable) for variable in model.trainable_variables]
+    optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    moved = {v.path: np.abs(numpy(v) - before).max() for v, before in zip(model.trainable_variables, start)}
+    of_head = {v.path for v in classifier.head.trainable_variables}
+    assert len(of_head) == (4 if distilled else 2)
+    assert recipe.head_learning_rate_factor == 10
+    slow = moved["final_norm/beta"]
+    for path, distance in moved.items():
+        np.testing.assert_allclose(distance, 10 * slow if path in of_head else slow, rtol=0.01, err_msg=path)
+
+
+def test_a_rate_of_the_head_needs_a_head():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="other")], name="mine")
+    with raises(
+        "This recipe trains the head at a rate of its own, and the model has no layer `head` that trains. Call yours `head`, or use "
+        "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with mine/other/kernel, mine/other/bias"
+    ):
+        RECIPES["new_classes"].build_optimizer(model, STEPS)
+
+
+def test_two_rates_go_through_a_file(tmp_path, rng):
+    model = tiny_classifier({"num_layers": 1}, preprocessor=None)
+    recipe = RECIPES["new_classes"]
+    model.compile(recipe.build_optimizer(model, 4, epochs=1, ema_momentum=None), recipe.build_loss())
+    images, labels = rng.normal(size=(4, 12, 32, 3)).astype("float32"), np.eye(5, dtype="float32")[[0, 1, 2, 3]]
+    model.fit(images, labels, batch_size=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for saved, variable in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(numpy(variable), numpy(saved))
+    rates = [float(numpy(part.learning_rate)) for part in again.optimizer.optimizers]
+    assert max(rates) == pytest.approx(recipe.head_learning_rate_factor * min(rates))
+    assert [int(numpy(part.iterations)) for part in again.optimizer.optimizers] == [2, 2]
 
 
 def test_recipes_train_a_distiller(rng):
