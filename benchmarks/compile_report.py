@@ -1,6 +1,6 @@
 """Tables of what compilers make of models, from the rows of compile_for.py. They hold estimates, and no measured time.
 
-    python -m benchmarks.compile_report --input benchmarks/compiled/tpu.jsonl --markdown docs/compile_for.md
+    python -m benchmarks.compile_report --input benchmarks/compiled/one_device.jsonl --markdown docs/compile_for.md
 
 The tables take the place between the two marks of the Markdown file; there is one for single TPU chips, one for a GPU and one for meshes
 of chips, each where there are rows for it.
