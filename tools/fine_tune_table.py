@@ -1,8 +1,12 @@
-"""Does fine-tuning on new classes beat a linear probe? Writes two small folders of images, tries both on them, and writes the table of
-docs/fine_tune.md.
+"""Does fine-tuning on new classes beat a linear probe? Tries both on two small folders of images, and writes the table of docs/fine_tune.md.
 
     pip install ".[examples,train]" && python tools/fine_tune_table.py
 
+Digits 5 to 9 of scikit-learn's, for a backbone that is first trained here on 0 to 4 alone: the preset that ships has seen all ten. And shapes,
+drawn here, for that preset. All go through `examples/train.py`, the last column with its defaults. What was trained stays in `--work`, and a run that was
+stopped goes on from there: a quarter of an hour on two busy cores with KERAS_BACKEND=jax.
+
+`train` is learnt from; `val` chooses the epoch, and the C of the probe; `test` is for the score alone.
 """
 
 import os
@@ -25,7 +29,7 @@ from keras_deit.models import DeiTImageClassifier
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_string("work", "fine_tune_table", "Folder of images and trainings; what is there already is not done again.")
+flags.DEFINE_string("work", "fine_tune_table", "Folder of images and trainings.")
 flags.DEFINE_string("page", "docs/fine_tune.md", "Page that the table is written into.")
 NANO = "deit_nano_distilled_patch4_32_digits"
 START, END = "<!-- fine_tune -->", "<!-- /fine_tune -->"
