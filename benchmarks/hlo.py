@@ -128,7 +128,7 @@ class Program:
         sources = [self._by_name[name].bytes if name in self._by_name else 0 for name in operation.operands]
         written = operation.bytes
         # Of an array that a fusion takes or changes a slice of, as loops do, the slice.
-        for inner in self._fused(operation):
+        for inner in self.inside(operation) if operation.opcode == "fusion" else ():
             if inner.opcode not in ("dynamic-slice", "dynamic-update-slice"):
                 continue
             place = self._parameter(inner.operands[0])
@@ -140,9 +140,6 @@ class Program:
                 written -= sources[place] - self._by_name[inner.operands[1]].bytes
                 sources[place] = 0
         return max(written, 0) + sum(sources)
-
-    def _fused(self, operation):
-        return self.inside(operation) if operation.opcode == "fusion" else []
 
     def _parameter(self, name):
         """The place of the fusion's parameter that an operation in it is, or is another view of; `None` of another operation."""

@@ -125,10 +125,9 @@ def row(title, data, preset, output):
 
 def main(_):
     work = pathlib.Path(FLAGS.work)
-    if not work.exists():
-        write_digits(work / "digits_0_to_4", range(5))
-        write_digits(work / "digits_5_to_9", range(5, 10), every=3)
-        write_shapes(work / "shapes")
+    write_digits(work / "digits_0_to_4", range(5))
+    write_digits(work / "digits_5_to_9", range(5, 10), every=3)
+    write_shapes(work / "shapes")
     from_scratch = {"load_weights": False, "recipe": "new_classes", "learning_rate": 5e-4, "epochs": 50}
     train(work / "digits_0_to_4", work / "knows_0_to_4", NANO, **from_scratch)
     lines = [

@@ -155,8 +155,7 @@ def self_attention(layer, tokens, num_heads, num_queries, training):
     """`attention` of what `query_key_value` gives, (B, Q, D); on a TPU some images at a time, where not all scores fit on the chip.
 
     All at once, a v5e's compiler sends scores, queries and keys to memory and back, in another order of axes: three blocks of small at
-    batch 512 take 45 million cycles, and 25 in 16 chunks; a training step of base at 128 takes 56, and 51 in 8 chunks, with 0.6 of the
-    memory. Where all scores fit (small at 128), chunks would cost 10% and more.
+    batch 512 take 45 million cycles, and 25 in 16 chunks. Where all scores fit (small at 128), chunks would cost 10% and more.
     """
 
     def attend(tokens):
