@@ -1,6 +1,6 @@
 """A page in the browser: give it a photograph, see what the model takes it for, and where each of its heads looks.
 
-    pip install ".[explorer]"
+    pip install ".[tensorflow,explorer]"
     python examples/attention_explorer.py --preset deit_small_distilled_patch16_224
 
 and open the address that it prints. Without --preset it is the model of handwritten digits that ships inside keras_deit.

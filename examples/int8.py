@@ -1,6 +1,6 @@
 """Quantizes the classifier that ships to int8: a third of the size, and nearly the same answers.
 
-    pip install ".[examples]" && python examples/int8.py
+    pip install ".[tensorflow,examples]" && python examples/int8.py
 
 On a processor this makes the model smaller, not faster. For speed export it to OpenVINO: benchmarks/README.md has the figures.
 Needs no network. Writes the presets float32 and int8 to the working directory, and prints

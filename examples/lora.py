@@ -1,6 +1,6 @@
 """Fine-tunes with LoRA, and saves the adapters alone: a small file for each task beside one backbone for all.
 
-    pip install ".[examples]" && python examples/lora.py
+    pip install ".[tensorflow,examples]" && python examples/lora.py
 
 The task is digits that lie on their side, which the model that ships has never seen. Needs no network. Writes lora.safetensors, and
 for comparison the preset lora_preset, to the working directory, and prints, with TensorFlow,

@@ -1,6 +1,6 @@
 """Layers of this package between Keras' own: a convolutional stem, then tokens, then attention whose scores come out beside the answer.
 
-    pip install ".[examples]" && python examples/plain_keras_model.py
+    pip install ".[tensorflow,examples]" && python examples/plain_keras_model.py
 
 Needs no network. Writes plain_keras_model.keras to the working directory, and prints, with TensorFlow,
 

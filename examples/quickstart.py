@@ -1,6 +1,6 @@
 """Classifies handwritten digits with the model that ships inside keras_deit, saves it, loads it elsewhere, and draws its attention.
 
-    pip install ".[examples]" && python examples/quickstart.py
+    pip install ".[tensorflow,examples]" && python examples/quickstart.py
 
 Needs no network. Writes quickstart.keras and quickstart.png to the working directory.
 """

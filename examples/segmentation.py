@@ -1,6 +1,6 @@
 """Semantic segmentation: `pyramid_outputs` of the backbone into a small head, which says for each pixel to which digit it belongs, if any.
 
-    pip install ".[examples]" && python examples/segmentation.py
+    pip install ".[tensorflow,examples]" && python examples/segmentation.py
 
 Needs no network. Writes segmentation.keras to the working directory, and prints, with TensorFlow,
 

@@ -31,7 +31,6 @@ import traceback
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import keras
-import tensorflow as tf
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -96,6 +95,8 @@ def start_distribution():
     if backend != wanted:
         raise ValueError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
     if kind == "mirrored":
+        import tensorflow as tf
+
         strategy = tf.distribute.MirroredStrategy()
         return strategy.scope(), strategy.num_replicas_in_sync, 1, 0
     if kind == "none":

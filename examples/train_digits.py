@@ -4,7 +4,7 @@ A small convolutional teacher learns scikit-learn's handwritten digits and is di
 parameters. Both see the first 1437 digits only. The last 360 are for the figure at the end alone:
 `--validate` holds out the last 287 of the 1437 in their place, and every choice below was made with it.
 
-    pip install ".[examples]" && python examples/train_digits.py --output digits_preset
+    pip install ".[tensorflow,examples]" && python examples/train_digits.py --output digits_preset
 
 The distillation runs inside tf.data, so this example wants the TensorFlow backend.
 """

@@ -13,9 +13,8 @@ import pytest
 import keras_deit
 
 ROOT = pathlib.Path(keras_deit.__file__).parent
-# Who may name a backend: pipelines of tf.data, and what PyTorch keeps outside Keras.
-PIPELINES = ("augmentation.py", "batches.py", "image_folder.py", "rand_augment.py")
-ALONE = {**dict.fromkeys(PIPELINES, "tensorflow"), "checkpoint.py": "torch"}
+# Who may name a backend: what tf.data's pipelines take it from, and what PyTorch keeps outside Keras.
+ALONE = {"require_tensorflow.py": "tensorflow", "checkpoint.py": "torch"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 
@@ -98,7 +97,7 @@ def test_readme_code_runs(block, tmp_path, monkeypatch):
 
 def test_readme_has_its_code_and_its_two_commands():
     assert len(BLOCKS) == 4
-    assert '    pip install ".[examples]" && python examples/quickstart.py\n' in README
+    assert '    pip install ".[tensorflow,examples]" && python examples/quickstart.py\n' in README
     assert '    pip install ".[test]" && pytest\n' in README
 
 

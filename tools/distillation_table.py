@@ -1,6 +1,6 @@
 """Does distillation help? Trains small students on few of scikit-learn's digits, alone and taught, and writes the table of docs/distil.md.
 
-    pip install ".[examples]" && python tools/distillation_table.py
+    pip install ".[tensorflow,examples]" && python tools/distillation_table.py
 
 600 digits to learn from, 1197 to be scored on, 5 seeds, 60 epochs each: half an hour on two cores. For every seed a convolutional teacher
 learns the same 600 and teaches two students of four; all see the same images in the same order, augmented alike. Nothing was chosen by the

@@ -34,7 +34,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log a
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
 from PIL import Image
 
@@ -87,7 +86,7 @@ class Images:
         others: names of the files in the folder that are of no format that is read.
     """
 
-    dataset: tf.data.Dataset
+    dataset: object
     names: tuple
     class_names: tuple
     identity: str
@@ -221,6 +220,7 @@ def image_reader(channels, positions, are_files, unread):
 
     What cannot be read is black, and `unread` gets its number and why.
     """
+    import tensorflow as tf
 
     def open_image(number, source):
         try:

@@ -1,6 +1,6 @@
 """Draws what a model looks at in a photograph, or what it has learnt of patches.
 
-    pip install ".[examples]"
+    pip install ".[tensorflow,examples]"
     python tools/visualize_attention.py --image photo.jpg --preset deit_small_distilled_patch16_224 --output rollout.png
     python tools/visualize_attention.py --image photo.jpg --preset deit_small_distilled_patch16_224 --output heads.png \\
         --kind heads --block 11 --token distillation

@@ -7,7 +7,7 @@ are normalised. Source: timm's `transforms_factory.py`, `random_erasing.py` and 
 
 import math
 
-import tensorflow as tf
+from keras_deit.training.require_tensorflow import tf
 
 _GRAY = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's "L"
 

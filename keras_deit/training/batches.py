@@ -1,9 +1,8 @@
 """What `fit` takes: batches made in `tf.data`, whatever Keras' backend is."""
 
-import tensorflow as tf
-
 from keras_deit.training import augmentation
 from keras_deit.training.rand_augment import rand_augment
+from keras_deit.training.require_tensorflow import tf
 
 
 def training_batches(

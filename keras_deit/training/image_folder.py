@@ -5,9 +5,9 @@ import pathlib
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_deit.layers.arguments import check_choice
+from keras_deit.training.require_tensorflow import tf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ probabilities: timm 1.0.31, `auto_augment.py` and `transforms_factory.py`; of wh
 
 import math
 
-import tensorflow as tf
+from keras_deit.training.require_tensorflow import tf
 
 OPERATIONS = (
     "AutoContrast",
