@@ -241,8 +241,10 @@ class DeiTBackbone(PresetModel):
                 the package); `"hf://owner/repo"`; or a directory. Repositories and directories are as `save_to_preset` writes them
                 or as timm and transformers do (weights in safetensors; no pickle is opened). A classifier's serves, too.
             load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
-            **overrides: any argument of `DeiTBackbone`. With another `image_shape` the trained positions are resampled. What would
-                make another model of the trained weights, as another `num_heads`, needs `load_weights=False`.
+            **overrides: any argument of `DeiTBackbone`. `dtype` defaults to the global policy, whatever the weights were saved in; a
+                quantized preset keeps its own. With another `image_shape` the trained positions are resampled; another
+                `data_format` alone turns it. What would make another model of the trained weights, as another `num_heads`, needs
+                `load_weights=False`.
 
         Raises:
             ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights

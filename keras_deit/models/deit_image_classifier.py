@@ -18,6 +18,7 @@ from keras_deit.models.preset_model import (
     argument_names,
     check_overrides,
     load_backbone,
+    loaded_dtype,
     unique_name,
 )
 from keras_deit.models.raw_images import RawImageInputs
@@ -242,7 +243,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
                 both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh and has no labels,
                 which a log line says; with the preset's own number it is the trained one, with its labels. Give `labels=` for
-                classes of your own. With another `image_shape` the trained positions are resampled and the preprocessor follows.
+                classes of your own. `dtype` defaults to the global policy, whatever the weights were saved in; a quantized preset keeps
+                its own. With another `image_shape` the trained positions are resampled and the preprocessor follows; another
+                `data_format` alone turns it.
                 What would make another model of the trained weights, as another `num_heads`, needs `load_weights=False`.
 
         Raises:
@@ -273,8 +276,10 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
         if "labels" not in own and same_classes:
             config["labels"] = preset.labels(saved["num_classes"])
-        if not (same_classes and load_weights):  # a fresh head is neither quantized nor frozen
-            config["dtype"] = own_policy(config.get("dtype") or backbone.dtype_policy)
+        if same_classes and load_weights:
+            config["dtype"] = own.get("dtype") or loaded_dtype(saved, saved_backbone)
+        else:  # a fresh head is neither quantized nor frozen
+            config["dtype"] = own_policy(own.get("dtype") or backbone.dtype_policy)
             config["trainable"] = own.get("trainable", True)
         classifier = cls(backbone, **config)
 

@@ -6,6 +6,7 @@ import inspect
 import numbers
 
 import keras
+from keras.dtype_policies import DTypePolicyMap
 
 from keras_deit.layers.composite import own_policy
 from keras_deit.layers.initialization import weights_follow
@@ -77,6 +78,23 @@ def check_as_trained(cls, saved_config, overrides, source):
         )
 
 
+def loaded_dtype(*saved_configs):
+    """The `dtype` to load the first of these with: what quantized weights were saved with, or `None`, Keras' global policy."""
+    return saved_configs[0].get("dtype") if any(_is_quantized(config.get("dtype")) for config in saved_configs) else None
+
+
+def _is_quantized(dtype):
+    policy = keras.dtype_policies.get(dtype)
+    policies = policy.values() if isinstance(policy, DTypePolicyMap) else [policy]
+    return any(each.quantization_mode is not None for each in policies)
+
+
+def _turned(config):
+    """The image shape in the other data format."""
+    first, *middle, last = config["image_shape"]
+    return (*middle, last, first) if config["data_format"] == "channels_first" else (last, first, *middle)
+
+
 def _comparable(value):
     """Sizes as pairs: 16, (16, 16) and JSON's [16, 16] are the same."""
     return pair(value) if isinstance(value, (numbers.Integral, tuple, list)) else value
@@ -89,11 +107,13 @@ def _listed(values, names):
 def load_backbone(cls, preset, load_weights, overrides, source):
     """The preset's backbone, a `cls`, with its trained weights adapted to the overrides, or with random ones."""
     saved_config = preset.backbone_config(cls)
-    config = {**saved_config, **overrides}
+    config = {**saved_config, "dtype": loaded_dtype(saved_config), **overrides}
+    if "image_shape" not in overrides and config.get("data_format") != saved_config.get("data_format"):
+        config["image_shape"] = _turned(saved_config)
     if not load_weights:
         # Random weights are neither quantized (int8 kernels would be zeros that do not train) nor frozen.
         trainable = overrides.get("trainable", True)
-        return cls.from_config({**config, "dtype": own_policy(config.get("dtype")), "trainable": trainable})
+        return cls.from_config({**config, "dtype": own_policy(overrides.get("dtype")), "trainable": trainable})
     check_as_trained(cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source)
     with weights_follow():
         if not overrides:

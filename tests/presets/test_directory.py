@@ -139,6 +139,66 @@ def test_dtype_and_rates_are_overrides(saved, rng):
         )
 
 
+@pytest.fixture
+def global_policy():
+    """Sets Keras' global dtype policy until the test ends."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("saved_in", ["float32", "bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_the_global_policy_is_that_of_what_is_loaded(saved_in, policy, global_policy, rng, tmp_path):
+    """A preset of one's own and one of the package alike; what the weights were saved in does not matter."""
+    classifier = randomize(tiny_classifier({"dtype": saved_in}), rng)
+    classifier.save_to_preset(tmp_path / "preset")
+    expected = [numpy(variable).astype("float32") for variable in classifier.weights]
+    global_policy(policy)
+    for handle in (tmp_path / "preset", "deit_nano_distilled_patch4_32_digits"):
+        loaded = DeiTImageClassifier.from_preset(handle)
+        names = {layer.dtype_policy.name for layer in (loaded, loaded.backbone, loaded.head, *loaded.backbone.blocks)}
+        assert names == {policy}
+        assert loaded.preprocessor is None or loaded.preprocessor.dtype_policy.name == "float32"
+        assert DeiTImageClassifier.from_preset(handle, dtype="float32").dtype_policy.name == "float32"
+        assert DeiTImageClassifier.from_preset(handle, load_weights=False).dtype_policy.name == policy
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "preset")
+    tolerance = 0.01 if "bfloat16" in (saved_in, policy) else 0
+    for variable, value in zip(loaded.weights, expected):
+        np.testing.assert_allclose(numpy(variable).astype("float32"), value, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_a_quantized_preset_keeps_its_policy(global_policy, rng, tmp_path):
+    classifier = randomize(tiny_classifier(), rng)
+    classifier.quantize("int8")
+    classifier.save_to_preset(tmp_path / "preset")
+    x = images(rng)
+    expected = numpy(classifier(x))
+    global_policy("mixed_bfloat16")
+    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "preset")(x), expected)
+
+
+@pytest.mark.parametrize("shape, turned", [((12, 32, 3), (3, 12, 32)), ((3, 12, 32), (12, 32, 3))])
+def test_another_data_format_turns_the_image_shape(shape, turned, rng, tmp_path):
+    names = ("channels_first", "channels_last")
+    own, other = names if shape[0] == 3 else reversed(names)
+    backbone = randomize(tiny_backbone(image_shape=shape, data_format=own), rng)
+    preprocessor = DeiTImageConverter((12, 32), data_format=own)
+    classifier = DeiTImageClassifier(backbone, 5, preprocessor=preprocessor)
+    classifier.save_to_preset(tmp_path / "preset")
+    loaded = DeiTImageClassifier.from_preset(tmp_path / "preset", data_format=other)
+    assert loaded.backbone.image_shape == turned
+    assert (loaded.preprocessor.data_format, loaded.preprocessor.image_size) == (other, (12, 32))
+    x = images(rng).transpose(0, 3, 1, 2) if own == "channels_first" else images(rng)
+    axes = (0, 2, 3, 1) if own == "channels_first" else (0, 3, 1, 2)
+    np.testing.assert_allclose(
+        numpy(loaded.predict_on_batch(x.transpose(axes))), numpy(classifier.predict_on_batch(x)), atol=1e-5
+    )
+    assert DeiTBackbone.from_preset(tmp_path / "preset", data_format=other, load_weights=False).image_shape == turned
+    assert DeiTBackbone.from_preset(tmp_path / "preset", data_format=own).image_shape == shape
+
+
 def test_channels_first_survives(rng, tmp_path):
     backbone = randomize(tiny_backbone(image_shape=(3, 12, 32), data_format="channels_first"), rng)
     backbone.save_to_preset(tmp_path / "preset")
