@@ -23,6 +23,7 @@ def load_script(path):
     own = absl.flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, path.stem, module)  # absl asks it for its documentation
+        patch.syspath_prepend(path.parent)  # as Python does for a script: it imports what lies beside it
         patch.setattr(absl.flags, "FLAGS", own)
         for name in [name for name in dir(absl.flags) if name.startswith("DEFINE_")]:
             patch.setattr(absl.flags, name, functools.partial(getattr(absl.flags, name), flag_values=own))

@@ -3,6 +3,7 @@
     pip install ".[evaluate]"
     python tools/evaluate.py --data_dir imagenet/val --preset deit_tiny_patch16_224,deit3_small_patch16_224
     python tools/evaluate.py --data_dir imagenet/val --preset deit_tiny_patch16_224 --real_labels real.json --output real.csv
+    python tools/evaluate.py --data_dir photos/val --preset my_preset --output mine.csv --class_report mine
     python tools/evaluate.py --data_dir tfds:imagenet2012 --preset deit_tiny_patch16_224 --dtype bfloat16 --output bfloat16.csv
 
 `val` has a folder of images for each class. For ImageNet's models they are named by synset, n01440764 to n15075141; for others as the
@@ -12,6 +13,9 @@ google-research/reassessed-imagenet's.
 Pillow reads the images, converted to RGB and not rotated by their EXIF, as in the official code. Files that cannot be read are named and
 counted, and no part of the accuracy. In the table the published top-1 stands beside ours, and sayakpaul/deit-tf's figures for the same
 weights (i1k_eval at 79cc91d). `--crop_ratio 0.9` is timm's evaluation, which differs from the published.
+
+`--class_report` names a folder for two more tables of each model: `<preset>_classes.csv` with recall, precision and F1 of each class, the worst
+first, and `<preset>_confusion.csv`, the number of images by class and answer.
 
 Killed at any moment and started again with the same flags, it goes on, and ends with the accuracy that it would have had; models that
 the table has are not evaluated again. `images_per_second` is of reading, converting and predicting together, but for the first batch,
@@ -35,6 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log a
 import keras
 import numpy as np
 from absl import app, flags
+from class_report import class_table, confusion_matrix, matrix_table
 from PIL import Image
 
 from keras_deit import presets
@@ -48,6 +53,7 @@ flags.DEFINE_string("data_dir", None, "Folder with a subfolder of images for eac
 flags.DEFINE_list("preset", None, "Names, hf:// addresses or folders of classifiers.", required=True)
 flags.DEFINE_string("output", "evaluation.csv", "Table to write, or to go on with.")
 flags.DEFINE_string("real_labels", None, "real.json: ReaL accuracy as well.")
+flags.DEFINE_string("class_report", None, "Folder for a table of the classes and a confusion matrix of each model.")
 flags.DEFINE_float("crop_ratio", None, "Share of the resized image that is seen. Default: the preset's.")
 flags.DEFINE_string("dtype", None, "Such as bfloat16. Default: the preset's.")
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
@@ -248,7 +254,7 @@ def evaluate(handle, images, real_labels, kept):
         kept: file of the counts so far, which a run that was killed has left, and this one leaves.
 
     Returns:
-        Dictionary of counts: see `first_counts`.
+        Dictionary of counts, see `first_counts`, and the names of the model's classes.
     """
     classifier = load_classifier(handle)
     positions = class_positions(handle, classifier.labels, images.class_names)
@@ -289,7 +295,7 @@ def evaluate(handle, images, real_labels, kept):
         if index % BATCHES_BETWEEN_SAVES == 0 and counts["seen"] < end:
             write(kept, json.dumps({"settings": settings, "counts": counts}))
         progress.update(counts["seen"] - start, [("top-1 (%)", 100 * share(counts["top1"], num_read(counts)))])
-    return counts
+    return counts, classifier.labels
 
 
 def add_answers(counts, logits, labels, real):
@@ -299,12 +305,15 @@ def add_answers(counts, logits, labels, real):
     counts["top5"] += int(hits.sum())
     counts["real"] += sum(int(answer) in classes for answer, classes in zip(best[:, 0], real))
     counts["real_images"] += sum(bool(classes) for classes in real)
+    for pair in zip(labels.tolist(), best[:, 0].tolist()):
+        pair = " ".join(map(str, pair))
+        counts["answers"][pair] = counts["answers"].get(pair, 0) + 1
 
 
 def first_counts():
-    """Of images: seen, that could not be read, answered right; `real_images` are those that have ReaL labels."""
+    """Of images: seen, that could not be read, answered right; `real_images` are those that have ReaL labels; `answers`: see `class_report`."""
     names = ("seen", "corrupt", "top1", "top5", "real", "real_images", "timed_images", "seconds")
-    return dict.fromkeys(names, 0)
+    return {**dict.fromkeys(names, 0), "answers": {}}
 
 
 def num_read(counts):
@@ -380,6 +389,17 @@ def write_rows(output, rows):
     write(output, text.getvalue())
 
 
+def write_class_report(handle, answers, labels):
+    matrix = confusion_matrix(answers, len(labels))
+    for kind, table in (("classes", class_table), ("confusion", matrix_table)):
+        write(report_file(handle, kind), table(matrix, labels))
+
+
+def report_file(handle, kind):
+    name = re.sub(r"[^\w.-]+", "_", handle).strip("_.")
+    return pathlib.Path(FLAGS.class_report) / f"{name}_{kind}.csv"
+
+
 def write(path, text):
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -407,9 +427,16 @@ def run():
     kept = output.with_name(f".{output.name}.progress")
     for handle in handles:
         if handle in [row["model_name"] for row in rows]:
+            if FLAGS.class_report and not report_file(handle, "confusion").exists():
+                raise ValueError(
+                    f"{output} has {handle} already, without a class report. Delete its row to evaluate it again, or give another --output."
+                )
             print(f"{output} has {handle} already. Delete its row to evaluate it again.")
             continue
-        rows.append(build_row(handle, evaluate(handle, images, real_labels, kept), images))
+        counts, labels = evaluate(handle, images, real_labels, kept)
+        rows.append(build_row(handle, counts, images))
+        if FLAGS.class_report:
+            write_class_report(handle, counts["answers"], labels)
         write_rows(output, rows)
         kept.unlink(missing_ok=True)
         print("".join(f"{name}: {value}\n" for name, value in rows[-1].items() if value))

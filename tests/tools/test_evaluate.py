@@ -14,6 +14,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import sklearn.metrics
 import tensorflow as tf
 from PIL import Image
 
@@ -106,6 +107,37 @@ def test_the_shipped_model_on_a_folder_of_digits(digits, tmp_path, capsys):
     next(folder.glob("*/*")).unlink()
     assert "with data folder:" in refusal(folder, tmp_path / "new" / "table.csv")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.csv"]
+
+
+def test_class_report(digits, tmp_path):
+    images, labels = digits
+    folder = write_folder(tmp_path / "val", images, [str(label) for label in labels])
+    table, reports = tmp_path / "table.csv", tmp_path / "reports"
+    run(folder, table, class_report=str(reports))
+    logits = DeiTImageClassifier.from_preset(DIGITS).predict(images[..., None], verbose=0)
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, logits.argmax(axis=-1)), 1)
+    with open(reports / f"{DIGITS}_confusion.csv", newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert rows[0] == ["class", *map(str, range(10))] == ["class", *(row[0] for row in rows[1:])]
+    np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], int), expected)
+    with open(reports / f"{DIGITS}_classes.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(labels, logits.argmax(axis=-1))
+    assert [float(row["recall(%)"]) for row in rows] == sorted(float(f"{100 * value:.3f}") for value in recall)
+    for row in rows:
+        index = int(row["class"])
+        assert (row["recall(%)"], row["precision(%)"], row["f1(%)"], row["images"]) == (
+            *(f"{100 * values[index]:.3f}" for values in (recall, precision, f1)),
+            str(support[index]),
+        )
+        wrong = expected[index] * (np.arange(10) != index)
+        assert row["most_often_taken_for"] == (str(wrong.argmax()) if wrong.any() else "")
+    # A table that has the model already has no answers for a report that is asked for later.
+    shutil.rmtree(reports)
+    assert refusal(folder, table, class_report=str(reports)) == (
+        f"Not evaluated. {table} has {DIGITS} already, without a class report. Delete its row to evaluate it again, or give another --output."
+    )
 
 
 def test_the_figures_of_others_stand_beside_ours(val):
