@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_deit.layers.arguments import check_choice, check_pair, check_positive_number
+from keras_deit.layers.arguments import check_bool, check_choice, check_pair, check_positive_number
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
 
@@ -68,6 +68,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
                 f"Received: crop_ratio={crop_ratio!r}"
             )
         check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
+        crop_to_aspect_ratio = check_bool("crop_to_aspect_ratio", crop_to_aspect_ratio)
         data_format = data_format or keras.config.image_data_format()
         check_choice("data_format", data_format, ("channels_last", "channels_first"))
         mean, std = _per_channel(mean), _per_channel(std)
@@ -88,7 +89,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         self.mean = mean
         self.std = std
         self.data_format = data_format
-        self.crop_to_aspect_ratio = bool(crop_to_aspect_ratio)
+        self.crop_to_aspect_ratio = crop_to_aspect_ratio
         num_channels = max(len(mean), len(std))
         mean, std = mean * (num_channels // len(mean)), std * (num_channels // len(std))
         self.scale = [1 / (255 * s) for s in std]

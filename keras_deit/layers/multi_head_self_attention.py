@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
-from keras_deit.layers.arguments import check_positive_int, check_rate, check_token_sequence
+from keras_deit.layers.arguments import check_bool, check_positive_int, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 
@@ -56,11 +56,12 @@ class MultiHeadSelfAttention(CompositeLayer):
 
     def __init__(self, num_heads, use_bias=True, dropout_rate=0.0, attention_dropout_rate=0.0, **kwargs):
         num_heads = check_positive_int("num_heads", num_heads)
+        use_bias = check_bool("use_bias", use_bias)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         attention_dropout_rate = check_rate("attention_dropout_rate", attention_dropout_rate)
         super().__init__(**kwargs)
         self.num_heads = num_heads
-        self.use_bias = bool(use_bias)
+        self.use_bias = use_bias
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
         self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, **self.sublayer("attention_dropout"))

@@ -3,7 +3,7 @@
 import keras
 
 from keras_deit.layers import kernels
-from keras_deit.layers.arguments import check_positive_int, check_positive_number, check_rate, check_token_sequence
+from keras_deit.layers.arguments import check_bool, check_positive_int, check_positive_number, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale
@@ -75,6 +75,7 @@ class TransformerBlock(CompositeLayer):
         layer_norm_epsilon = check_positive_number("layer_norm_epsilon", layer_norm_epsilon)
         if layer_scale_init_value is not None:
             layer_scale_init_value = check_positive_number("layer_scale_init_value", layer_scale_init_value)
+        remat = check_bool("remat", remat)
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
@@ -83,7 +84,7 @@ class TransformerBlock(CompositeLayer):
         self.drop_path_rate = drop_path_rate
         self.layer_scale_init_value = layer_scale_init_value
         self.layer_norm_epsilon = layer_norm_epsilon
-        self.remat = bool(remat)
+        self.remat = remat
 
         self.attention_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("attention_norm"))
         self.attention = MultiHeadSelfAttention(

@@ -10,7 +10,7 @@ RATE = "`{0}` must be a probability in [0, 1); use 0.0 to switch it off. Receive
 POSITIVE = "`{0}` must be a positive integer. Received: {0}={1!r}"
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan"), "0.1", None, True])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, 10**400, float("nan"), "0.1", None, True])
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -44,6 +44,22 @@ def test_rates(name, make, rate):
 def test_sizes(name, make, size):
     with raises(POSITIVE.format(name, size)):
         make(size)
+
+
+@pytest.mark.parametrize("value", ["no", 1, 0.0, None, [True]])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
+        ("remat", lambda value: layers.TransformerBlock(2, 8, remat=value)),
+        ("crop_to_aspect_ratio", lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value)),
+    ],
+)
+def test_switches(name, make, value):
+    """By its truth "no" would switch on."""
+    with raises(f"`{name}` must be `True` or `False`. Received: {name}={value!r}"):
+        make(value)
+    assert make(np.True_).get_config()[name] is True
 
 
 def test_pairs():
