@@ -91,21 +91,28 @@ def _walk(sublayers, around, prefix=""):
     """(path, layer, the layer around it) of the sub-layers, and of those inside them."""
     for layer in sublayers:
         yield prefix + layer.name, layer, around
-        inner = layer._flatten_layers(include_self=False, recursive=False)
+        inner = layer.sublayers if isinstance(layer, CompositeLayer) else ()
         yield from _walk(inner, layer, f"{prefix}{layer.name}/")
 
 
 class CompositeLayer(keras.layers.Layer):
-    """Base of the layers made of Keras layers. Each makes its sub-layers with `**self.sublayer(name)`."""
+    """Base of the layers made of Keras layers. Each makes its sub-layers with `self.name = ...(**self.sublayer("name"))`."""
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None, **kwargs):
         super().__init__(dtype=own_policy(dtype), trainable=own_trainable(trainable), **kwargs)
         self._sublayer_arguments = SublayerArguments(dtype, trainable, quantization_config)
+        self._sublayer_names = []
 
     def sublayer(self, name):
-        """The arguments of the sub-layer `name`."""
+        """The arguments of the sub-layer `name`, which is to be the attribute of that name."""
+        if name not in self._sublayer_names:
+            self._sublayer_names.append(name)
         return self._sublayer_arguments.of(name, self.trainable)
 
+    @property
+    def sublayers(self):
+        """The sub-layers made so far."""
+        return [getattr(self, name) for name in self._sublayer_names]
+
     def get_config(self):
-        sublayers = self._flatten_layers(include_self=False, recursive=False)
-        return {**super().get_config(), **sublayers_config(self, sublayers)}
+        return {**super().get_config(), **sublayers_config(self, self.sublayers)}
