@@ -376,12 +376,11 @@ def _load_head(classifier, preset, saved, saved_backbone, source):
             f"The {source} has two heads that answer together; one alone is another model. Leave out `use_distillation_head=False`, "
             "or take `token_logits` apart."
         )
-    if had_two == classifier.use_distillation_head:
-        preset.load_head(classifier._head_model)
-        return
     with weights_follow():
         state = preset.head_state(lambda: type(classifier)(DeiTBackbone.from_config(saved_backbone), **saved)._head_model)
-    weights.assign(adapt_head(state, source), classifier._head_model, source)
+    if had_two != classifier.use_distillation_head:
+        state = adapt_head(state, source)
+    weights.assign(state, classifier._head_model, source)
 
 
 def _preprocessor(config, backbone, for_backbone, for_converter):

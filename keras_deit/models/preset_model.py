@@ -116,14 +116,10 @@ def load_backbone(cls, preset, load_weights, overrides, source):
         return cls.from_config({**config, "dtype": own_policy(overrides.get("dtype")), "trainable": trainable})
     check_as_trained(cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source)
     with weights_follow():
-        if not overrides:
-            backbone = cls.from_config(config)
-            preset.load_backbone(backbone)
-        else:
-            state = preset.backbone_state(lambda: cls.from_config(saved_config))
-            gc.collect()  # what held the saved weights is a web of references; two models at once would be twice the memory
-            backbone = cls.from_config(config)
-            config["data_format"] = backbone.data_format
-            weights.assign(adapt_backbone(state, saved_config, config, source), backbone, source)
+        state = preset.backbone_state(lambda: cls.from_config(saved_config))
+        gc.collect()  # a model of HDF5 weights is a web of references; two models at once would be twice the memory
+        backbone = cls.from_config(config)
+        state = adapt_backbone(state, saved_config, {**config, "data_format": backbone.data_format}, source)
+        weights.assign(state, backbone, source)
     backbone._origin = preset.origin
     return backbone

@@ -12,23 +12,6 @@ from keras_deit.presets.tensor_names import (
 )
 
 
-def read_tensors(path):
-    """{name: NumPy array} of a safetensors file.
-
-    Raises:
-        ValueError: not a safetensors file, or one that was cut short.
-    """
-    # On demand: `import keras_deit` should not pay for it.
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        # "pread": a mapped file would stay in memory beside its tensors.
-        return load_file(path, backend="pread")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}. Copy or download it again.") from error
-
-
 def assign_tensors(model, tensors, source, origin=None):
     """Gives a model the weights of a PyTorch checkpoint; nothing is written.
 

@@ -1,15 +1,15 @@
 """A preset as a directory of plain files.
 
     config.json            the backbone's arguments
-    model.weights.h5       its weights
+    model.safetensors      its weights
     task.json              the classifier's own arguments
-    task.weights.h5        the weights of its head, apart, so that another head can take its place
+    head.safetensors       the weights of its head, apart, so that another head can take its place
     preprocessor.json      what turns raw images into the model's input
     labels.json            the names of the classes
-    metadata.json          versions, and each weights file's checksum and variables
+    metadata.json          versions, and each weights file's checksum
     README.md              the model card
 
-A backbone alone has the first two and the last two.
+A backbone alone has the first two and the last two. Version 0.1 wrote HDF5, which still loads: model.weights.h5, task.weights.h5.
 """
 
 import inspect
@@ -26,16 +26,18 @@ from keras_deit.presets.catalog import published
 from keras_deit.presets.files import Folder, read_json
 
 CONFIG = "config.json"
-WEIGHTS = "model.weights.h5"
+WEIGHTS = "model.safetensors"
 TASK = "task.json"
-TASK_WEIGHTS = "task.weights.h5"
+HEAD_WEIGHTS = "head.safetensors"
 PREPROCESSOR = "preprocessor.json"
 LABELS = "labels.json"
 METADATA = "metadata.json"
 CARD = "README.md"
-FILES = (CONFIG, WEIGHTS, TASK, TASK_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD)
+HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}  # what version 0.1 wrote in their place
+FILES = (CONFIG, WEIGHTS, TASK, HEAD_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD, *HDF5.values())
 
-FORMAT = 1
+FORMAT = 2
+HDF5_FORMAT = 1
 
 
 def write_preset(directory, backbone, task_config=None, head=None, preprocessor=None, labels=None, origin=None):
@@ -58,7 +60,7 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
         if task_config is not None:
-            files[TASK_WEIGHTS] = weights.save_weights(head, folder / TASK_WEIGHTS)
+            files[HEAD_WEIGHTS] = weights.save_weights(head, folder / HEAD_WEIGHTS)
             _write_json(folder / TASK, task_config)
         if preprocessor is not None:
             _write_json(folder / PREPROCESSOR, keras.saving.serialize_keras_object(preprocessor))
@@ -94,10 +96,11 @@ class PresetDirectory:
         metadata = self._read(METADATA)
         if not _is_metadata(metadata):
             raise ValueError(
-                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and the weights with their variables. "
+                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and the weights with their checksums. "
                 "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
             )
         self._weights = metadata["weights"]
+        self._is_hdf5 = metadata["format"] == HDF5_FORMAT
         self._card_sha256 = metadata.get("card_sha256")
         origin = metadata.get("origin")
         self.origin = origin if published(origin) else files.handle or origin
@@ -149,22 +152,23 @@ class PresetDirectory:
             )
         return labels
 
-    def load_backbone(self, model):
-        self._load(model, WEIGHTS)
-
     def backbone_state(self, build_saved):
         """{variable path: array}; `build_saved()` is a backbone with the config of the file."""
-        return self._state_of(build_saved(), WEIGHTS)
-
-    def load_head(self, model):
-        self._load(model, TASK_WEIGHTS)
+        return self._state(WEIGHTS, build_saved)
 
     def head_state(self, build_saved):
         """{variable path: array}; `build_saved()` is a head with the config of the file."""
-        return self._state_of(build_saved(), TASK_WEIGHTS)
+        return self._state(HEAD_WEIGHTS, build_saved)
 
-    def _state_of(self, saved, name):
-        self._load(saved, name)
+    def _state(self, name, build_saved):
+        name = HDF5[name] if self._is_hdf5 else name
+        if name not in self._weights:
+            raise ValueError(f"{self._files.where(METADATA)} has no checksum for {name}. Save the preset again.")
+        entry, source = self._weights[name], self._files.where(name)
+        if not self._is_hdf5:
+            return weights.read_weights(self._files.find(name), entry, source)
+        saved = build_saved()
+        weights.load_hdf5_weights(saved, self._files.find(name), entry, source)
         return weights.state_of(saved)
 
     @property
@@ -176,28 +180,26 @@ class PresetDirectory:
         card = self._files.find(CARD)
         return card is not None and weights.checksum(card) != self._card_sha256
 
-    def _load(self, model, name):
-        if name not in self._weights:
-            raise ValueError(f"{self._files.where(METADATA)} has no checksum and variables for {name}. Save the preset again.")
-        weights.load_weights(model, self._files.find(name), self._weights[name], self._files.where(name))
-
     def _read(self, name):
         return read_json(self._files, name)
 
 
 def _is_metadata(content):
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, HDF5_FORMAT):
         return False
     files, entries = content.get("files"), content.get("weights")
     if not isinstance(files, list) or not isinstance(entries, dict):
         return False
-    return all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("sha256"), str)
-        and isinstance(entry.get("variables"), dict)
-        and all(isinstance(shape, list) for shape in entry["variables"].values())
-        for entry in entries.values()
-    )
+    return all(_is_entry(entry, content["format"] == HDF5_FORMAT) for entry in entries.values())
+
+
+def _is_entry(entry, is_hdf5):
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+        return False
+    if not is_hdf5:
+        return True
+    variables = entry.get("variables")
+    return isinstance(variables, dict) and all(isinstance(shape, list) for shape in variables.values())
 
 
 def _class_and_config(model):

@@ -4,9 +4,8 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from keras_deit.presets import weights
-from keras_deit.presets.checkpoints import read_tensors
 from keras_deit.presets.files import Folder, Repository, need
+from keras_deit.presets.safetensors_file import read_tensors
 from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names, without_pooler
 
 WEIGHTS = "model.safetensors"
@@ -46,12 +45,6 @@ class OriginalPreset:
 
     def labels(self, num_classes):
         return self.label_names
-
-    def load_backbone(self, model):
-        weights.assign(self.backbone_state(), model, self._source)
-
-    def load_head(self, model):
-        weights.assign(self.head_state(), model, self._source)
 
     def backbone_state(self, build_saved=None):
         """{variable path: array}, once."""

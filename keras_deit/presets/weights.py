@@ -1,30 +1,44 @@
-"""Weights as files and as {variable path: array}, with every variable accounted for on both sides."""
+"""Weights as {variable path: array} and as files, with every variable accounted for on both sides."""
 
 import hashlib
 
-import h5py
 import keras
 
 from keras_deit.presets.matching import check_match
-
-_LARGE = 2**24  # bytes; beyond, the groups do not matter and a second copy takes time
+from keras_deit.presets.safetensors_file import parse_tensors, write_tensors
 
 
 def save_weights(model, file):
-    """Writes `file` and returns its entry for `metadata.json`: the checksum, and each variable with its shape."""
-    model.save_weights(file)
-    _compact(file)
-    return {"sha256": checksum(file), "variables": {path: list(shape) for path, shape in shapes(model).items()}}
+    """Writes a safetensors file and returns its entry for `metadata.json`."""
+    return {"sha256": write_tensors(file, state_of(model))}
 
 
-def load_weights(model, file, entry, source):
-    """Reads what `save_weights` wrote into a model of the same architecture, or raises a ValueError.
+def read_weights(file, entry, source):
+    """{variable path: array} of what `save_weights` wrote.
 
     Args:
-        model: Keras model.
         file: path, or `None` if the file is missing.
         entry: dict, what `save_weights` returned.
         source: the file in words.
+
+    Raises:
+        ValueError: the file is missing, was cut short or was changed.
+    """
+    content = _present(file, source).read_bytes()
+    _check_checksum(hashlib.sha256(content).hexdigest(), entry, source)
+    return parse_tensors(content, source)
+
+
+def load_hdf5_weights(model, file, entry, source):
+    """Reads what version 0.1 wrote, Keras' own HDF5, into a model of the same architecture.
+
+    Args:
+        model: Keras model.
+        file, source: as of `read_weights`.
+        entry: dict with "sha256", and "variables", {path: shape}.
+
+    Raises:
+        ValueError: the file is missing, was changed, or is of another architecture.
     """
     check_match(
         {path: tuple(shape) for path, shape in entry["variables"].items()},
@@ -32,23 +46,35 @@ def load_weights(model, file, entry, source):
         f"The weights of {source} do not fit the model. "
         "`config.json` or `task.json` has changed since the weights were written: restore it, or save the preset again.",
     )
+    _check_checksum(checksum(_present(file, source)), entry, source)
+    model.load_weights(file)
+
+
+def _present(file, source):
     if file is None:
         raise ValueError(
             f"The preset lacks its weights: {source} does not exist. "
             "Copy the file, or give `load_weights=False` for a model with random weights."
         )
-    found = checksum(file)
+    return file
+
+
+def _check_checksum(found, entry, source):
     if found != entry["sha256"]:
         raise ValueError(
             f"The weights file was cut short or changed: {source} has SHA-256 {found}, and `metadata.json` says {entry['sha256']}. "
             "Copy the preset again, or save it again."
         )
-    model.load_weights(file)
 
 
 def state_of(model):
-    """{variable path: array} of a model's weights."""
-    return {path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()}
+    """{variable path: array} of a model's weights. What LoRA adds is in the kernels."""
+    state = {path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()}
+    scope = _scope(model)
+    for layer in _leaves(model.layers):
+        if getattr(layer, "lora_enabled", False):
+            state.update(_without_lora(layer, layer.path.removeprefix(scope)))
+    return state
 
 
 def assign(state, model, source):
@@ -73,29 +99,33 @@ def shapes(model):
 
 def variables_of(model):
     """{variable path: variable}, by paths that start with the model's own layers, wherever the model was made."""
-    layer = next(layer for layer in model.layers if layer.weights)
-    scope = layer.path.removesuffix(layer.name)
-    # LoRA's factors are folded into their kernel when Keras saves.
+    scope = _scope(model)
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
 
 
-def _compact(file):
-    """The same file in HDF5's newer format: in the oldest, which Keras writes, the groups of a small model take 0.1 MB."""
-    if file.stat().st_size > _LARGE:
-        return
-    new = file.with_suffix(".compact")
-    with h5py.File(file) as source, h5py.File(new, "w", libver="latest") as target:
+def _scope(model):
+    layer = next(layer for layer in model.layers if layer.weights)
+    return layer.path.removesuffix(layer.name)
 
-        def copy(name, item):
-            if isinstance(item, h5py.Group):
-                copied = target.create_group(name)
-            else:
-                copied = target.create_dataset(name, data=item[()])
-            copied.attrs.update(item.attrs)
 
-        source.visititems(copy)
-        target.attrs.update(source.attrs)
-    new.replace(file)
+def _leaves(layers):
+    """The layers, and in place of those made of others what they are made of."""
+    for layer in layers:
+        inner = getattr(layer, "layers", None) or getattr(layer, "sublayers", None)
+        if inner:
+            yield from _leaves(inner)
+        else:
+            yield layer
+
+
+def _without_lora(layer, path):
+    """{variable path: array} of a layer that LoRA trains, as Keras itself saves it: folded into the kernel."""
+    store = {}
+    layer.save_own_variables(store)
+    twin = type(layer).from_config({**layer.get_config(), "lora_rank": None})
+    twin.build_from_config(layer.get_build_config())
+    twin.load_own_variables({key: keras.ops.convert_to_numpy(value) for key, value in store.items()})
+    return {f"{path}/{v.path.rpartition('/')[-1]}": keras.ops.convert_to_numpy(v) for v in twin.weights}
 
 
 def checksum(file):

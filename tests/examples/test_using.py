@@ -139,5 +139,5 @@ def test_int8(run, tmp_path):
     # It is int8 that was loaded.
     loaded = DeiTImageClassifier.from_preset(tmp_path / "int8")
     assert str(loaded.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
-    size = {name: (tmp_path / name / "model.weights.h5").stat().st_size for name in ("float32", "int8")}
+    size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "int8")}
     assert size["int8"] < 0.4 * size["float32"]

@@ -1,6 +1,8 @@
 """Files of earlier versions load and give the numbers that they gave then: tests/saved, one folder for each version."""
 
+import json
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -32,6 +34,32 @@ def test_a_classifier_that_merges(load, folder, expected):
     np.testing.assert_allclose(classifier.predict(expected["photos"], verbose=0), expected["logits"], atol=1e-5)
     scored = keras.Model(classifier.input, classifier.outputs_with_attention_scores)(expected["converted"])
     np.testing.assert_allclose(numpy(scored["attention_scores"]["block_1"]), expected["scores"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected_error"),
+    [
+        (lambda entry: entry.update(sha256="0" * 64), "The weights file was cut short or changed: "),
+        (lambda entry: entry["variables"].popitem(), "do not fit the model"),
+        (lambda entry: entry.update(variables=[1]), "must be of format 2"),
+        (lambda entry: entry.update(variables={"a": 1}), "must be of format 2"),
+    ],
+)
+def test_hdf5_of_version_0_1_that_does_not_fit_its_metadata(damage, expected_error, tmp_path):
+    shutil.copytree(SAVED / "v0.1.0" / "preset", tmp_path / "preset")
+    metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
+    damage(metadata["weights"]["model.weights.h5"])
+    (tmp_path / "preset" / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=expected_error):
+        DeiTImageClassifier.from_preset(tmp_path / "preset")
+
+
+def test_saving_over_a_preset_of_version_0_1_leaves_none_of_its_files(folder, tmp_path):
+    shutil.copytree(folder / "preset", tmp_path / "preset")
+    classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
+    classifier.save_to_preset(tmp_path / "preset")
+    assert not list((tmp_path / "preset").glob("*.h5"))
+    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "preset").get_weights(), classifier.get_weights())
 
 
 def test_a_users_own_model_of_plain_and_merging_blocks(folder, expected):

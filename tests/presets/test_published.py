@@ -138,7 +138,7 @@ def test_two_processes_that_load_at_once_both_succeed(hub, rng, tmp_path):
     classifier.save_to_preset(tmp_path / "own")
     for file in (tmp_path / "own").iterdir():
         hub.files[("someone/own", file.name)] = file.read_bytes()
-    hub.faults[("someone/own", "model.weights.h5")] = "together"
+    hub.faults[("someone/own", "model.safetensors")] = "together"
     script = """
 import keras_deit
 print(keras_deit.models.DeiTImageClassifier.from_preset("hf://someone/own").head.class_head.bias.numpy().tolist())
@@ -156,5 +156,5 @@ print(keras_deit.models.DeiTImageClassifier.from_preset("hf://someone/own").head
     outputs = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
     np.testing.assert_allclose(ast.literal_eval(outputs[0]), numpy(classifier.head.class_head.bias), rtol=1e-6)
     assert outputs[0] == outputs[1]
-    methods = [method for method, path in hub.requests if path.endswith("model.weights.h5")]
+    methods = [method for method, path in hub.requests if path.endswith("model.safetensors")]
     assert sorted(methods) == ["GET", "HEAD", "HEAD"]
