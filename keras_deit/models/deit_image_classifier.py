@@ -40,7 +40,9 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
 
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
     `classifier(classifier.preprocessor(images))`. Raw images are levels from 0 to 255, in batches; floats that never exceed 1 get a
-    warning. Images and labels that do not fit are refused before anything is compiled.
+    warning. Images and labels that do not fit are refused before anything is compiled. They come as arrays, `tf.data`,
+    `keras.utils.PyDataset`, PyTorch's `DataLoader` or a generator; to `predict` also as a path, an image of Pillow, or a list of these
+    and of arrays (height, width, channels), each of a size of its own.
 
     Args:
         backbone: `DeiTBackbone`.
