@@ -42,7 +42,7 @@ from keras_deit import presets
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.training.batches import evaluation_batches
-from keras_deit.training.image_folder import ImageFolder
+from keras_deit.training.image_folder import FORMATS, ImageFolder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder with a subfolder of images for each class, or tfds:NAME.", required=True)
@@ -403,7 +403,7 @@ def run():
     check_rows(output, rows, images)
     real_labels = read_real_labels(FLAGS.real_labels, images) if FLAGS.real_labels else None
     for name in images.others:
-        print(f"Not read: {name}: the name is not of a .bmp, .gif, .jpeg, .jpg or .png file", file=sys.stderr)
+        print(f"Not read: {name}: the name is not of a file {', '.join(FORMATS)}", file=sys.stderr)
     kept = output.with_name(f".{output.name}.progress")
     for handle in handles:
         if handle in [row["model_name"] for row in rows]:

@@ -129,6 +129,14 @@ def test_the_table_of_deit_tf():
         assert float(row["top5_acc(%)"]) > float(row["top1_acc(%)"])
 
 
+def test_webp_is_an_image(val, tiny, tmp_path):
+    for file in sorted(val.glob("*/*.png"))[::2]:
+        Image.open(file).save(file.with_suffix(".webp"), lossless=True)
+        file.unlink()
+    (row,) = run(val, tmp_path / "table.csv", batch_size=4)
+    assert (row["images"], row["corrupt_images"]) == ("30", "0")
+
+
 def test_what_is_no_image_is_named_and_counted(val, digits, tiny, tmp_path, capsys):
     images, labels = digits
     files = [val / str(label) / f"{number:03d}.png" for number, label in enumerate(labels[:30])]
