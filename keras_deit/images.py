@@ -14,7 +14,7 @@ def read_photograph(path, channels=3):
     """Reads an image upright, in 8 bits: what EXIF says of its rotation is done, what is transparent is white, CMYK is RGB.
 
     Args:
-        path: file in a format that Pillow reads. Of several frames the first is read.
+        path: file in a format that Pillow reads; `~` is the home directory. Of several frames the first is read.
         channels: int. 3 for RGB, or 1 for gray. Defaults to 3.
 
     Returns:
@@ -56,7 +56,7 @@ def read_picture(picture, channels):
 
 def check_file(path):
     """The path, of a file that is there."""
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         raise ValueError(
             f"{path} is a directory. Give the images in it, such as `sorted(pathlib.Path({str(path)!r}).iterdir())`."

@@ -60,6 +60,12 @@ def test_sizes(size, tmp_path):
     assert read_photograph(tmp_path / "a.png").shape == (*size[::-1], 3)
 
 
+def test_a_tilde_is_the_home_directory(photograph, tmp_path, monkeypatch):
+    photograph.save(tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(read_photograph("~/a.png"), np.asarray(photograph))
+
+
 def test_errors(photograph, tmp_path, monkeypatch):
     with raises(f"There is no file {tmp_path}/no.jpg. Give the name of an image."):
         read_photograph(tmp_path / "no.jpg")

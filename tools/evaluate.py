@@ -96,7 +96,7 @@ class Images:
 
 
 def open_images(data_dir):
-    return open_tfds(data_dir) if data_dir.startswith("tfds:") else open_folder(data_dir)
+    return open_tfds(data_dir) if data_dir.startswith("tfds:") else open_folder(os.path.expanduser(data_dir))
 
 
 def open_folder(directory):
@@ -155,7 +155,7 @@ def read_real_labels(path, images):
             f"ILSVRC2012_val_00050000.JPEG. Received: {some(others)}"
         )
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = json.loads(pathlib.Path(os.path.expanduser(path)).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON. Download real.json again. {error}") from error
     if not isinstance(content, list) or len(content) != 50_000 or not all(map(are_classes, content)):
@@ -397,7 +397,7 @@ def run():
         raise ValueError("--preset must name a model, or several with commas between them. Received: none")
     for handle in handles:
         presets.find_preset(handle)  # a name that is wrong is said before hours of work
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(os.path.expanduser(FLAGS.output))
     rows = read_rows(output)
     images = open_images(FLAGS.data_dir)
     check_rows(output, rows, images)

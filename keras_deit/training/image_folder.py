@@ -36,7 +36,7 @@ class ImageFolder:
         Raises:
             ValueError: there is no such folder, or no image in one of its subfolders.
         """
-        directory = pathlib.Path(directory).expanduser()
+        directory = pathlib.Path(os.path.expanduser(directory))
         if not directory.is_dir():
             raise ValueError(f"There is no folder {directory}. Give one with a subfolder of images for each class.")
         folders = sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
