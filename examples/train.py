@@ -133,7 +133,7 @@ def read_data(num_processes, process):
         options = {"shuffle_files": False, "as_supervised": True, "decoders": {image: tfds.decode.SkipDecoding()}}
         sets = [builder.as_dataset(split=split, **options) for split in ("train", held_out)]
         return *sets, tuple(builder.info.features[label].names), False
-    parts = [pathlib.Path(FLAGS.data) / part for part in ("train", "val")]
+    parts = [pathlib.Path(os.path.expanduser(FLAGS.data)) / part for part in ("train", "val")]
     folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images, num_processes, process) for part in parts]
     for folder in folders:
         if folder.skipped:
@@ -196,7 +196,7 @@ def ema_momentum(recipe, steps, accumulated):
 def build_teacher(classifier, converter):
     """From the student's images, normalised, mixed and all, to the teacher's logits."""
     if FLAGS.teacher.endswith(".keras"):
-        teacher = keras.saving.load_model(FLAGS.teacher)
+        teacher = keras.saving.load_model(os.path.expanduser(FLAGS.teacher))
     else:
         teacher = DeiTImageClassifier.from_preset(FLAGS.teacher, crop_ratio=1.0)  # it is cropped already
     given, taken = classifier.backbone.image_shape, teacher.input_shape[1:]
@@ -283,7 +283,7 @@ def prepare(scratch):
         ValueError: what was asked for cannot be done.
     """
     scope, num_shares, num_processes, process = start_distribution()
-    kept = pathlib.Path(FLAGS.output)
+    kept = pathlib.Path(os.path.expanduser(FLAGS.output))
     output = kept if process == 0 else pathlib.Path(scratch)
     check_settings(kept)
     keras.utils.set_random_seed(FLAGS.seed)

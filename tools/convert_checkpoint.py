@@ -170,15 +170,16 @@ def convert_all(output, to):
 def main(_):
     if FLAGS.all == bool(FLAGS.preset) or (FLAGS.all and FLAGS.checkpoint):
         raise app.UsageError("Give --preset NAME, with or without --checkpoint FILE, or --all alone.")
+    output, checkpoint = (path and os.path.expanduser(path) for path in (FLAGS.output, FLAGS.checkpoint))
     if FLAGS.all:
-        sys.exit(1 if convert_all(FLAGS.output, FLAGS.to) else 0)
+        sys.exit(1 if convert_all(output, FLAGS.to) else 0)
     try:
-        if os.path.exists(FLAGS.output) and not FLAGS.overwrite:
-            raise ValueError(f"{FLAGS.output} is there already. Give another --output, or --overwrite to replace it.")
-        convert(FLAGS.preset, FLAGS.output, FLAGS.to, FLAGS.checkpoint)
+        if os.path.exists(output) and not FLAGS.overwrite:
+            raise ValueError(f"{output} is there already. Give another --output, or --overwrite to replace it.")
+        convert(FLAGS.preset, output, FLAGS.to, checkpoint)
     except (ValueError, OSError) as error:
         sys.exit(f"Not converted. {error}")
-    print(f"Wrote {FLAGS.output}")
+    print(f"Wrote {output}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from keras_deit import presets
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.training.batches import evaluation_batches
-from keras_deit.training.image_folder import ImageFolder
+from keras_deit.training.image_folder import FORMATS, ImageFolder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder with a subfolder of images for each class, or tfds:NAME.", required=True)
@@ -101,7 +101,7 @@ class Images:
 
 
 def open_images(data_dir):
-    return open_tfds(data_dir) if data_dir.startswith("tfds:") else open_folder(data_dir)
+    return open_tfds(data_dir) if data_dir.startswith("tfds:") else open_folder(os.path.expanduser(data_dir))
 
 
 def open_folder(directory):
@@ -160,7 +160,7 @@ def read_real_labels(path, images):
             f"ILSVRC2012_val_00050000.JPEG. Received: {some(others)}"
         )
     try:
-        content = json.loads(pathlib.Path(path).read_bytes())
+        content = json.loads(pathlib.Path(os.path.expanduser(path)).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON. Download real.json again. {error}") from error
     if not isinstance(content, list) or len(content) != 50_000 or not all(map(are_classes, content)):
@@ -417,13 +417,13 @@ def run():
         raise ValueError("--preset must name a model, or several with commas between them. Received: none")
     for handle in handles:
         presets.find_preset(handle)  # a name that is wrong is said before hours of work
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(os.path.expanduser(FLAGS.output))
     rows = read_rows(output)
     images = open_images(FLAGS.data_dir)
     check_rows(output, rows, images)
     real_labels = read_real_labels(FLAGS.real_labels, images) if FLAGS.real_labels else None
     for name in images.others:
-        print(f"Not read: {name}: the name is not of a .bmp, .gif, .jpeg, .jpg or .png file", file=sys.stderr)
+        print(f"Not read: {name}: the name is not of a file {', '.join(FORMATS)}", file=sys.stderr)
     kept = output.with_name(f".{output.name}.progress")
     for handle in handles:
         if handle in [row["model_name"] for row in rows]:

@@ -114,7 +114,7 @@ flags.DEFINE_list("photographs", [], "Images to compare with Keras on.")
 
 def check_flags():
     """What can be refused before anything is loaded."""
-    format, output = FORMATS[FLAGS.format], pathlib.Path(FLAGS.output)
+    format, output = FORMATS[FLAGS.format], pathlib.Path(os.path.expanduser(FLAGS.output))
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "Models are exported from TensorFlow, whichever backend trained them: start again with KERAS_BACKEND=tensorflow. "
@@ -286,7 +286,7 @@ def export(size):
         outputs = model(batch if size is None else classifier.preprocessor(batch))
         return keras.tree.map_structure(ops.convert_to_numpy, outputs)
 
-    output = pathlib.Path(FLAGS.output).absolute()
+    output = pathlib.Path(os.path.expanduser(FLAGS.output)).absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

@@ -97,7 +97,7 @@ def save(figure, path):
 
 
 def main(_):
-    output = pathlib.Path(FLAGS.output)
+    output = pathlib.Path(os.path.expanduser(FLAGS.output))
     try:
         check_output(output)
         save(draw(), output)

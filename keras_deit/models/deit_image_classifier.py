@@ -12,6 +12,7 @@ from keras_deit.layers.composite import SublayerArguments, own_policy, own_train
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer, weights_follow
+from keras_deit.models.compilation import AutomaticCompilation
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.preset_model import (
     PresetModel,
@@ -33,19 +34,23 @@ _GIVEN_APART = ("backbone", "preprocessor", "labels")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTImageClassifier(RawImageInputs, PresetModel):
+class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     """A DeiT image classifier: a backbone and its head, as a functional graph.
 
     With a distillation token in the backbone, each of the two prefix tokens has a head of its own and the output is the mean of
     their logits. Without, or with `use_distillation_head=False`, there is one head, and `pooling` says what it reads.
 
+    `compile()` is enough for `fit`: it has the usual optimizer, loss and metrics.
+
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
     `classifier(classifier.preprocessor(images))`. Raw images are levels from 0 to 255, in batches; floats that never exceed 1 get a
-    warning. Images and labels that do not fit are refused before anything is compiled.
+    warning. Images and labels that do not fit are refused before anything is compiled. They come as arrays, `tf.data`,
+    `keras.utils.PyDataset`, PyTorch's `DataLoader` or a generator; to `predict` also as a path, an image of Pillow, or a list of these
+    and of arrays (height, width, channels), each of a size of its own.
 
     Args:
         backbone: `DeiTBackbone`.
-        num_classes: int.
+        num_classes: int, 1 or more. Without a head, for features, use the backbone.
         preprocessor: Keras layer from raw images to the backbone's input, as `DeiTImageConverter` is. Defaults to `None`.
         pooling: `"token"` (the class token) or `"mean"` (the mean of the patch tokens). Defaults to `"token"`.
         use_distillation_head: bool. Whether the distillation token has a head of its own. `False` is a distilled backbone fine-tuned on
@@ -98,7 +103,7 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
     ):
         if not isinstance(backbone, DeiTBackbone):
             raise ValueError(f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}")
-        num_classes = check_positive_int("num_classes", num_classes)
+        num_classes = _check_num_classes(num_classes)
         check_choice("pooling", pooling, POOLINGS)
         if use_distillation_head is None:
             use_distillation_head = backbone.use_distillation_token
@@ -255,6 +260,8 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             OSError: the download is not what the hub promises.
         """
         own, for_backbone, for_converter = _sort_overrides(cls, overrides)
+        if "num_classes" in own:
+            _check_num_classes(own["num_classes"])  # before anything is downloaded
         if "preprocessor" in own and for_converter:
             raise ValueError(
                 "Overrides of the preset's preprocessor and another `preprocessor=` exclude each other. "
@@ -348,6 +355,15 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**config)
+
+
+def _check_num_classes(num_classes):
+    if num_classes == 0 and not isinstance(num_classes, bool):
+        raise ValueError(
+            "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, 0]` is the class token, or give the "
+            "number of classes. Received: num_classes=0"
+        )
+    return check_positive_int("num_classes", num_classes)
 
 
 def _sort_overrides(cls, overrides):

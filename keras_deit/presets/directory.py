@@ -14,6 +14,7 @@ A backbone alone has the first two and the last two. Version 0.1 wrote HDF5, whi
 
 import inspect
 import json
+import os
 import pathlib
 import shutil
 
@@ -52,7 +53,7 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
         labels: sequence of strings or `None`.
         origin: handle of the preset that the weights come from, or `None`.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     replaced = None
     if directory.is_dir() and any(directory.iterdir()):
         replaced = PresetDirectory(Folder(directory))  # refuses to replace anything else

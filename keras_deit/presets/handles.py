@@ -40,9 +40,10 @@ def find_preset(handle):
             return _published(row, Repository(row.timm_repository, published=True), origin=handle)
         if handle.startswith(HUB):
             return _of_hub(Repository(handle.removeprefix(HUB)))
-    if not os.path.exists(handle):
+    path = os.path.expanduser(handle)
+    if not os.path.exists(path):
         raise ValueError(_unknown(os.fspath(handle)))
-    return _by_config(Folder(handle))
+    return _by_config(Folder(path))
 
 
 def _of_hub(files):

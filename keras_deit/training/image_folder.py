@@ -1,13 +1,16 @@
 """Images in folders, as names that `tf.data` reads when it needs them."""
 
 import dataclasses
+import os
 import pathlib
 
-import keras
 import numpy as np
 
 from keras_deit.layers.arguments import check_choice
 from keras_deit.training.require_tensorflow import tf
+
+FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # that TensorFlow decodes
+_NAMED = f"as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +36,19 @@ class ImageFolder:
         Raises:
             ValueError: there is no such folder, or no image in one of its subfolders.
         """
-        if not pathlib.Path(directory).is_dir():
+        directory = pathlib.Path(os.path.expanduser(directory))
+        if not directory.is_dir():
             raise ValueError(f"There is no folder {directory}. Give one with a subfolder of images for each class.")
-        listed = keras.utils.image_dataset_from_directory(str(directory), batch_size=None, shuffle=False, verbose=False)
-        indices = {name: index for index, name in enumerate(listed.class_names)}
-        labels = tuple(indices[pathlib.Path(file).relative_to(directory).parts[0]] for file in listed.file_paths)
-        listed_files = set(map(pathlib.Path, listed.file_paths))
-        others = sorted(
-            str(path) for path in pathlib.Path(directory).glob("*/**/*") if path.is_file() and path not in listed_files
-        )
-        folder = cls(tuple(listed.file_paths), labels, tuple(listed.class_names), tuple(others))
-        return folder._with_images_of_each_class()
+        folders = sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        found = [(file, label) for label, folder in enumerate(folders) for file in _files_under(folder)]
+        images = [(str(file), label) for file, label in found if file.suffix.lower() in FORMATS]
+        others = sorted(str(file) for file, _ in found if file.suffix.lower() not in FORMATS)
+        if not images:
+            raise ValueError(
+                f"There are no images in subfolders of {directory}, {_NAMED}. Give a folder with one for each class."
+            )
+        files, labels = zip(*images)
+        return cls(files, labels, tuple(folder.name for folder in folders), tuple(others))._with_images_of_each_class()
 
     def checked(self, skip_broken=False, num_shards=1, shard=0):
         """Reads each image once, so that none breaks a training.
@@ -76,7 +81,7 @@ class ImageFolder:
         empty = [name for index, name in enumerate(self.class_names) if index not in set(self.labels)]
         if empty:
             raise ValueError(
-                "Every class must have images, as .bmp, .gif, .jpeg, .jpg or .png. Convert those of another format, or remove the folder. "
+                f"Every class must have images, {_NAMED}. Convert those of another format, or remove the folder. "
                 f"Received: none in {', '.join(empty)}"
             )
         return self
@@ -84,6 +89,12 @@ class ImageFolder:
     def dataset(self):
         """`tf.data.Dataset` of (name, label), to be read by `reader`."""
         return tf.data.Dataset.from_tensor_slices((list(self.files), list(self.labels)))
+
+
+def _files_under(folder):
+    """In the order of Keras' `image_dataset_from_directory`, which leaves out .webp: by folder, and by name in it."""
+    for parent, _, names in sorted(os.walk(folder)):
+        yield from (pathlib.Path(parent, name) for name in sorted(names))
 
 
 def reader(channels=3):
@@ -115,10 +126,14 @@ def decoder(channels=3):
 
 def _decode(content):
     """In colour, which every format can. A JPEG as Pillow reads it: TensorFlow's default is faster, and up to 16 levels from that."""
-    image = tf.cond(
-        tf.io.is_jpeg(content),
-        lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(content, 3, expand_animations=False),
+    is_webp = tf.strings.substr(content, 8, 4) == "WEBP"
+    image = tf.case(
+        [
+            (tf.io.is_jpeg(content), lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE")),
+            # Of a WebP with transparency, TensorFlow refuses to leave it out.
+            (is_webp, lambda: tf.io.decode_image(content, expand_animations=False)[..., :3]),
+        ],
+        default=lambda: tf.io.decode_image(content, 3, expand_animations=False),
     )
     return tf.ensure_shape(image, (None, None, 3))
 

@@ -1,5 +1,6 @@
 """What the model looks at."""
 
+from keras_deit.images import read_photograph
 from keras_deit.visualization.attention_maps import attention_maps
 from keras_deit.visualization.attention_model import attention_model
 from keras_deit.visualization.attention_rollout import attention_rollout
@@ -12,7 +13,6 @@ from keras_deit.visualization.overlays import (
     plot_position_similarity,
     plot_rollouts,
 )
-from keras_deit.visualization.photographs import read_photograph
 from keras_deit.visualization.weights import patch_filters, position_similarity
 
 __all__ = [

@@ -71,8 +71,10 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(tra
         assert {row["epoch"] for row in csv.DictReader(stream)} == {"0", "1", "2"}
 
 
-def test_what_it_leaves(train, given, tmp_path):
-    output = run(train, given, tmp_path / "run", recipe="deit3_small_fine_tune_384", image_size=48)
+def test_what_it_leaves(train, given, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(given))
+    home = {"data": "~/photos", "preset": "~/tiny"}
+    output = run(train, given, tmp_path / "run", recipe="deit3_small_fine_tune_384", image_size=48, **home)
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "tensorboard" / "train").glob("events.*"))
     best = DeiTImageClassifier.from_preset(output / "best")

@@ -62,6 +62,38 @@ def test_keras_hub(run, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"keras_hub_classifier", "keras_hub_classifier.keras"}
 
 
+# Of its models; and `RetinaNet`'s boxes are not trained here.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match:UserWarning")
+def test_keras_hub_page(tmp_path, rng):
+    keras_hub = pytest.importorskip("keras_hub")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "keras_hub.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+    exec(compile(code, "keras_hub.md", "exec"), names)
+    images = rng.normal(size=(2, 64, 64, 3)).astype("float32")
+    points = {"points": np.ones((2, 1, 2)), "labels": np.ones((2, 1)), "boxes": np.zeros((2, 1, 2, 2))}
+    prompts = {name: array.astype("float32") for name, array in {**points, "masks": np.zeros((2, 0, 16, 16, 1))}.items()}
+    text = {"token_ids": np.ones((2, 5), "int32"), "padding_mask": np.ones((2, 5), "int32")}
+    for name, task in names["tasks"].items():
+        others = {"SAMImageSegmenter": prompts, "PARSeqBackbone": text}.get(name)
+        inputs = images if others is None else {"images": images, **others}
+        outputs = task.predict(inputs, verbose=0)
+        # In GB: the weights of the first come in two files.
+        task.save_to_preset(str(tmp_path / name), max_shard_size=6e-5 if name == "ViTImageClassifier" else 10)
+        loaded = type(task).from_preset(str(tmp_path / name))
+        for expected, found in zip(keras.tree.flatten(outputs), keras.tree.flatten(loaded.predict(inputs, verbose=0))):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=name)
+    assert len(list((tmp_path / "ViTImageClassifier").glob("model_0*.weights.h5"))) == 2
+    # What the page says does not work.
+    of_ours = keras_hub.models.ViTImageClassifier(names["backbone"], num_classes=3)
+    with pytest.raises(TypeError, match="max_shard_size"):
+        of_ours.save_to_preset(str(tmp_path / "ours"))
+    with pytest.raises(KeyError, match="P1"):
+        keras_hub.models.SegFormerBackbone(names["backbone"], projection_filters=8)
+    with pytest.raises(ValueError, match="must be a `DINOV2Backbone`"):
+        keras_hub.models.DepthAnythingBackbone(names["backbone"], [1], [8], 8, 8, -1)
+
+
 def test_keras_cv(run, tmp_path):
     pytest.importorskip("keras_cv")
     _, names = run("keras_cv_classifier.py")

@@ -192,6 +192,34 @@ def test_decode_predictions():
     assert (label, score) == ("dog", pytest.approx(0.4))
 
 
+NO_HEAD = (
+    "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, 0]` is the class token, or give the "
+    "number of classes. Received: num_classes=0"
+)
+
+
+def test_no_classes_are_for_the_backbone():
+    with raises(NO_HEAD):
+        tiny_classifier(num_classes=0, labels=None)
+    with raises(NO_HEAD):
+        DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits", num_classes=0)
+    with raises("`num_classes` must be a positive integer. Received: num_classes=-1"):
+        tiny_classifier(num_classes=-1)
+
+
+def test_a_clone_by_its_config_is_of_the_class_with_fresh_weights(rng):
+    for model in (tiny_classifier(), tiny_backbone()):
+        x = images(rng)
+        clone = type(model).from_config(model.get_config())
+        assert type(clone) is type(model)
+        assert clone.get_config() == model.get_config()
+        assert np.abs(numpy(clone(x)) - numpy(model(x))).max() > 1e-3
+        # Keras makes a plain model of what is a graph: the same layers, and none of our methods.
+        plain = keras.models.clone_model(model)
+        plain.set_weights(model.get_weights())
+        np.testing.assert_allclose(numpy(plain(x)), numpy(model(x)), atol=1e-6)
+
+
 def test_errors():
     with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
         tiny_classifier(pooling="max")
@@ -205,8 +233,6 @@ def test_errors():
         "`use_distillation_token=True`. Received: use_distillation_head=True"
     ):
         tiny_classifier({"use_distillation_token": False}, use_distillation_head=True)
-    with raises("`num_classes` must be a positive integer. Received: num_classes=0"):
-        tiny_classifier(num_classes=0)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
         tiny_classifier(labels=["ant", "bee"])
     with raises("`labels` must be a sequence of strings, one for each class. Received: labels='abcde'"):

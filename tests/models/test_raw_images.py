@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_deit.layers import DeiTImageConverter
+from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, raw_images
 from tests.models.test_deit_image_classifier import LOSS, tiny_classifier
 
@@ -91,15 +93,140 @@ def test_arrays_are_read_in_a_new_order_each_epoch_and_labels_follow(rng):
     assert orders[0] != orders[1] != orders[2]
 
 
+def test_files_images_of_pillow_and_arrays_of_different_sizes(rng, tmp_path):
+    classifier = tiny_classifier()
+    first, second, third = (raw_images(rng, 1, shape)[0] for shape in ((20, 30, 3), (15, 40, 3), (33, 21, 3)))
+    expected = [numpy(classifier(classifier.preprocessor(x[None]))) for x in (first, second, third)]
+    file = tmp_path / "a.png"
+    Image.fromarray(first).save(file)
+    for one in (file, str(file), Image.fromarray(first), [file], (first,)):
+        np.testing.assert_allclose(classifier.predict(one, verbose=0), expected[0], atol=1e-5)
+    mixed = [file, Image.fromarray(second), third]
+    np.testing.assert_allclose(classifier.predict(mixed, batch_size=2, verbose=0), np.concatenate(expected), atol=1e-5)
+
+
+def test_files_are_gray_for_a_gray_model_and_channels_first_for_such_a_model(rng, tmp_path):
+    file, image = tmp_path / "a.png", Image.fromarray(raw_images(rng, 1)[0])
+    image.save(file)
+    gray = tiny_classifier({"image_shape": (12, 32, 1)}, preprocessor=DeiTImageConverter((12, 32), mean=0.5, std=0.5))
+    expected = gray.predict(np.asarray(image.convert("L"))[None, ..., None], verbose=0)
+    np.testing.assert_allclose(gray.predict(file, verbose=0), expected, atol=1e-5)
+    if BACKEND == "tensorflow":
+        return  # has no convolution of channels_first on a processor
+    converter = DeiTImageConverter((12, 32), data_format="channels_first")
+    first = tiny_classifier({"image_shape": (3, 12, 32), "data_format": "channels_first"}, preprocessor=converter)
+    expected = first.predict(np.asarray(image).transpose(2, 0, 1)[None], verbose=0)
+    np.testing.assert_allclose(first.predict([file, image], verbose=0), expected.repeat(2, 0), atol=1e-5)
+
+
+def test_pictures_that_cannot_be_read(rng, tmp_path, bad_and_good):
+    classifier = bad_and_good
+    good = tmp_path / "a.png"
+    Image.fromarray(raw_images(rng, 1)[0]).save(good)
+    with raises(f"There is no file {tmp_path}/no.jpg. Give the name of an image."):
+        classifier.predict([good, tmp_path / "no.jpg"])
+    with raises(f"{tmp_path} is a directory. Give the images in it, such as `sorted(pathlib.Path('{tmp_path}').iterdir())`."):
+        classifier.predict(tmp_path)
+    with raises("Give one image at least. Received: an empty list"):
+        classifier.predict([])
+    with raises(
+        "A list holds images: paths, images of Pillow, or arrays (height, width, 3). Received: int in it", kind=TypeError
+    ):
+        classifier.predict([good, 3])
+    for shape in ((20, 30), (4, 20, 30, 3), (20, 30, 1)):
+        with raises(
+            f"Arrays in a list are one image each, (height, width, 3); a batch is one array. Received: an array of shape {shape}"
+        ):
+            classifier.predict([good, np.zeros(shape, "uint8")])
+    with pytest.warns(UserWarning, match="Raw images have levels from 0 to 255"):
+        classifier.predict([np.full((20, 30, 3), 0.5, "float32")], verbose=0)
+    with pytest.raises(ValueError, match="Only a model with a preprocessor reads files and images of Pillow. Give it one,"):
+        tiny_classifier(preprocessor=None).predict([str(good)])
+    with raises(
+        "Files and images of Pillow are read in gray or RGB, and the model takes 2 channels. Give arrays (height, width, 2)."
+    ):
+        tiny_classifier({"image_shape": (12, 32, 2)}, preprocessor=DeiTImageConverter((12, 32), mean=0.5, std=0.5)).predict(
+            good
+        )
+
+
+def test_raw_images_from_a_generator(rng):
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 12), rng.integers(0, 5, 12)
+
+    def batches(*arrays, passes=1):
+        for _ in range(passes):
+            for start in (0, 4, 8):
+                yield tuple(array[start : start + 4] for array in arrays)
+
+    seen = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    classifier.fit(
+        batches(x, y, passes=9),
+        epochs=2,
+        steps_per_epoch=3,
+        validation_data=batches(x, y, passes=9),
+        validation_steps=3,
+        callbacks=[count],
+        verbose=0,
+    )
+    assert seen == [0, 1, 2, 0, 1, 2]
+    expected = classifier.predict(x, verbose=0)
+    # Every batch is there, the first, which was looked at, too.
+    np.testing.assert_allclose(classifier.predict(batches(x), steps=3, verbose=0), expected, atol=1e-5)
+    results = classifier.evaluate(batches(x, y), steps=3, verbose=0, return_dict=True)
+    assert results["accuracy"] == pytest.approx((expected.argmax(-1) == y).mean())
+    without = tiny_classifier(preprocessor=None)
+    converted = numpy(classifier.preprocessor(x))
+    np.testing.assert_allclose(
+        without.predict(batches(converted), steps=3, verbose=0), without.predict(converted, verbose=0), atol=1e-5
+    )
+
+
+def test_raw_images_from_a_loader_of_pytorch(rng):
+    data = pytest.importorskip("torch.utils.data")
+    import torch
+
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 10), rng.integers(0, 5, 10)
+    dataset = data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
+    shuffled = data.DataLoader(dataset, batch_size=4, shuffle=True)
+    in_order = data.DataLoader(dataset, batch_size=4)
+    seen = []
+    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
+    classifier.fit(shuffled, epochs=2, validation_data=in_order, callbacks=[count], verbose=0)
+    assert seen == [0, 1, 2, 0, 1, 2]
+    expected = classifier.predict(x, verbose=0)
+    np.testing.assert_allclose(classifier.predict(in_order, verbose=0), expected, atol=1e-5)
+    results = classifier.evaluate(in_order, verbose=0, return_dict=True)
+    assert results["accuracy"] == pytest.approx((expected.argmax(-1) == y).mean())
+    images_alone = data.DataLoader(torch.as_tensor(x), batch_size=4)
+    np.testing.assert_allclose(classifier.predict(images_alone, verbose=0), expected, atol=1e-5)
+
+    class Stream(data.IterableDataset):
+        def __iter__(self):
+            return iter(zip(torch.as_tensor(x), torch.as_tensor(y)))
+
+    of_unknown_length = data.DataLoader(Stream(), batch_size=4)
+    np.testing.assert_allclose(classifier.predict(of_unknown_length, steps=3, verbose=0), expected, atol=1e-5)
+    wrong = data.DataLoader(torch.as_tensor(x.transpose(0, 3, 1, 2).copy()), batch_size=4)
+    with pytest.raises(ValueError, match=r"Images must come in batches of shape \(batch, height, width, 3\)."):
+        classifier.predict(wrong)
+    with pytest.raises(ValueError, match="Labels must be whole numbers from 0 to 4, the classes of the model."):
+        classifier.fit(data.DataLoader(data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y + 5)), batch_size=4))
+
+
 def test_a_source_that_cannot_be_converted(rng):
     classifier = tiny_classifier()
     with raises(
-        "With a preprocessor attached, images come as an array, a tf.data.Dataset or a keras.utils.PyDataset. For anything "
-        "else, call `preprocessor(images)` in your own pipeline and use a classifier with `preprocessor=None`. "
-        "Received: generator",
+        "With a preprocessor attached, images come as an array, a tf.data.Dataset, a keras.utils.PyDataset, a DataLoader of PyTorch or a "
+        "generator, and in `predict` as paths and images of Pillow, too. For anything else, call `preprocessor(images)` in your own "
+        "pipeline and use a classifier with `preprocessor=None`. Received: map",
         kind=TypeError,
     ):
-        classifier.predict(x for x in raw_images(rng))
+        classifier.predict(map(np.asarray, raw_images(rng)))
 
 
 def test_data_that_does_not_fit_together(rng):
@@ -166,8 +293,9 @@ def test_images_of_another_shape(shape, advice, bad_and_good, rng):
     if len(shape) >= 3 and shape[0]:
         with raises(f"{message}{(None, *shape[1:])}"):
             classifier.fit(tf.data.Dataset.from_tensor_slices((bad, np.zeros(shape[0], int))).batch(2))
-        with raises(f"{message}{shape}"):
-            classifier.predict(OneBatch(bad, y))
+        for source in (OneBatch(bad, y), (batch for batch in [(bad, y)])):
+            with raises(f"{message}{shape}"):
+                classifier.predict(source)
     if len(shape) == 3:
         with raises(f"{message}{shape}"):
             classifier.predict(tf.data.Dataset.from_tensors(bad))  # not batched
@@ -248,13 +376,13 @@ def test_labels_that_do_not_fit(loss, labels, message, bad_and_good, rng):
     classifier.compile("sgd", losses[loss], jit_compile=LOSS["jit_compile"])
     y = labels if labels is None else np.asarray(labels)
     of_batch = (x,) if y is None else (x, y)
-    sources = [(x, labels), (OneBatch(*of_batch),)]
+    sources = [lambda: (x, labels), lambda: (OneBatch(*of_batch),), lambda: ((batch for batch in [of_batch]),)]
     if "of shape" in message or y is None:  # of tf.data nothing else is known before
-        sources.append((tf.data.Dataset.from_tensors(of_batch),))
+        sources.append(lambda: (tf.data.Dataset.from_tensors(of_batch),))
     for source in sources:
         for method in (classifier.fit, classifier.evaluate):
             with raises(message):
-                method(*source)
+                method(*source())
     with raises(message):
         classifier.fit(x, np.eye(5)[:4] if loss == "one-hot" else np.zeros(4), validation_data=(x, labels))
     assert np.isfinite(classifier.predict(x, verbose=0)).all()
@@ -271,16 +399,16 @@ def test_labels_that_fit(rng):
         (keras.losses.CategoricalCrossentropy(from_logits=True), keras.ops.ones((4, 5))),
         ("mse", np.full((4, 5), -3.0)),  # another loss takes what it will
     ]
-    classifier._check_data(x)  # without a loss, labels do not matter
+    classifier._checked(x)  # without a loss, labels do not matter
     for loss, labels in fitting:
         classifier.compile("sgd", loss)
-        classifier._check_data(x, labels)
+        classifier._checked(x, labels)
     unknown = tf.data.Dataset.from_generator(lambda: [], (tf.uint8, tf.int32))
     classifier.compile("sgd", **LOSS)
-    classifier._check_data(unknown)
+    classifier._checked(unknown)
     one_class = tiny_classifier(num_classes=1, labels=None)
     one_class.compile("sgd", "binary_crossentropy")
-    one_class._check_data(x, [0, 1, 1, 0])
+    one_class._checked(x, [0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("source", ["array", "tensor", "PyDataset"])

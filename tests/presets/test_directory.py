@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -322,6 +323,18 @@ def test_unknown_handles():
         "nor an existing path. Did you mean hf://facebook/deit-tiny-patch16-224?"
     ):
         DeiTImageClassifier.from_preset("facebook/deit-tiny-patch16-224")
+
+
+def test_a_tilde_is_the_home_directory(rng, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    classifier = tiny_classifier()
+    for path in ("~/mine", pathlib.Path("~/other")):
+        classifier.save_to_preset(path)
+        loaded = DeiTImageClassifier.from_preset(path)
+        x = images(rng)
+        np.testing.assert_array_equal(numpy(loaded(x)), numpy(classifier(x)))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine", "other"]
 
 
 def test_handles_of_another_type():

@@ -16,7 +16,7 @@ from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets import catalog, handles, timm_tensors
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 from tests.hub_layouts import transformers_names
-from tests.scripts import ROOT, load_script
+from tests.scripts import ROOT, load_script, run_script
 
 tool = load_script("tools/convert_checkpoint.py")
 
@@ -54,6 +54,15 @@ def test_a_file_to_a_preset_and_back(layout, classifier, tmp_path):
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor)
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["back.safetensors"]
+
+
+def test_a_tilde_is_the_home_directory(classifier, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
+    run_script(tool, preset=NAME, checkpoint="~/file.safetensors", output="~/preset")
+    run_script(tool, preset="~/preset", output="~/back.safetensors", to="timm")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["back.safetensors", "file.safetensors", "preset"]
 
 
 def test_other_numbers_of_classes_and_none(classifier, rng, tmp_path):

@@ -161,6 +161,17 @@ def test_the_table_of_deit_tf():
         assert float(row["top5_acc(%)"]) > float(row["top1_acc(%)"])
 
 
+def test_webp_is_an_image_and_a_tilde_the_home_directory(val, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for file in sorted(val.glob("*/*.png"))[::2]:
+        Image.open(file).save(file.with_suffix(".webp"), lossless=True)
+        file.unlink()
+    run_script(tool, data_dir="~/val", preset=DIGITS, output="~/table.csv", batch_size=4)
+    with open(tmp_path / "table.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["images"], row["corrupt_images"]) == ("30", "0")
+
+
 def test_what_is_no_image_is_named_and_counted(val, digits, tiny, tmp_path, capsys):
     images, labels = digits
     files = [val / str(label) / f"{number:03d}.png" for number, label in enumerate(labels[:30])]

@@ -45,6 +45,14 @@ def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
     assert picture.std() > 10  # something is drawn
 
 
+def test_a_tilde_is_the_home_directory(folder, photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "china.jpg").write_bytes(photograph.read_bytes())
+    run_script(tool, image="~/china.jpg", preset=folder / "plain", output="~/out.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["china.jpg", "out.png"]
+
+
 def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph, tmp_path):
     drawn = []
     for options in (

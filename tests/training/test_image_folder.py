@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 tf = pytest.importorskip("tensorflow")
 
@@ -64,22 +65,51 @@ def test_broken_images_are_an_error_or_are_counted(folder):
 
 
 def test_files_of_another_format_are_counted(folder):
-    (folder / "cat" / "3.webp").write_bytes(b"RIFF")
+    (folder / "cat" / "3.tiff").write_bytes(b"II*")
     opened = ImageFolder.open(folder)
-    assert opened.skipped == (str(folder / "cat" / "3.webp"),)
+    assert opened.skipped == (str(folder / "cat" / "3.tiff"),)
     assert len(opened.files) == 6
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_webp_is_read_as_in_pillow(lossless, mode, folder):
+    image = Image.open(folder / "cat" / "0.png").convert(mode)
+    if mode == "RGBA":
+        image.putalpha(128)
+    for label in ("cat", "dog"):
+        image.save(folder / label / "3.WEBP", lossless=lossless)
+    opened = ImageFolder.open(folder).checked()
+    assert len(opened.files) == 8
+    assert opened.skipped == ()
+    found = list(opened.dataset().map(lambda *element: reader()(element)).as_numpy_iterator())
+    expected = np.asarray(Image.open(opened.files[3]).convert("RGB"))
+    assert opened.files[3].endswith("3.WEBP")
+    np.testing.assert_array_equal(found[3][0], expected)
+
+
+def test_files_come_in_the_order_of_keras(folder):
+    (folder / "cat" / "inner").mkdir()
+    (folder / ".hidden").mkdir()
+    keras.utils.save_img(folder / "cat" / "inner" / "0.png", np.zeros((4, 4, 3)))
+    listed = keras.utils.image_dataset_from_directory(str(folder), batch_size=None, shuffle=False, verbose=False)
+    opened = ImageFolder.open(folder)
+    assert list(opened.files) == listed.file_paths
+    assert list(opened.class_names) == listed.class_names
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     with raises(f"There is no folder {tmp_path / 'none'}. Give one with a subfolder of images for each class."):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "cat").mkdir()
-    with pytest.raises(ValueError, match="No images found in directory"):
+    with raises(
+        f"There are no images in subfolders of {tmp_path}, as .bmp, .gif, .jpeg, .jpg, .png or .webp. Give a folder with one for each class."
+    ):
         ImageFolder.open(tmp_path)
     (tmp_path / "dog").mkdir()
     (tmp_path / "cat" / "1.png").write_bytes(b"no")
     with raises(
-        "Every class must have images, as .bmp, .gif, .jpeg, .jpg or .png. Convert those of another format, or remove the folder. "
+        "Every class must have images, as .bmp, .gif, .jpeg, .jpg, .png or .webp. Convert those of another format, or remove the folder. "
         "Received: none in dog"
     ):
         ImageFolder.open(tmp_path)

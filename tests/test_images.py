@@ -1,6 +1,7 @@
 """Files as people have them."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -59,9 +60,17 @@ def test_sizes(size, tmp_path):
     assert read_photograph(tmp_path / "a.png").shape == (*size[::-1], 3)
 
 
+def test_a_tilde_is_the_home_directory(photograph, tmp_path, monkeypatch):
+    photograph.save(tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.testing.assert_array_equal(read_photograph("~/a.png"), np.asarray(photograph))
+
+
 def test_errors(photograph, tmp_path, monkeypatch):
     with raises(f"There is no file {tmp_path}/no.jpg. Give the name of an image."):
         read_photograph(tmp_path / "no.jpg")
+    with raises(f"{tmp_path} is a directory. Give the images in it, such as `sorted(pathlib.Path('{tmp_path}').iterdir())`."):
+        read_photograph(tmp_path)
     with raises("`channels` must be one of 1, 3. Received: channels=4"):
         read_photograph(tmp_path / "no.jpg", channels=4)
     (tmp_path / "text.jpg").write_text("no image")
@@ -76,3 +85,10 @@ def test_errors(photograph, tmp_path, monkeypatch):
     Image.new("L", (20_000, 20_000)).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="large.png has too many pixels to be opened safely. Scale it down first. Image size"):
         read_photograph(tmp_path / "large.png")
+
+
+def test_pillow_is_missing(photograph, tmp_path, monkeypatch):
+    photograph.save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with raises("Reading images needs Pillow, which is not installed: `pip install pillow`.", kind=ImportError):
+        read_photograph(tmp_path / "a.png")

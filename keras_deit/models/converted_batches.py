@@ -1,0 +1,145 @@
+"""Batches of raw images from wherever they come, converted as they are read: all at once, thousands of photographs would not fit in memory."""
+
+import operator
+
+import keras
+import numpy as np
+
+from keras_deit.images import is_picture, read_picture
+
+
+def convert_batch(converter, batch):
+    """(images,), (images, y) or (images, y, sample_weight), the images converted."""
+    images, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+    return (converter(images), *rest)
+
+
+class ConvertedDataset(keras.utils.PyDataset):
+    """Of a `PyDataset`."""
+
+    def __init__(self, dataset, converter):
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self._dataset = dataset
+        self._converter = converter
+
+    @property
+    def num_batches(self):
+        return self._dataset.num_batches
+
+    def __getitem__(self, index):
+        return convert_batch(self._converter, self._dataset[index])
+
+    def on_epoch_begin(self):
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._dataset.on_epoch_end()
+
+
+class ConvertedArrays(keras.utils.PyDataset):
+    """Of arrays, in a new order each epoch if asked."""
+
+    def __init__(self, converter, images, y, sample_weight, batch_size, shuffle):
+        super().__init__()
+        # Keras reads a list as several outputs; a list of labels is one array.
+        y = np.asarray(y) if isinstance(y, list) else y
+        self._arrays = map_arrays(to_numpy, (images, y, sample_weight))
+        lengths = {len(array) for array in keras.tree.flatten(self._arrays) if array is not None}
+        if len(lengths) > 1:
+            raise ValueError(
+                "Images, targets and sample weights must be as many. "
+                f"Received: {', '.join(str(map_arrays(np.shape, part)) for part in self._arrays)}"
+            )
+        self._converter = converter
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._order = np.arange(*lengths)
+
+    @property
+    def num_batches(self):
+        return -(-len(self._order) // self._batch_size)
+
+    def __getitem__(self, index):
+        rows = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        images, y, sample_weight = map_arrays(lambda array: array[rows], self._arrays)
+        images = map_arrays(to_numpy, self._converter(images))
+        return tuple(part for part in (images, y, sample_weight) if part is not None)
+
+    def on_epoch_begin(self):
+        if self._shuffle:
+            self._order = np.random.permutation(self._order)
+
+
+class ConvertedPictures(keras.utils.PyDataset):
+    """Of files, images of Pillow and arrays, each of a size of its own."""
+
+    def __init__(self, converter, pictures, image_shape, data_format, batch_size):
+        super().__init__()
+        self._converter = converter
+        self._pictures = pictures
+        self._channels_first = data_format == "channels_first"
+        self._channels = image_shape[0 if self._channels_first else -1]
+        self._batch_size = batch_size
+
+    @property
+    def num_batches(self):
+        return -(-len(self._pictures) // self._batch_size)
+
+    def __getitem__(self, index):
+        pictures = self._pictures[index * self._batch_size : (index + 1) * self._batch_size]
+        return (np.concatenate([to_numpy(self._converter(self._read(picture)[None])) for picture in pictures]),)
+
+    def _read(self, picture):
+        if not is_picture(picture):
+            return to_numpy(picture)
+        image = read_picture(picture, self._channels)
+        return image.transpose(2, 0, 1) if self._channels_first else image
+
+
+class ConvertedLoader(keras.utils.PyDataset):
+    """Of a PyTorch `DataLoader`, which knows its length and gives its batches one after another."""
+
+    def __init__(self, loader, converter):
+        super().__init__()
+        self._loader = loader
+        self._converter = converter
+        self._batches = None
+
+    @property
+    def num_batches(self):
+        return len(self._loader)
+
+    def __getitem__(self, index):
+        if index == 0:  # Keras counts from 0 in each epoch, and where it only looks
+            self._batches = iter(self._loader)
+        return convert_loaded(self._converter, next(self._batches))
+
+
+def convert_loaded(converter, batch):
+    """As `convert_batch`, of tensors of PyTorch, which may be another backend's guests, to arrays."""
+    return map_arrays(to_numpy, convert_batch(converter, map_arrays(from_torch, batch)))
+
+
+def is_loader(data):
+    """Whether this is a PyTorch `DataLoader`, told without importing PyTorch."""
+    parents = type(data).__mro__
+    return any(parent.__name__ == "DataLoader" and parent.__module__.startswith("torch.utils.data") for parent in parents)
+
+
+def has_length(loader):
+    """Of an `IterableDataset`, a `DataLoader` may not know."""
+    return operator.length_hint(loader, -1) >= 0
+
+
+def from_torch(tensor):
+    """A NumPy array of a tensor of PyTorch, on whatever device; anything else as it is."""
+    return np.asarray(tensor.detach().cpu()) if hasattr(tensor, "detach") else tensor
+
+
+def map_arrays(function, arrays):
+    """`function` of each array in a structure that may hold `None`."""
+    return keras.tree.map_structure(lambda array: None if array is None else function(array), arrays)
+
+
+def to_numpy(array):
+    return keras.ops.convert_to_numpy(array) if keras.ops.is_tensor(array) else np.asarray(array)

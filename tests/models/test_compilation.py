@@ -1,0 +1,71 @@
+"""`compile()` without arguments, and what a user gives in its place."""
+
+import keras
+import numpy as np
+import pytest
+
+from tests.conftest import BACKEND
+from tests.helpers import raises, raw_images, tiny_classifier
+
+
+def test_compile_without_arguments_is_enough_to_fit(rng, tmp_path):
+    classifier = tiny_classifier({"num_layers": 1})
+    classifier.compile(jit_compile=BACKEND == "jax")
+    assert classifier.optimizer.get_config()["learning_rate"] == pytest.approx(1e-4)
+    x, y = raw_images(rng, 8), rng.integers(0, 5, 8)
+    history = classifier.fit(x, y, verbose=0)
+    assert set(history.history) == {"loss", "accuracy"}
+    classifier.save(tmp_path / "a.keras")
+    loaded = keras.saving.load_model(tmp_path / "a.keras")
+    assert loaded.optimizer.iterations == classifier.optimizer.iterations
+    assert loaded.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(
+        classifier.evaluate(x, y, verbose=0, return_dict=True), abs=1e-5
+    )
+    assert np.isfinite(loaded.fit(x, y, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+        ("softmax", keras.losses.SparseCategoricalCrossentropy(from_logits=False)),
+        ("sigmoid", keras.losses.BinaryCrossentropy()),
+    ],
+)
+def test_the_loss_is_that_of_the_activation(activation, expected, rng):
+    classifier = tiny_classifier({"num_layers": 1}, activation=activation)
+    classifier.compile(jit_compile=False)
+    assert type(classifier.loss) is type(expected)
+    assert classifier.loss.get_config() == expected.get_config()
+    y = np.eye(5)[[0, 1, 2, 3]] if activation == "sigmoid" else np.arange(4)
+    results = classifier.evaluate(raw_images(rng), y, verbose=0, return_dict=True)
+    answers = classifier.predict(raw_images(rng), verbose=0)
+    assert set(results) == {"loss", "accuracy"}
+    assert answers.shape == (4, 5)
+
+
+def test_metrics_are_automatic_only_with_the_loss(rng):
+    x, y = raw_images(rng), np.arange(4)
+
+    def logs(*args, **kwargs):
+        classifier = tiny_classifier({"num_layers": 1})  # Keras keeps the metrics of an earlier `compile`
+        classifier.compile(*args, jit_compile=False, **kwargs)
+        return set(classifier.evaluate(x, y, verbose=0, return_dict=True))
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert logs("sgd") == {"loss", "accuracy"}
+    assert logs("sgd", loss) == {"loss"}
+    assert logs("sgd", loss, metrics=["accuracy"]) == {"loss", "accuracy"}
+    assert logs("sgd", loss, None, ["accuracy"]) == {"loss", "accuracy"}  # as positions in `keras.Model.compile`
+    assert logs(metrics=None) == {"loss"}
+
+
+@pytest.mark.parametrize(("activation", "num_classes"), [("relu", 5), (None, 1)])
+def test_an_activation_without_a_usual_loss(activation, num_classes):
+    classifier = tiny_classifier({"num_layers": 1}, activation=activation, num_classes=num_classes, labels=None)
+    with raises(
+        '`compile` knows the loss of two classes or more, for logits (`activation=None`), "softmax" and "sigmoid", and of one class with '
+        f'"sigmoid". Give `loss=`. Received: activation={activation or "linear"!r}, num_classes={num_classes}'
+    ):
+        classifier.compile()
+    classifier.compile("sgd", "mse")
