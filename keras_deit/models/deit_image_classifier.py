@@ -145,22 +145,16 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         if activation is not keras.activations.linear:
             activation_layer = keras.layers.Activation(activation, dtype=dtype, name="activation")
 
-        def classify(features):
-            """(output, each head's logits)"""
-            if use_distillation_head:
-                class_logits, distillation_logits = head(dropout(features))
-                token_logits = {"class": class_logits, "distillation": distillation_logits}
-                logits = mean_logits([class_logits, distillation_logits])
-            else:
-                pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
-                logits = head(dropout(pooled))
-                token_logits = {"class": logits}
-            return (logits if activation_layer is None else activation_layer(logits)), token_logits
-
-        reads_patches = pooling == "mean"
-        features = backbone.output if reads_patches else backbone._prefix_output
-        outputs, token_logits = classify(features)
-        scored_outputs, _ = classify(backbone._scored_output if reads_patches else backbone._scored_prefix_output)
+        features = backbone.output if pooling == "mean" else backbone._prefix_output
+        if use_distillation_head:
+            class_logits, distillation_logits = head(dropout(features))
+            token_logits = {"class": class_logits, "distillation": distillation_logits}
+            logits = mean_logits([class_logits, distillation_logits])
+        else:
+            pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+            logits = head(dropout(pooled))
+            token_logits = {"class": logits}
+        outputs = logits if activation_layer is None else activation_layer(logits)
         name = name or unique_name("deit_image_classifier")
         super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=own_trainable(trainable))
         if trainable is False:
@@ -180,7 +174,6 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
-        self._scored_outputs = scored_outputs
 
     @property
     def token_logits(self):
@@ -197,6 +190,11 @@ class DeiTImageClassifier(RawImageInputs, PresetModel):
         `keras.Model(classifier.input, classifier.outputs_with_attention_scores)` computes both in one pass.
         """
         return {"outputs": self._scored_outputs, "attention_scores": self.backbone.attention_scores}
+
+    @functools.cached_property
+    def _scored_outputs(self):
+        _, features = self.backbone._scored
+        return self._head_model(features if self.pooling == "mean" else features[:, : self.backbone.num_prefix_tokens])
 
     def decode_predictions(self, logits, top=5):
         """The most likely classes of each image.
