@@ -8,8 +8,8 @@
 
 The input is `images`: what the preset's preprocessor makes of photographs, float32, or with --raw_image_size the photographs, uint8. The outputs
 are `logits` and, with --attention_scores, `block_0`, `block_1`, ... What was written is loaded in its own runtime and compared with Keras on
---photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to --output, which must not exist. Prints a row of the
-table in docs/export.md, which says how to load each format without this package.
+--photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to --output, which must not exist. The preset's labels
+are in a text file beside it. Prints a row of the table in docs/export.md, which says how to load each format without this package.
 """
 
 import importlib.util
@@ -125,7 +125,8 @@ def check_flags():
         raise ValueError(f'--format {FLAGS.format} takes {" and ".join(missing)}: pip install ".[export]".')
     if format.suffix and output.suffix != format.suffix:
         raise ValueError(f"--format {FLAGS.format} writes a file that ends in {format.suffix}. Received: --output {output}")
-    for path in (output, output.with_suffix(".bin")) if FLAGS.format == "openvino" else (output,):
+    weights = [output.with_suffix(".bin")] if FLAGS.format == "openvino" else []
+    for path in (output, *weights, labels_file(output)):
         if path.exists():
             raise ValueError(f"{path} exists. Give another --output, or remove it first.")
     if FLAGS.int8 and FLAGS.format != "litert":
@@ -134,6 +135,11 @@ def check_flags():
         raise ValueError(
             f"--raw_image_size any is for --format saved_model: give HEIGHT,WIDTH. Received: --format {FLAGS.format}"
         )
+
+
+def labels_file(output):
+    """deit.onnx.labels.txt beside deit.onnx."""
+    return output.with_name(f"{output.name}.labels.txt")
 
 
 def read_size(text):
@@ -299,7 +305,10 @@ def export(size):
             )
         mebibytes = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) / 2**20
         row = [label(size), f"{mebibytes:.1f}", f"{milliseconds(run, images[0]):.1f}", f"{difference:.1e}", f"{same:.0%}"]
-        for path in sorted(work.iterdir()):  # a .bin before its .xml
+        if classifier.labels is not None:
+            lines = [" ".join(label.split()) for label in classifier.labels]
+            labels_file(work / output.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for path in sorted(work.iterdir(), key=lambda path: path.name == output.name):  # what belongs to it first
             os.rename(path, output.parent / path.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -321,7 +330,8 @@ def main(_):
         row = export(read_size(FLAGS.raw_image_size))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"Not exported. {error}")
-    print(f"Wrote {FLAGS.output}")
+    labels = labels_file(pathlib.Path(FLAGS.output))
+    print(f"Wrote {FLAGS.output}{f' and {labels}' if labels.exists() else ''}")
     print("| format | MiB | ms per image | largest difference | same top-1 |")
     print("| --- | --- | --- | --- | --- |")
     print(row)
