@@ -22,6 +22,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log a
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from keras import ops
 
 from keras_deit.layers import DeiTImageConverter
@@ -324,6 +325,12 @@ def label(size):
     return ", ".join(parts)
 
 
+def quiet():
+    """Leaves out what TensorFlow and the writers tell of each step, and what Keras' ONNX writer asks of NumPy."""
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", "In the future `np.object` will be defined", FutureWarning)
+
+
 def main(_):
     try:
         check_flags()
@@ -338,4 +345,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    quiet()
     app.run(main)

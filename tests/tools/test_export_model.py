@@ -319,6 +319,16 @@ def test_an_unknown_format(tmp_path):
         run_script(tool, format="torch", preset=digits.PRESET, output=tmp_path / "deit")
 
 
+def test_prints_what_it_wrote_and_no_log(format, tmp_path):
+    command = [sys.executable, ROOT / "tools" / "export_model.py", f"--format={format}", "--preset", digits.PRESET]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command += ["--output", tmp_path / NAMES[format]]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert len(result.stdout.splitlines()) == 4
+    assert "Warning" not in result.stderr
+    assert not re.search(r"INFO|\.py:\d+", result.stderr)
+
+
 def test_on_the_command_line(tmp_path):
     command = [sys.executable, ROOT / "tools" / "export_model.py", "--format=saved_model", "--preset", digits.PRESET]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
