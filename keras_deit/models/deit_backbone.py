@@ -10,6 +10,7 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
 from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
+from keras_deit.layers.naming import unique_name
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
@@ -19,7 +20,6 @@ from keras_deit.models.preset_model import (
     argument_names,
     check_overrides,
     load_backbone,
-    unique_name,
 )
 from keras_deit.presets.directory import write_preset
 from keras_deit.presets.handles import find_preset

@@ -12,13 +12,13 @@ from keras_deit.layers.composite import SublayerArguments, own_policy, own_train
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer, weights_follow
+from keras_deit.layers.naming import unique_name
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.preset_model import (
     PresetModel,
     argument_names,
     check_overrides,
     load_backbone,
-    unique_name,
 )
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets import weights
