@@ -59,9 +59,12 @@ class Explorer:
         return visualization.overlay(image, shares, self.classifier.preprocessor.crop_box(*image.shape[:2]))
 
 
-def build_page(explorer):
+def build_page(explorer, preset):
     backbone = explorer.backbone
     with gradio.Blocks(title="Where DeiT looks", analytics_enabled=False) as page:
+        gradio.Markdown(
+            f"# Where DeiT looks\n`{preset}`: give it an image, and see what the model takes it for and which parts its tokens attend to."
+        )
         seen = gradio.State()
         with gradio.Row():
             with gradio.Column():
@@ -91,7 +94,7 @@ def main(_):
             raise ValueError("The page draws channels_last images. Give a preset of that data format.")
     except (ValueError, OSError) as error:
         raise SystemExit(f"Nothing to explore. {error}") from error
-    build_page(Explorer(classifier)).launch(server_port=FLAGS.port)
+    build_page(Explorer(classifier), FLAGS.preset).launch(server_port=FLAGS.port)
 
 
 if __name__ == "__main__":

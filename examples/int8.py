@@ -6,7 +6,7 @@ On a processor this makes the model smaller, not faster. For speed export it to 
 Needs no network. Writes the presets float32 and int8 to the working directory, and prints
 
     float32: 97.2% of unseen digits, 889 kB
-    int8:    97.2% of unseen digits, 313 kB
+    int8:    97.2% of unseen digits, 324 kB
     the same digit on 360 of 360, probabilities within 0.05
 """
 
@@ -26,7 +26,8 @@ images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8") 
 
 classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
 classifier.save_to_preset("float32")
-classifier.quantize("int8")  # it warns of layers that have nothing to quantize, such as dropout
+# Without `filters` all the same, and Keras warns of each layer that has nothing to quantize, such as dropout.
+classifier.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
 classifier.save_to_preset("int8")
 
 probabilities = {}

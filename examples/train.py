@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
-from keras_deit.presets import imagenet_synsets
+from keras_deit.presets import find_preset, imagenet_synsets
 from keras_deit.training import RECIPES, TrainingCheckpoint, batches
 from keras_deit.training.image_folder import ImageFolder, decoder, reader
 
@@ -77,6 +77,15 @@ flags.DEFINE_bool("skip_broken_images", False, "Leave out files that are no imag
 flags.DEFINE_integer("seed", 0, "Of weights, order, augmentation and dropout.")
 
 COORDINATOR = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
+
+
+@contextlib.contextmanager
+def of_flag(name):
+    """Errors say which flag they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{name} {FLAGS[name].value}: {error}") from error
 
 
 def start_distribution():
@@ -172,7 +181,13 @@ def choose_batch_size(recipe, num_images, num_shares):
 def build_classifier(recipe, names):
     overrides = {"num_classes": len(names), "labels": list(names), "dtype": FLAGS.dtype_policy, "remat": FLAGS.remat}
     if FLAGS.image_size:
-        *_, channels = DeiTBackbone.from_preset(FLAGS.preset, load_weights=False).image_shape
+        backbone = DeiTBackbone.from_preset(FLAGS.preset, load_weights=False)
+        if any(FLAGS.image_size % side for side in backbone.patch_size):
+            patch = " x ".join(map(str, backbone.patch_size))
+            raise ValueError(
+                f"--image_size must be a multiple of the preset's patches, {patch} pixels. Received: {FLAGS.image_size}"
+            )
+        *_, channels = backbone.image_shape
         overrides["image_shape"] = (FLAGS.image_size, FLAGS.image_size, channels)
     if FLAGS.teacher:
         overrides["use_distillation_token"] = True
@@ -230,6 +245,13 @@ class BestPreset(keras.callbacks.Callback):
         write(self.output / "best.json", json.dumps({"accuracy": self.accuracy}))
 
 
+class EpochLog(keras.callbacks.CSVLogger):
+    """Counts epochs from 1, as the terminal and the curves do."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch + 1, logs)
+
+
 def write(path, text):
     """Whole or not at all."""
     beside = path.with_name(f".{path.name}")
@@ -244,7 +266,7 @@ def plot_curves(log, picture):
     figure = Figure((9, 3.5), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name in (metric, f"val_{metric}"):
-            axes.plot([int(row["epoch"]) + 1 for row in rows], [float(row[name]) for row in rows], label=name, marker=".")
+            axes.plot([int(row["epoch"]) for row in rows], [float(row[name]) for row in rows], label=name, marker=".")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
@@ -283,11 +305,16 @@ def prepare(scratch):
         ValueError: what was asked for cannot be done.
     """
     scope, num_shares, num_processes, process = start_distribution()
+    with of_flag("dtype_policy"):
+        keras.dtype_policies.get(FLAGS.dtype_policy)
     kept = pathlib.Path(os.path.expanduser(FLAGS.output))
     output = kept if process == 0 else pathlib.Path(scratch)
     check_settings(kept)
     keras.utils.set_random_seed(FLAGS.seed)
-    training, validation, names, are_files = read_data(num_processes, process)
+    with of_flag("data"):
+        training, validation, names, are_files = read_data(num_processes, process)
+    with of_flag("preset"):
+        find_preset(FLAGS.preset)
     recipe = choose_recipe(names)
     epochs, batch_size = FLAGS.epochs or recipe.epochs_for(len(training)), choose_batch_size(recipe, len(training), num_shares)
     steps = len(training) // batch_size
@@ -306,8 +333,9 @@ def prepare(scratch):
         converter, classifier.preprocessor = classifier.preprocessor, None
         model = classifier
         if FLAGS.teacher:
-            teacher = build_teacher(classifier, converter)
-            model = DeiTDistiller(classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature)
+            with of_flag("teacher"):
+                teacher = build_teacher(classifier, converter)
+                model = DeiTDistiller(classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature)
         accumulated = FLAGS.gradient_accumulation_steps or 1
         options = {"ema_momentum": ema_momentum(recipe, epochs * steps, accumulated)}
         if accumulated > 1:
@@ -340,7 +368,7 @@ def prepare(scratch):
     if options["ema_momentum"] is not None:
         callbacks.append(keras.callbacks.SwapEMAWeights())
     callbacks += [
-        keras.callbacks.CSVLogger(log, append=True),
+        EpochLog(log, append=True),
         keras.callbacks.TensorBoard(output / "tensorboard"),
         keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
         checkpoint,

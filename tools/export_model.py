@@ -8,8 +8,8 @@
 
 The input is `images`: what the preset's preprocessor makes of photographs, float32, or with --raw_image_size the photographs, uint8. The outputs
 are `logits` and, with --attention_scores, `block_0`, `block_1`, ... What was written is loaded in its own runtime and compared with Keras on
---photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to --output, which must not exist. Prints a row of the
-table in docs/export.md, which says how to load each format without this package.
+--photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to --output, which must not exist. The preset's labels
+are in a text file beside it. Prints a row of the table in docs/export.md, which says how to load each format without this package.
 """
 
 import importlib.util
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log a
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from keras import ops
 
 from keras_deit.layers import DeiTImageConverter
@@ -125,7 +126,8 @@ def check_flags():
         raise ValueError(f'--format {FLAGS.format} takes {" and ".join(missing)}: pip install ".[export]".')
     if format.suffix and output.suffix != format.suffix:
         raise ValueError(f"--format {FLAGS.format} writes a file that ends in {format.suffix}. Received: --output {output}")
-    for path in (output, output.with_suffix(".bin")) if FLAGS.format == "openvino" else (output,):
+    weights = [output.with_suffix(".bin")] if FLAGS.format == "openvino" else []
+    for path in (output, *weights, labels_file(output)):
         if path.exists():
             raise ValueError(f"{path} exists. Give another --output, or remove it first.")
     if FLAGS.int8 and FLAGS.format != "litert":
@@ -134,6 +136,11 @@ def check_flags():
         raise ValueError(
             f"--raw_image_size any is for --format saved_model: give HEIGHT,WIDTH. Received: --format {FLAGS.format}"
         )
+
+
+def labels_file(output):
+    """deit.onnx.labels.txt beside deit.onnx."""
+    return output.with_name(f"{output.name}.labels.txt")
 
 
 def read_size(text):
@@ -299,7 +306,10 @@ def export(size):
             )
         mebibytes = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) / 2**20
         row = [label(size), f"{mebibytes:.1f}", f"{milliseconds(run, images[0]):.1f}", f"{difference:.1e}", f"{same:.0%}"]
-        for path in sorted(work.iterdir()):  # a .bin before its .xml
+        if classifier.labels is not None:
+            lines = [" ".join(label.split()) for label in classifier.labels]
+            labels_file(work / output.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for path in sorted(work.iterdir(), key=lambda path: path.name == output.name):  # what belongs to it first
             os.rename(path, output.parent / path.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -315,17 +325,25 @@ def label(size):
     return ", ".join(parts)
 
 
+def quiet():
+    """Leaves out what TensorFlow and the writers tell of each step, and what Keras' ONNX writer asks of NumPy."""
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", "In the future `np.object` will be defined", FutureWarning)
+
+
 def main(_):
     try:
         check_flags()
         row = export(read_size(FLAGS.raw_image_size))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"Not exported. {error}")
-    print(f"Wrote {FLAGS.output}")
+    labels = labels_file(pathlib.Path(FLAGS.output))
+    print(f"Wrote {FLAGS.output}{f' and {labels}' if labels.exists() else ''}")
     print("| format | MiB | ms per image | largest difference | same top-1 |")
     print("| --- | --- | --- | --- | --- |")
     print(row)
 
 
 if __name__ == "__main__":
+    quiet()
     app.run(main)

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_deit.layers.arguments import check_bool, check_choice, check_pair, check_positive_number
+from keras_deit.layers.naming import unique_name
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
 
@@ -83,7 +84,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
             raise ValueError(f"`mean` must be finite. Received: mean={mean!r}")
         # In half precision a resized photograph would lose its lowest bits, so the global policy does not apply here.
         kwargs.setdefault("dtype", "float32")
-        super().__init__(scale=1.0, **kwargs)
+        super().__init__(scale=1.0, **{**kwargs, "name": kwargs.get("name") or unique_name("deit_image_converter")})
         self.image_size = image_size
         self.crop_ratio = crop_ratio
         self.interpolation = interpolation

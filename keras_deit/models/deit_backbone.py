@@ -10,7 +10,9 @@ from keras import ops
 from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
 from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
+from keras_deit.layers.naming import unique_name
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 from keras_deit.models.preset_model import (
@@ -18,7 +20,6 @@ from keras_deit.models.preset_model import (
     argument_names,
     check_overrides,
     load_backbone,
-    unique_name,
 )
 from keras_deit.presets.directory import write_preset
 from keras_deit.presets.handles import find_preset
@@ -158,18 +159,15 @@ class DeiTBackbone(PresetModel):
         final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **sublayer("final_norm"))
 
         inputs = keras.Input(image_shape, name="images")
-        embeddings = token_position_embedding(patch_embedding(inputs))
-        # The scores are on a path of their own, so that the model keeps the fused attention. It comes first: Keras 3.15 takes the
-        # number of a layer's outputs from its first call, and refuses graphs through later calls with more.
-        states, attention_scores = _trace(blocks, embeddings, return_attention_scores=True)
-        scored = states[-1][0]
-        scored_output, scored_prefix_output = final_norm(scored), final_norm(scored[:, :num_prefix_tokens])
-        states, _ = _trace(blocks, embeddings)
-        block_outputs = {block.name: state[0] for block, state in zip(blocks, states[1:])}
-        prefix_states, _ = _trace(blocks[-1:], *states[-2], num_queries=num_prefix_tokens)
-        prefix_output, x = final_norm(prefix_states[-1][0]), states[-1][0]
+        states = [
+            [token_position_embedding(patch_embedding(inputs))]
+        ]  # what enters each block: tokens, and their sizes after a merge
+        for block in blocks:
+            outputs = block(*states[-1])
+            states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
+        outputs = final_norm(states[-1][0])
         name = name or unique_name("deit_backbone")
-        super().__init__(inputs=inputs, outputs=final_norm(x), name=name, trainable=own_trainable(trainable))
+        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=own_trainable(trainable))
 
         self.dtype_policy = own_policy(dtype)
         self.patch_embedding = patch_embedding
@@ -195,13 +193,9 @@ class DeiTBackbone(PresetModel):
         self.num_merged_tokens = num_merged_tokens
         self.remat = bool(remat)
         self.data_format = data_format
-        self._attention_scores = attention_scores
-        self._block_outputs = block_outputs
-        # What a classifier reads: the prefix tokens, whose numbers do not need the patch tokens' part of the last block; and the same
-        # beside the attention scores.
-        self._prefix_output = prefix_output
-        self._scored_output = scored_output
-        self._scored_prefix_output = scored_prefix_output
+        self._block_outputs = {block.name: tokens for block, (tokens, *_) in zip(blocks, states[1:])}
+        self._embeddings = states[0][0]
+        self._last_block_inputs = states[-2]
 
     @property
     def block_outputs(self):
@@ -214,7 +208,23 @@ class DeiTBackbone(PresetModel):
 
         `keras.Model(backbone.input, backbone.attention_scores)` computes them; the backbone itself does not.
         """
-        return dict(self._attention_scores)
+        attention_scores, _ = self._scored
+        return dict(attention_scores)
+
+    @functools.cached_property
+    def _scored(self):
+        """(attention scores, output), on a path of their own, so that the model keeps the fused attention."""
+        state, attention_scores = [self._embeddings], {}
+        for block in self.blocks:
+            tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
+            state = [tokens, *token_sizes]
+        return attention_scores, self.final_norm(tokens)
+
+    @functools.cached_property
+    def _prefix_output(self):
+        """The prefix tokens of the output, without the patch tokens' part of the last block, which they do not need."""
+        outputs = self.blocks[-1](*self._last_block_inputs, num_queries=self.num_prefix_tokens)
+        return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
 
     @functools.cached_property
     def pyramid_outputs(self):
@@ -320,18 +330,6 @@ class DeiTBackbone(PresetModel):
             "remat": self.remat,
             "data_format": self.data_format,
         }
-
-
-def _trace(blocks, *state, return_attention_scores=False, **options):
-    """Tokens, and their sizes where blocks merge, through blocks: ([what enters each block, and leaves the last], {name: scores})."""
-    states, attention_scores = [state], {}
-    for block in blocks:
-        outputs = block(*states[-1], return_attention_scores=return_attention_scores, **options)
-        outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-        if return_attention_scores:
-            attention_scores[block.name] = outputs.pop(1)
-        states.append(outputs)
-    return states, attention_scores
 
 
 def _check_image_shape(image_shape, data_format):

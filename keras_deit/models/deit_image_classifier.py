@@ -12,6 +12,7 @@ from keras_deit.layers.composite import SublayerArguments, own_policy, own_train
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer, weights_follow
+from keras_deit.layers.naming import unique_name
 from keras_deit.models.compilation import AutomaticCompilation
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.preset_model import (
@@ -20,7 +21,6 @@ from keras_deit.models.preset_model import (
     check_overrides,
     load_backbone,
     loaded_dtype,
-    unique_name,
 )
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets import weights
@@ -151,22 +151,16 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         if activation is not keras.activations.linear:
             activation_layer = keras.layers.Activation(activation, dtype=dtype, name="activation")
 
-        def classify(features):
-            """(output, each head's logits)"""
-            if use_distillation_head:
-                class_logits, distillation_logits = head(dropout(features))
-                token_logits = {"class": class_logits, "distillation": distillation_logits}
-                logits = mean_logits([class_logits, distillation_logits])
-            else:
-                pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
-                logits = head(dropout(pooled))
-                token_logits = {"class": logits}
-            return (logits if activation_layer is None else activation_layer(logits)), token_logits
-
-        reads_patches = pooling == "mean"
-        features = backbone.output if reads_patches else backbone._prefix_output
-        outputs, token_logits = classify(features)
-        scored_outputs, _ = classify(backbone._scored_output if reads_patches else backbone._scored_prefix_output)
+        features = backbone.output if pooling == "mean" else backbone._prefix_output
+        if use_distillation_head:
+            class_logits, distillation_logits = head(dropout(features))
+            token_logits = {"class": class_logits, "distillation": distillation_logits}
+            logits = mean_logits([class_logits, distillation_logits])
+        else:
+            pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+            logits = head(dropout(pooled))
+            token_logits = {"class": logits}
+        outputs = logits if activation_layer is None else activation_layer(logits)
         name = name or unique_name("deit_image_classifier")
         super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=own_trainable(trainable))
         if trainable is False:
@@ -186,7 +180,6 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
-        self._scored_outputs = scored_outputs
 
     @property
     def token_logits(self):
@@ -203,6 +196,11 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         `keras.Model(classifier.input, classifier.outputs_with_attention_scores)` computes both in one pass.
         """
         return {"outputs": self._scored_outputs, "attention_scores": self.backbone.attention_scores}
+
+    @functools.cached_property
+    def _scored_outputs(self):
+        _, features = self.backbone._scored
+        return self._head_model(features if self.pooling == "mean" else features[:, : self.backbone.num_prefix_tokens])
 
     def decode_predictions(self, logits, top=5):
         """The most likely classes of each image.

@@ -44,12 +44,6 @@ class PresetModel(keras.Model):
         return cls(**config)
 
 
-def unique_name(prefix):
-    """As Keras names its layers, but that it would spell "dei_t"."""
-    number = keras.backend.get_uid(prefix)
-    return prefix if number == 1 else f"{prefix}_{number - 1}"
-
-
 def argument_names(cls):
     return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 

@@ -1,5 +1,6 @@
 """Files from the Hugging Face Hub, with its own client: cache, progress bars, offline mode and HF_ENDPOINT are as users know them."""
 
+import functools
 import os
 import pathlib
 import re
@@ -19,10 +20,16 @@ def download(repository, file, revision=None):
     """
     # On demand: `import keras_deit` should not pay for it.
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     where = f"{file} of {repository!r} on the Hugging Face Hub"
+    cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+    is_known_to_be_missing = cached is not None and not isinstance(cached, str)
+    if is_known_to_be_missing and revision is not None:
+        return None
     try:
+        if not isinstance(cached, str):
+            _reach(constants.ENDPOINT)
         path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
     except errors.GatedRepoError as error:
         raise ValueError(f"{where} needs its authors' consent: ask on its page, then `hf auth login`. {error}") from error
@@ -30,10 +37,9 @@ def download(repository, file, revision=None):
         raise ValueError(
             f"There is no {where}, or it is private. Check the name; for a private one, `hf auth login` or set HF_TOKEN. {error}"
         ) from error
-    except errors.LocalEntryNotFoundError as error:
-        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
-        if cached is not None and not isinstance(cached, str):
-            return None  # the cache knows that the repository has no such file
+    except (errors.LocalEntryNotFoundError, ConnectionError) as error:
+        if is_known_to_be_missing:
+            return None
         raise ConnectionError(
             f"{where} is not in the cache and cannot be downloaded. Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE. {error}"
         ) from error
@@ -44,6 +50,21 @@ def download(repository, file, revision=None):
         raise ConnectionError(f"The download of {where} failed: {error}. What arrived is kept: load again to go on.") from error
     _verify(path, where)
     return path
+
+
+@functools.cache
+def _reach(endpoint):
+    """Raises `ConnectionError` where no hub answers. What has answered once is not asked again.
+
+    The client itself would try for half a minute before it says so, and for each file.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        huggingface_hub.get_session().head(endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except errors.HTTPError as error:
+        raise ConnectionError(f"{endpoint} does not answer: {error}") from error
 
 
 def cached_revision(repository, file):

@@ -6,9 +6,10 @@ import itertools
 import keras
 
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.transformer_block import TransformerBlock
 
-ATTENTION = (TransformerBlock, MultiHeadSelfAttention)
+ATTENTION = (TransformerBlock, MultiHeadSelfAttention, ScoredAttention)
 
 
 def attention_model(model):
@@ -59,25 +60,6 @@ def attention_model(model):
     return keras.Model(scored.input, {"outputs": scored.output["outputs"], "attention_scores": short})
 
 
-@keras.saving.register_keras_serializable(package="keras_deit")
-class ScoredAttention(keras.layers.Wrapper):
-    """A block that returns its scores: `(outputs, scores)`, or `(outputs, scores, token_sizes)` where it merges tokens.
-
-    Another layer of the same weights, as a graph through a later call of the block itself would be refused (docs/troubleshooting.md).
-    """
-
-    def call(self, inputs, token_sizes=None, training=None):
-        merged = {} if token_sizes is None else {"token_sizes": token_sizes}
-        return self.layer(inputs, **merged, training=training, return_attention_scores=True)
-
-    def compute_output_shape(self, input_shape):
-        return self.layer.compute_output_shape(input_shape, return_attention_scores=True)
-
-
-def _with_scores(block):
-    return ScoredAttention(block, dtype=block.dtype_policy, name=f"{block.name}_with_scores")
-
-
 class _Attention:
     """Makes of a functional model one with its scores; each layer is wrapped once, however many models and calls it is in."""
 
@@ -89,7 +71,10 @@ class _Attention:
         scores = {}
 
         def call(layer, *args, **kwargs):
-            if isinstance(layer, ATTENTION):
+            if isinstance(layer, ScoredAttention):
+                outputs = layer(*args, **kwargs)
+                found = {layer.layer.name: outputs[1]}
+            elif isinstance(layer, ATTENTION):
                 outputs, found = self._call_block(layer, *args, **kwargs)
                 found = {layer.name: found}
             elif _is_functional(layer) and _has_attention(layer):
@@ -112,7 +97,7 @@ class _Attention:
         given = inspect.signature(block.call).bind(*args, **kwargs).arguments
         returns_scores = given.pop("return_attention_scores", False)
         num_queries = given.pop("num_queries", None)
-        outputs, scores, *token_sizes = self._once(block, _with_scores)(given.pop("inputs"), **given)
+        outputs, scores, *token_sizes = self._once(block, ScoredAttention)(given.pop("inputs"), **given)
         if num_queries is not None:  # the scores are of all tokens nevertheless
             return block(*args, **kwargs), scores
         returned = (outputs, scores, *token_sizes) if returns_scores else (outputs, *token_sizes)

@@ -103,6 +103,8 @@ def test_a_photograph_its_labels_and_where_each_head_looks(browser, digit, tmp_p
     upload(browser, tmp_path / "digit.png")
     wait(browser, picture_is(overlay(drawn, attention_rollout(scores, 2, (8, 8))[0])))
     text = browser.find_element(By.TAG_NAME, "body").text
+    assert "Where DeiT looks" in text
+    assert "deit_nano_distilled_patch4_32_digits" in text
     [best] = classifier.decode_predictions(found["outputs"], top=5)
     for label, probability in best:
         assert f"{label}\n{probability:.0%}" in text

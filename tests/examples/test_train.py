@@ -68,7 +68,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(tra
     for name, array in expected.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
     with open(output / "log.csv", newline="") as stream:
-        assert {row["epoch"] for row in csv.DictReader(stream)} == {"0", "1", "2"}
+        assert {row["epoch"] for row in csv.DictReader(stream)} == {"1", "2", "3"}
 
 
 def test_what_it_leaves(train, given, tmp_path, monkeypatch):
@@ -155,7 +155,13 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
         in refusal(train, given, tmp_path / "a", batch_size=21)
     )
     # In the same folder: what was not trained does not stand in the way.
-    assert "There is no folder" in refusal(train, given, tmp_path / "a", data=str(tmp_path / "none"))
+    nowhere = tmp_path / "none"
+    assert f"Not trained. --data {nowhere}: There is no folder" in refusal(train, given, tmp_path / "a", data=str(nowhere))
+    assert "--preset nothing: A preset handle is" in refusal(train, given, tmp_path / "a", preset="nothing")
+    assert "--teacher nothing: A preset handle is" in refusal(train, given, tmp_path / "a", teacher="nothing")
+    assert "--dtype_policy float17: " in refusal(train, given, tmp_path / "a", dtype_policy="float17")
+    why = "--image_size must be a multiple of the preset's patches, 16 x 16 pixels. Received: 33"
+    assert why in refusal(train, given, tmp_path / "a", image_size=33)
     assert "For several machines use --distribution data_parallel with KERAS_BACKEND=jax." in refusal(
         train, given, tmp_path / "c", distribution="multi_worker_mirrored"
     )

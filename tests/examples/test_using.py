@@ -162,7 +162,6 @@ def test_lora(run, tmp_path):
     assert all(name.rpartition("/")[2].startswith("lora_kernel_") for name in saved)
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_int8(run, tmp_path):
     _, names = run("int8.py")
     before, after = names["before"], names["after"]

@@ -172,3 +172,12 @@ def test_products_for_one_size_have_a_limit():
         "Images of 1 x 8192 pixels would be resized to 256 x 2097152 before the crop. Cut them to a shape nearer to 224 x 224 first."
     ):
         DeiTImageConverter(224).for_size(1, 8192)
+
+
+def test_names_itself_as_it_is_spelt():
+    """Keras would say "dei_t_image_converter", as older files do."""
+    layer = DeiTImageConverter(32)
+    assert layer.name.startswith("deit_image_converter")
+    assert DeiTImageConverter(32).name != layer.name
+    old = {**layer.get_config(), "name": "dei_t_image_converter_1"}
+    assert DeiTImageConverter.from_config(old).name == "dei_t_image_converter_1"

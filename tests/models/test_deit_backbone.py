@@ -7,9 +7,10 @@ import pytest
 
 from keras_deit.layers import kernels
 from keras_deit.models import DeiTBackbone
+from keras_deit.visualization import attention_model
 from tests import witness
 from tests.conftest import BACKEND
-from tests.helpers import images, numpy, raises, randomize, tiny_backbone
+from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
 DEIT3 = {"position_scope": "patches", "layer_scale_init_value": 0.1, "drop_path_schedule": "constant"}
 VARIANTS = {"plain": {}, "distilled": {"use_distillation_token": True}, "deit3": DEIT3}
@@ -121,6 +122,51 @@ def test_summary_opens_up(capsys):
     printed = capsys.readouterr().out
     for name in ("patch_embedding", "token_position_embedding", "block_0", "block_2", "final_norm"):
         assert name in printed
+
+
+def calls_in(model, layer):
+    """How often a functional model calls a layer, as `plot_model` draws it."""
+    config = keras.Model(model.input, model.output).get_config()
+    return {each["name"]: len(each["inbound_nodes"]) for each in config["layers"]}[layer]
+
+
+@pytest.mark.parametrize("merged", [0, 2])
+def test_each_block_is_called_once(merged):
+    for model in (tiny_backbone(num_merged_tokens=merged), tiny_classifier({"num_merged_tokens": merged})):
+        assert [calls_in(model, f"block_{index}") for index in range(3)] == [1, 1, 1]
+        assert calls_in(model, "final_norm") == 1
+
+
+def test_summary_has_what_the_model_computes(capsys):
+    """The scores' path used to come first: `get_layer(...).output` was a list, and `summary` had the shapes of other calls."""
+    backbone = tiny_backbone()
+    output = backbone.get_layer("block_2").output
+    assert output is backbone.block_outputs["block_2"]
+    assert output.shape == backbone.output_shape == (None, 13, 8)
+    backbone.attention_scores  # noqa: B018
+    backbone.summary()
+    printed = capsys.readouterr().out
+    assert printed.count("block_2") == 1
+    assert printed.count("(None, 13, 8)") == 5  # embedding, three blocks, norm
+    assert "with_scores" not in printed
+    assert "Connected to" not in printed  # one layer after the other
+
+
+def test_scores_of_a_loaded_and_of_a_cloned_backbone(rng, tmp_path):
+    backbone, x = randomize(tiny_backbone(), rng), images(rng)
+    attention = keras.Model(backbone.input, backbone.attention_scores)
+    attention.save(tmp_path / "attention.keras")
+    backbone.save(tmp_path / "backbone.keras")
+    loaded, clone = keras.saving.load_model(tmp_path / "backbone.keras"), keras.models.clone_model(backbone)
+    clone.set_weights(backbone.get_weights())  # a functional model, no `DeiTBackbone`
+    expected = attention(x)
+    for found in (
+        keras.Model(loaded.input, loaded.attention_scores)(x),
+        attention_model(clone)(x)["attention_scores"],
+        keras.saving.load_model(tmp_path / "attention.keras")(x),
+    ):
+        for name, scores in expected.items():
+            np.testing.assert_array_equal(numpy(found[name]), numpy(scores))
 
 
 def test_compiles_under_xla(rng):

@@ -2,6 +2,8 @@
 
 import ast
 import os
+import re
+import socket
 import subprocess
 import sys
 import types
@@ -65,6 +67,26 @@ def test_the_second_load_comes_from_the_cache_without_a_request(published, hub, 
     assert hub.requests == []
     with pytest.raises(ConnectionError, match="is not in the cache and cannot be downloaded. Check the connection"):
         DeiTBackbone.from_preset(PLAIN)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(published, hub, monkeypatch):
+    """The client would ask seven times in half a minute, and for each file."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ConnectionError) as caught:
+            DeiTImageClassifier.from_preset(NAME)
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert re.fullmatch(
+        f"model.safetensors of '{repository(NAME)}' on the Hugging Face Hub is not in the cache and cannot be downloaded. Check the "
+        f"connection, HF_ENDPOINT and HF_HUB_OFFLINE. {constants.ENDPOINT} does not answer: .*",
+        str(caught.value),
+    )
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,34 @@ def load_as_documented(format, folder, images):
 def test_raw_images_in_its_own_runtime(format, folder, files, photographs, tmp_path, capsys):
     output = tmp_path / "deep" / NAMES[format]
     run_script(tool, format=format, preset=folder / "tiny", output=output, raw_image_size="60,50", photographs=files)
-    names = {output.name, "deit.bin"} if format == "openvino" else {output.name}
+    names = {output.name, f"{output.name}.labels.txt", *(["deit.bin"] if format == "openvino" else [])}
     assert {path.name for path in output.parent.iterdir()} == names
     row = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(rf"\| {format}, float32, raw, 60 x 50 \| \d+\.\d \| \d+\.\d \| \d\.\de-\d\d \| 100% \|", row)
     images = np.stack([photograph[100:160, 200:250] for photograph in photographs])
     expected = DeiTImageClassifier.from_preset(folder / "tiny").predict(images, verbose=0)
     np.testing.assert_allclose(load_as_documented(format, output.parent, images), expected, rtol=0, atol=1e-4)
+
+
+def test_labels_are_a_file_beside_it(format, rng, tmp_path, capsys):
+    labels = ["Zürich", "two\nlines", "c", "d", "e"]
+    tiny_classifier({"num_layers": 1}, labels=labels).save_to_preset(tmp_path / "labelled")
+    output = tmp_path / "deep" / NAMES[format]
+    run_script(tool, format=format, preset=tmp_path / "labelled", output=output)
+    path = output.parent / f"{NAMES[format]}.labels.txt"
+    assert path.read_text(encoding="utf-8") == "Zürich\ntwo lines\nc\nd\ne\n"
+    assert f"Wrote {output} and {path}\n" in capsys.readouterr().out
+    code = (
+        (ROOT / "docs" / "export.md").read_text(encoding="utf-8").split("its largest logit:\n\n```python\n")[1].split("```")[0]
+    )
+    images = rng.normal(size=(3, 12, 32, 3)).astype("float32")
+    logits = tool.FORMATS[format].load(output)(images)["logits"]
+    code = code.replace('"deit.onnx.labels.txt"', repr(str(path)))
+    exec(code, {"logits": logits})
+    assert capsys.readouterr().out.strip() == str([labels[index].replace("\n", " ") for index in logits.argmax(axis=-1)])
+    other = output.with_name(f"other{tool.FORMATS[format].suffix}")
+    os.rename(path, f"{other}.labels.txt")
+    refused(".*labels.txt exists. Give another --output, .*", format=format, preset=tmp_path / "labelled", output=other)
 
 
 def test_scores_at_any_batch_size(format, folder, rng, tmp_path):
@@ -296,6 +317,16 @@ def test_other_backends_are_told_where_to_go(tmp_path):
 def test_an_unknown_format(tmp_path):
     with pytest.raises(flags.IllegalFlagValueError, match=re.escape("should be one of <saved_model|onnx|litert|openvino>")):
         run_script(tool, format="torch", preset=digits.PRESET, output=tmp_path / "deit")
+
+
+def test_prints_what_it_wrote_and_no_log(format, tmp_path):
+    command = [sys.executable, ROOT / "tools" / "export_model.py", f"--format={format}", "--preset", digits.PRESET]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command += ["--output", tmp_path / NAMES[format]]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert len(result.stdout.splitlines()) == 4
+    assert "Warning" not in result.stderr
+    assert not re.search(r"INFO|\.py:\d+", result.stderr)
 
 
 def test_on_the_command_line(tmp_path):

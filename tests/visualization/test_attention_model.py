@@ -173,6 +173,14 @@ def test_calls_with_arguments_of_their_own(rng):
     close(found["attention_scores"]["asked"], found["outputs"][1])
 
 
+def test_a_model_that_has_its_scores(rng):
+    classifier, x = randomize(tiny_classifier(), rng), images(rng)
+    scored = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
+    found = attention_model(scored)(x)
+    close(found["outputs"], scored(x))
+    close(found["attention_scores"], scored(x)["attention_scores"])
+
+
 def test_sequential(rng):
     model = randomize(keras.Sequential([keras.Input((5, 8)), block("block_0"), keras.layers.Dense(2)]), rng)
     x = rng.normal(size=(4, 5, 8)).astype("float32")
