@@ -7,13 +7,17 @@ and open the address that it prints. Without --preset it is the model of handwri
 """
 
 import os
+import pathlib
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
 
 import gradio
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
 
 from keras_deit import visualization
 from keras_deit.models import DeiTImageClassifier
@@ -22,6 +26,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "deit_nano_distilled_patch4_32_digits", "Handle of a classifier's preset.")
 flags.DEFINE_integer("port", 7860, "Where the page is, on this machine.", 1, 65535)
 
+LARGE = "#photograph img, #attention img { width: 100%; height: 100%; object-fit: contain; }"
+SMALL = 64  # pixels: of the images of such a model each pixel is shown as a square
+SQUARES = "#photograph img { image-rendering: pixelated; }"
 ALL_BLOCKS, ONE_HEAD = "through all blocks", "one head of one block"
 
 
@@ -59,33 +66,57 @@ class Explorer:
         return visualization.overlay(image, shares, self.classifier.preprocessor.crop_box(*image.shape[:2]))
 
 
-def build_page(explorer, preset):
+def write_examples(folder, num_channels):
+    """scikit-learn's photographs as files, or for a model of gray images digits that the one that ships has never seen."""
+    if num_channels == 3:
+        images = load_sample_images().images
+    else:
+        images = np.round(load_digits().images[-6:] * (255 / 16)).astype("uint8")
+    files = [pathlib.Path(folder) / f"{number}.png" for number in range(len(images))]
+    for file, image in zip(files, images):
+        Image.fromarray(image).save(file)
+    return [str(file) for file in files]
+
+
+def build_page(explorer, preset, examples):
     backbone = explorer.backbone
     with gradio.Blocks(title="Where DeiT looks", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Where DeiT looks\n`{preset}`: give it an image, and see what the model takes it for and which parts its tokens attend to."
+            f"# Where DeiT looks\nGive `{preset}` an image: it names what it sees, and colours show which parts of the image its tokens attend to."
         )
         seen = gradio.State()
         with gradio.Row():
             with gradio.Column():
                 photograph = gradio.Image(
-                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph", height=400
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    label="Image",
+                    height=400,
+                    elem_id="photograph",
                 )
+                gradio.Examples(examples, photograph)
                 labels = gradio.Label(label="What it is", num_top_classes=5)
             with gradio.Column():
-                picture = gradio.Image(label="Where the model looks", format="png", height=400, interactive=False)
+                picture = gradio.Image(
+                    label="Where the model looks", format="png", height=400, interactive=False, elem_id="attention"
+                )
                 kind = gradio.Radio([ALL_BLOCKS, ONE_HEAD], value=ALL_BLOCKS, label="Attention")
                 token = gradio.Radio(list(explorer.tokens), value="class", label="Of which token")
-                block = gradio.Slider(0, backbone.num_layers - 1, value=backbone.num_layers - 1, step=1, label="Block")
-                head = gradio.Slider(0, backbone.num_heads - 1, value=0, step=1, label="Head")
+                last = backbone.num_layers - 1
+                block = gradio.Slider(0, last, value=last, step=1, label="Block", interactive=False)
+                head = gradio.Slider(0, backbone.num_heads - 1, value=0, step=1, label="Head", interactive=False)
         controls = [kind, token, block, head]
         photograph.change(explorer.look, photograph, [labels, seen]).then(explorer.draw, [seen, *controls], picture)
+        kind.change(lambda kind: [gradio.update(interactive=kind == ONE_HEAD)] * 2, kind, [block, head])
         for control in controls:
             control.change(explorer.draw, [seen, *controls], picture)
+        page.load(lambda: examples[0], None, photograph)
     return page
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # less of Gradio's requests to itself
     try:
         classifier = DeiTImageClassifier.from_preset(FLAGS.preset)
         if classifier.labels is None or classifier.preprocessor is None:
@@ -94,7 +125,10 @@ def main(_):
             raise ValueError("The page draws channels_last images. Give a preset of that data format.")
     except (ValueError, OSError) as error:
         raise SystemExit(f"Nothing to explore. {error}") from error
-    build_page(Explorer(classifier), FLAGS.preset).launch(server_port=FLAGS.port)
+    with tempfile.TemporaryDirectory() as folder:
+        examples = write_examples(folder, classifier.backbone.image_shape[-1])
+        page = build_page(Explorer(classifier), FLAGS.preset, examples)
+        page.launch(server_port=FLAGS.port, css=LARGE + SQUARES * (max(classifier.backbone.image_shape) <= SMALL))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ def browser(address, tmp_path):
     browser = webdriver.Chrome(options=options, service=service)
     browser.implicitly_wait(WAIT)
     browser.get(address)
+    wait(browser, lambda browser: "100%" in browser.find_element(By.TAG_NAME, "body").text)  # what the page opens with
     yield browser
     browser.quit()
 
@@ -87,24 +88,46 @@ def picture_is(expected):
     return shown
 
 
+def slider(browser, label):
+    return browser.find_element(By.CSS_SELECTOR, f"input[type=number][aria-label*='for {label}']")
+
+
 def set_slider(browser, label, value):
-    box = browser.find_element(By.CSS_SELECTOR, f"input[type=number][aria-label*='for {label}']")
+    box = slider(browser, label)
+    wait(browser, lambda browser: box.is_enabled())
     box.send_keys(webdriver.Keys.CONTROL, "a")
     box.send_keys(str(value), webdriver.Keys.TAB)
 
 
-def test_a_photograph_its_labels_and_where_each_head_looks(browser, digit, tmp_path):
-    Image.fromarray(digit[..., 0]).save(tmp_path / "digit.png")
-    classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
+@pytest.fixture(scope="module")
+def classifier():
+    return DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
+
+
+@pytest.fixture(scope="module")
+def look(classifier):
     model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
-    found = model.predict(classifier.preprocessor(digit[None]), verbose=0)
+    return lambda image: model.predict(classifier.preprocessor(image[None]), verbose=0)
+
+
+def test_the_page_opens_with_an_example(browser, look):
+    example = np.round(load_digits().images[-6, ..., None] * (255 / 16)).astype("uint8")
+    wait(browser, picture_is(overlay(enlarge(example), attention_rollout(look(example)["attention_scores"], 2, (8, 8))[0])))
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "Where DeiT looks" in text
+    assert "deit_nano_distilled_patch4_32_digits" in text
+    assert not slider(browser, "Block").is_enabled()
+    assert not slider(browser, "Head").is_enabled()
+
+
+def test_an_image_its_labels_and_where_each_head_looks(browser, digit, classifier, look, tmp_path):
+    Image.fromarray(digit[..., 0]).save(tmp_path / "digit.png")
+    found = look(digit)
     scores, drawn = found["attention_scores"], enlarge(digit)
 
     upload(browser, tmp_path / "digit.png")
     wait(browser, picture_is(overlay(drawn, attention_rollout(scores, 2, (8, 8))[0])))
     text = browser.find_element(By.TAG_NAME, "body").text
-    assert "Where DeiT looks" in text
-    assert "deit_nano_distilled_patch4_32_digits" in text
     [best] = classifier.decode_predictions(found["outputs"], top=5)
     for label, probability in best:
         assert f"{label}\n{probability:.0%}" in text
@@ -115,6 +138,8 @@ def test_a_photograph_its_labels_and_where_each_head_looks(browser, digit, tmp_p
     set_slider(browser, "Block", 1)
     set_slider(browser, "Head", 2)
     wait(browser, picture_is(overlay(drawn, attention_maps(scores["block_1"], 2, (8, 8), token="distillation")[0, 2])))
+    browser.find_element(By.CSS_SELECTOR, "input[type=radio][value='through all blocks']").click()
+    wait(browser, lambda browser: not slider(browser, "Block").is_enabled())
 
 
 def test_what_is_no_image_is_said(browser, digit, tmp_path):
