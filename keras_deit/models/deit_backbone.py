@@ -159,9 +159,8 @@ class DeiTBackbone(PresetModel):
         final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **sublayer("final_norm"))
 
         inputs = keras.Input(image_shape, name="images")
-        states = [
-            [token_position_embedding(patch_embedding(inputs))]
-        ]  # what enters each block: tokens, and their sizes after a merge
+        # What enters each block: tokens, and their sizes after a merge.
+        states = [[token_position_embedding(patch_embedding(inputs))]]
         for block in blocks:
             outputs = block(*states[-1])
             states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
@@ -213,12 +212,12 @@ class DeiTBackbone(PresetModel):
 
     @functools.cached_property
     def _scored(self):
-        """(attention scores, output), on a path of their own, so that the model keeps the fused attention."""
+        """(attention scores, what leaves the last block), on a path of their own, so that the model keeps the fused attention."""
         state, attention_scores = [self._embeddings], {}
         for block in self.blocks:
             tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
             state = [tokens, *token_sizes]
-        return attention_scores, self.final_norm(tokens)
+        return attention_scores, tokens
 
     @functools.cached_property
     def _prefix_output(self):

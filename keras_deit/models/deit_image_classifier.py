@@ -199,8 +199,10 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     @functools.cached_property
     def _scored_outputs(self):
-        _, features = self.backbone._scored
-        return self._head_model(features if self.pooling == "mean" else features[:, : self.backbone.num_prefix_tokens])
+        _, tokens = self.backbone._scored
+        if self.pooling == "token":
+            tokens = tokens[:, : self.backbone.num_prefix_tokens]
+        return self._head_model(self.backbone.final_norm(tokens))
 
     def decode_predictions(self, logits, top=5):
         """The most likely classes of each image.
