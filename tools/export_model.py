@@ -337,7 +337,7 @@ def main(_):
         row = export(read_size(FLAGS.raw_image_size))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"Not exported. {error}")
-    labels = labels_file(pathlib.Path(FLAGS.output))
+    labels = labels_file(pathlib.Path(os.path.expanduser(FLAGS.output)))
     print(f"Wrote {FLAGS.output}{f' and {labels}' if labels.exists() else ''}")
     print("| format | MiB | ms per image | largest difference | same top-1 |")
     print("| --- | --- | --- | --- | --- |")
