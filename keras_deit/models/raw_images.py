@@ -247,24 +247,25 @@ class RawImageInputs:
         converter = self._converter(training)
         if self._are_arrays(data):
             return ConvertedArrays(converter, data, y, sample_weight, batch_size or 32, shuffle)
+        is_tf_data = hasattr(data, "element_spec")  # a tf.data.Dataset, told without importing TensorFlow
+        if not (is_tf_data or is_loader(data) or isinstance(data, (keras.utils.PyDataset, types.GeneratorType))):
+            raise TypeError(
+                "With a preprocessor attached, images come as an array, a tf.data.Dataset, a keras.utils.PyDataset, a DataLoader of PyTorch "
+                "or a generator, and in `predict` as paths and images of Pillow, too. For anything else, call `preprocessor(images)` in your "
+                f"own pipeline and use a classifier with `preprocessor=None`. Received: {type(data).__name__}"
+            )
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "A dataset brings its own targets and sample weights: yield (images, y) or (images, y, sample_weight), and leave "
                 "`y` and `sample_weight` out."
             )
-        if hasattr(data, "element_spec"):  # a tf.data.Dataset, told without importing TensorFlow
+        if is_tf_data:
             return data.map(lambda *batch: convert_batch(converter, batch), num_parallel_calls=-1).prefetch(-1)
         if isinstance(data, keras.utils.PyDataset):
             return ConvertedDataset(data, converter)
         if is_loader(data) and has_length(data):
             return ConvertedLoader(data, converter)
-        if is_loader(data) or isinstance(data, types.GeneratorType):
-            return (convert_loaded(converter, batch) for batch in data)
-        raise TypeError(
-            "With a preprocessor attached, images come as an array, a tf.data.Dataset, a keras.utils.PyDataset, a DataLoader of PyTorch or "
-            "a generator, and in `predict` as paths and images of Pillow, too. For anything else, call `preprocessor(images)` in your own "
-            f"pipeline and use a classifier with `preprocessor=None`. Received: {type(data).__name__}"
-        )
+        return (convert_loaded(converter, batch) for batch in data)
 
 
 def _images_and_labels(batch):

@@ -220,12 +220,15 @@ def test_raw_images_from_a_loader_of_pytorch(rng):
 
 def test_a_source_that_cannot_be_converted(rng):
     classifier = tiny_classifier()
-    with raises(
+    classifier.compile()
+    expected = (
         "With a preprocessor attached, images come as an array, a tf.data.Dataset, a keras.utils.PyDataset, a DataLoader of PyTorch or a "
         "generator, and in `predict` as paths and images of Pillow, too. For anything else, call `preprocessor(images)` in your own "
-        "pipeline and use a classifier with `preprocessor=None`. Received: map",
-        kind=TypeError,
-    ):
+        "pipeline and use a classifier with `preprocessor=None`. Received: "
+    )
+    with raises(expected + "list", kind=TypeError):
+        classifier.fit(["cat.jpg", "dog.jpg"], np.array([0, 1]))
+    with raises(expected + "map", kind=TypeError):
         classifier.predict(map(np.asarray, raw_images(rng)))
 
 
