@@ -1,6 +1,7 @@
 """Tensors as bytes in the safetensors format, and back. What is read is the bytes that were checked: no file is opened twice."""
 
 import hashlib
+import operator
 import pathlib
 
 import numpy as np
@@ -43,7 +44,7 @@ def parse_tensors(content, source):
     from safetensors import SafetensorError, deserialize
 
     try:
-        tensors = deserialize(content)
+        tensors = sorted(deserialize(content), key=operator.itemgetter(0))  # they come in any order
     except SafetensorError as error:
         raise ValueError(f"{source} is not a whole safetensors file: {error}. Copy or download it again.") from error
     dtypes = {
