@@ -326,7 +326,9 @@ def test_prints_what_it_wrote_and_no_log(format, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert len(result.stdout.splitlines()) == 4
     assert "Warning" not in result.stderr
-    assert not re.search(r"INFO|\.py:\d+", result.stderr)
+    # LiteRT's C++ runtime says how it computes, whatever level of log is asked for.
+    log = result.stderr.replace("INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n", "")
+    assert not re.search(r"INFO|\.py:\d+", log)
 
 
 def test_on_the_command_line(tmp_path):
