@@ -397,7 +397,7 @@ def write_class_report(handle, answers, labels):
 
 def report_file(handle, kind):
     name = re.sub(r"[^\w.-]+", "_", handle).strip("_.")
-    return pathlib.Path(FLAGS.class_report) / f"{name}_{kind}.csv"
+    return pathlib.Path(os.path.expanduser(FLAGS.class_report)) / f"{name}_{kind}.csv"
 
 
 def write(path, text):

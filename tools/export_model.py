@@ -115,7 +115,7 @@ flags.DEFINE_list("photographs", [], "Images to compare with Keras on.")
 
 def check_flags():
     """What can be refused before anything is loaded."""
-    format, output = FORMATS[FLAGS.format], pathlib.Path(os.path.expanduser(FLAGS.output))
+    format, output = FORMATS[FLAGS.format], output_path()
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
             "Models are exported from TensorFlow, whichever backend trained them: start again with KERAS_BACKEND=tensorflow. "
@@ -136,6 +136,10 @@ def check_flags():
         raise ValueError(
             f"--raw_image_size any is for --format saved_model: give HEIGHT,WIDTH. Received: --format {FLAGS.format}"
         )
+
+
+def output_path():
+    return pathlib.Path(os.path.expanduser(FLAGS.output))
 
 
 def labels_file(output):
@@ -293,7 +297,7 @@ def export(size):
         outputs = model(batch if size is None else classifier.preprocessor(batch))
         return keras.tree.map_structure(ops.convert_to_numpy, outputs)
 
-    output = pathlib.Path(os.path.expanduser(FLAGS.output)).absolute()
+    output = output_path().absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
@@ -337,7 +341,7 @@ def main(_):
         row = export(read_size(FLAGS.raw_image_size))
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"Not exported. {error}")
-    labels = labels_file(pathlib.Path(os.path.expanduser(FLAGS.output)))
+    labels = labels_file(output_path())
     print(f"Wrote {FLAGS.output}{f' and {labels}' if labels.exists() else ''}")
     print("| format | MiB | ms per image | largest difference | same top-1 |")
     print("| --- | --- | --- | --- | --- |")

@@ -17,8 +17,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
     side is that long), `image_size` is cut from the centre, and `outputs = (levels / 255 - mean) / std`.
 
     The resize is antialiased and runs along the width and then the height, on whole levels from 0 to 255 after each, as Pillow's
-    does on 8-bit images. Inside `tf.data` it runs on TensorFlow whatever the backend is; inside grain, as Keras' own layers, on the
-    backend and the processor: arrays in, tensors out.
+    does on 8-bit images. Inside `tf.data` it runs on TensorFlow whatever the backend is; inside grain it returns the backend's
+    tensors, on the CPU, as Keras' own layers do.
 
     Args:
         image_size: int or (height, width) of the result, in pixels.

@@ -83,10 +83,14 @@ def _is_quantized(dtype):
     return any(each.quantization_mode is not None for each in policies)
 
 
+def _is_channels_first(config):
+    return config.get("data_format") == "channels_first"
+
+
 def _turned(config):
     """The image shape in the other data format."""
     first, *middle, last = config["image_shape"]
-    return (*middle, last, first) if config["data_format"] == "channels_first" else (last, first, *middle)
+    return (*middle, last, first) if _is_channels_first(config) else (last, first, *middle)
 
 
 def _comparable(value):
@@ -102,7 +106,7 @@ def load_backbone(cls, preset, load_weights, overrides, source):
     """The preset's backbone, a `cls`, with its trained weights adapted to the overrides, or with random ones."""
     saved_config = preset.backbone_config(cls)
     config = {**saved_config, "dtype": loaded_dtype(saved_config), **overrides}
-    if "image_shape" not in overrides and config.get("data_format") != saved_config.get("data_format"):
+    if "image_shape" not in overrides and _is_channels_first(config) != _is_channels_first(saved_config):
         config["image_shape"] = _turned(saved_config)
     if not load_weights:
         # Random weights are neither quantized (int8 kernels would be zeros that do not train) nor frozen.

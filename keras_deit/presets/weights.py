@@ -5,7 +5,7 @@ import hashlib
 import keras
 
 from keras_deit.presets.matching import check_match
-from keras_deit.presets.safetensors_file import parse_tensors, write_tensors
+from keras_deit.presets.safetensors_file import read_tensors, write_tensors
 
 
 def save_weights(model, file):
@@ -24,9 +24,8 @@ def read_weights(file, entry, source):
     Raises:
         ValueError: the file is missing, was cut short or was changed.
     """
-    content = _present(file, source).read_bytes()
-    _check_checksum(hashlib.sha256(content).hexdigest(), entry, source)
-    return parse_tensors(content, source)
+    _check_checksum(_present(file, source), entry, source)
+    return read_tensors(file)
 
 
 def load_hdf5_weights(model, file, entry, source):
@@ -46,7 +45,7 @@ def load_hdf5_weights(model, file, entry, source):
         f"The weights of {source} do not fit the model. "
         "`config.json` or `task.json` has changed since the weights were written: restore it, or save the preset again.",
     )
-    _check_checksum(checksum(_present(file, source)), entry, source)
+    _check_checksum(_present(file, source), entry, source)
     model.load_weights(file)
 
 
@@ -59,7 +58,8 @@ def _present(file, source):
     return file
 
 
-def _check_checksum(found, entry, source):
+def _check_checksum(file, entry, source):
+    found = checksum(file)
     if found != entry["sha256"]:
         raise ValueError(
             f"The weights file was cut short or changed: {source} has SHA-256 {found}, and `metadata.json` says {entry['sha256']}. "
