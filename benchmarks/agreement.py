@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=tensorflow python -m benchmarks.agreement
 
-The model that ships in the package predicts the test images of scikit-learn's digits in float32 and in each of the other ways; int8 is
-calibrated on training images.
+The model that ships in the package predicts the test images of scikit-learn's digits in float32 and
+in each of the other ways; int8 is calibrated on training images.
 """
 
 import pathlib
@@ -43,7 +43,9 @@ def main(_):
     lines.append(f"| keras_deit | float32 | | {accuracy(expected, labels)} | |")
     with tempfile.TemporaryDirectory() as folder:
         classifier.save_to_preset(pathlib.Path(folder) / "keras_deit")
-        calibration = keras.ops.convert_to_numpy(classifier.preprocessor(training_images[: len(images)]))
+        calibration = keras.ops.convert_to_numpy(
+            classifier.preprocessor(training_images[: len(images)])
+        )
         np.savez(pathlib.Path(folder) / "case.npz", images=calibration)
         for way in flags.FLAGS.ways:
             subject, dtype = way.split(":")
@@ -67,7 +69,10 @@ def main(_):
                 continue
             same = np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1))
             error = np.abs(found - expected).max() / np.abs(expected).max()
-            lines.append(f"| {subject} | {dtype} | {same:.1%} | {accuracy(found, labels)} | {error:.1%} of the largest |")
+            lines.append(
+                f"| {subject} | {dtype} | {same:.1%} | {accuracy(found, labels)} | {error:.1%} of "
+                "the largest |"
+            )
     print("\n".join(lines))
 
 

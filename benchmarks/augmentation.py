@@ -2,8 +2,9 @@
 
     python -m benchmarks.augmentation --batch_size 32
 
-Two photographs of scikit-learn, 640 x 427, again and again, through `tf.data` in turns: the recipes of this package, and the first of
-them composed of Keras core's layers. timm's transforms run image by image, as its loader does in each of its processes.
+Two photographs of scikit-learn, 640 x 427, again and again, through `tf.data` in turns: the recipes
+of this package, and the first of them composed of Keras core's layers. timm's transforms run image
+by image, as its loader does in each of its processes.
 """
 
 import os
@@ -30,14 +31,18 @@ def ours(name):
         converter = DeiTImageConverter(FLAGS.image_size, data_format="channels_last")
         images = photographs().map(lambda image: (image, 1))
         recipe = RECIPES[name].augmentation
-        found = batches.training_batches(images, recipe, converter, NUM_CLASSES, FLAGS.batch_size, shuffle_buffer_size=8)
+        found = batches.training_batches(
+            images, recipe, converter, NUM_CLASSES, FLAGS.batch_size, shuffle_buffer_size=8
+        )
         return found.as_numpy_iterator()
 
     return make
 
 
 def keras_core():
-    """Its own layers for what `RECIPES["deit"]` does, where it has them: its random crop does not resize."""
+    """Its own layers for what `RECIPES["deit"]` does, where it has them: its random crop does not
+    resize.
+    """
     import keras
 
     size, options = FLAGS.image_size, {"data_format": "channels_last"}
@@ -49,10 +54,19 @@ def keras_core():
 
     def many(images, labels):
         images = rand_augment(flip(images, training=True), training=True)
-        batch = {"images": erasing(images, training=True), "labels": tf.one_hot(labels, NUM_CLASSES)}
-        return tf.cond(tf.random.uniform(()) < 0.5, lambda: mixup(batch, training=True), lambda: cutmix(batch, training=True))
+        batch = {
+            "images": erasing(images, training=True),
+            "labels": tf.one_hot(labels, NUM_CLASSES),
+        }
+        return tf.cond(
+            tf.random.uniform(()) < 0.5,
+            lambda: mixup(batch, training=True),
+            lambda: cutmix(batch, training=True),
+        )
 
-    dataset = photographs().map(lambda image: (tf.cast(resize(image), tf.float32), 1), tf.data.AUTOTUNE)
+    dataset = photographs().map(
+        lambda image: (tf.cast(resize(image), tf.float32), 1), tf.data.AUTOTUNE
+    )
     dataset = dataset.batch(FLAGS.batch_size, drop_remainder=True)
     return dataset.map(many, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
@@ -63,7 +77,11 @@ def timm():
     from timm.data import create_transform
 
     transform = create_transform(
-        FLAGS.image_size, is_training=True, auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic", re_prob=0.25
+        FLAGS.image_size,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
     )
     images = [Image.fromarray(image) for image in load_sample_images().images]
     while True:

@@ -1,9 +1,11 @@
-"""The weights, images and answers that all subjects of a run share, written to a folder by a process of its own.
+"""The weights, images and answers that all subjects of a run share, written to a folder by a
+process of its own.
 
 keras_deit/            a preset directory
 transformers/          the same weights as transformers has them
 timm.safetensors       and as timm does
-case.npz               two images, and each head's logits: this package's own in float32, which tools/parity.py compares with
+case.npz               two images, and each head's logits: this package's own in float32, which
+tools/parity.py compares with
                        transformers' for every architecture
 """
 
@@ -26,9 +28,14 @@ def write_case(folder, preset, image_size=None, num_layers=None):
         overrides["image_shape"] = (image_size, image_size, 3)
     if num_layers is not None:
         overrides["num_layers"] = num_layers
-    classifier = DeiTImageClassifier.from_preset(preset, load_weights=False, dtype="float32", **overrides)
+    classifier = DeiTImageClassifier.from_preset(
+        preset, load_weights=False, dtype="float32", **overrides
+    )
     rng = np.random.default_rng(0)
-    tensors = {name: _draw(rng, name, array.shape) for name, array in presets.timm_tensors(classifier).items()}
+    tensors = {
+        name: _draw(rng, name, array.shape)
+        for name, array in presets.timm_tensors(classifier).items()
+    }
     presets.assign_tensors(classifier, tensors, source="random weights")
     folder = pathlib.Path(folder)
     classifier.save_to_preset(folder / "keras_deit")
@@ -36,7 +43,10 @@ def write_case(folder, preset, image_size=None, num_layers=None):
     _write_transformers(folder / "transformers", classifier)
     images = rng.normal(size=(2, *classifier.backbone.image_shape)).astype("float32")
     heads = keras.Model(classifier.input, {"mean": classifier.output, **classifier.token_logits})
-    logits = {name: keras.ops.convert_to_numpy(tensor) for name, tensor in heads.predict_on_batch(images).items()}
+    logits = {
+        name: keras.ops.convert_to_numpy(tensor)
+        for name, tensor in heads.predict_on_batch(images).items()
+    }
     np.savez(folder / "case.npz", images=images, **logits)
 
 
@@ -44,7 +54,9 @@ def _draw(rng, name, shape):
     """At a scale that lets every weight matter."""
     if len(shape) > 1:
         return rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape).astype("float32")
-    return rng.normal(float("norm" in name and name.endswith("weight")), 0.1, shape).astype("float32")
+    return rng.normal(float("norm" in name and name.endswith("weight")), 0.1, shape).astype(
+        "float32"
+    )
 
 
 def _write_transformers(folder, classifier):
@@ -52,10 +64,14 @@ def _write_transformers(folder, classifier):
     if backbone.layer_scale_init_value is not None:
         return  # transformers has no DeiT III
     folder.mkdir()
-    safetensors.numpy.save_file(presets.transformers_tensors(classifier), folder / "model.safetensors", {"format": "pt"})
+    safetensors.numpy.save_file(
+        presets.transformers_tensors(classifier), folder / "model.safetensors", {"format": "pt"}
+    )
     distilled = backbone.use_distillation_token
     config = {
-        "architectures": ["DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"],
+        "architectures": [
+            "DeiTForImageClassificationWithTeacher" if distilled else "ViTForImageClassification"
+        ],
         "model_type": "deit" if distilled else "vit",
         "hidden_size": backbone.hidden_dim,
         "num_hidden_layers": backbone.num_layers,

@@ -37,7 +37,9 @@ def draw(rows, path):
         axes.set_title(_short(device_name or machine), fontsize=11, fontweight="bold", loc="left")
     if rows:
         first = rows[0]
-        case = f"{results.model_name(first)}, {first['mode']}, batch {first['requested_batch_size']}"
+        case = (
+            f"{results.model_name(first)}, {first['mode']}, batch {first['requested_batch_size']}"
+        )
         what = "images/s, each package in its fastest runtime (to the fastest peer)"
         figure.suptitle(f"{case}\n{what}", fontsize=11)
     figure.savefig(path, dpi=110)
@@ -76,7 +78,9 @@ def _panel(axes, listed):
         beside = f"{speed(row):.0f}" if speed(row) >= 100 else f"{speed(row):.1f}"
         beside += f" ({ratio:.2f}×)" if ratio else ""  # noqa: RUF001
         weight = "bold" if row["package"] == OURS else "normal"
-        axes.text(speed(row) + longest / 60, place, beside, va="center", fontsize=9, fontweight=weight)
+        axes.text(
+            speed(row) + longest / 60, place, beside, va="center", fontsize=9, fontweight=weight
+        )
         places.append(place)
         place += 1.0
     labels = [f"{row['package']} in {RUNTIMES[row['runtime']]}" for _, row, _ in listed]

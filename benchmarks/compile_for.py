@@ -1,11 +1,12 @@
-"""Compiles keras_deit and its peers for a TPU or GPU that is not here, and adds a row for each to a file of JSON lines.
+"""Compiles keras_deit and its peers for a TPU or GPU that is not here, and adds a row for each to a
+file of JSON lines.
 
     pip install ".[tpu]" keras-hub
     python -m benchmarks.compile_for --topology v5e:1x1 --preset deit_small_distilled_patch16_224 \
         --subject keras_deit,keras_hub --batch_size 8,128 --output rows.jsonl
 
-The figures are the compiler's estimates, not measured times. Each program is compiled in a process of its own, 10 s to some minutes on
-two cores. One that the file has already is not compiled again.
+The figures are the compiler's estimates, not measured times. Each program is compiled in a process
+of its own, 10 s to some minutes on two cores. One that the file has already is not compiled again.
 """
 
 import dataclasses
@@ -30,22 +31,35 @@ REMATERIALIZATION = "nvoluntary full rematerialization"
 
 def define_flags():
     flags.DEFINE_list("topology", ["v5e:1x1"], f"Devices to compile for: {topologies.EXAMPLES}.")
-    flags.DEFINE_multi_string("mesh", None, "Axes over the topology's chips, such as batch=32,model=8; one chip by default.")
-    flags.DEFINE_list("preset", ["deit_small_distilled_patch16_224"], "Names of the catalog; no weights are needed.")
+    flags.DEFINE_multi_string(
+        "mesh",
+        None,
+        "Axes over the topology's chips, such as batch=32,model=8; one chip by default.",
+    )
+    flags.DEFINE_list(
+        "preset",
+        ["deit_small_distilled_patch16_224"],
+        "Names of the catalog; no weights are needed.",
+    )
     flags.DEFINE_list("image_size", None, "Pixels; by default the preset's.")
     flags.DEFINE_list("num_layers", None, "Transformer blocks; by default the preset's.")
     flags.DEFINE_list("num_merged_tokens", ["0"], "Tokens that each block merges.")
-    flags.DEFINE_bool("remat", False, "Whether training computes the blocks again rather than keep them.")
+    flags.DEFINE_bool(
+        "remat", False, "Whether training computes the blocks again rather than keep them."
+    )
     flags.DEFINE_list("subject", ["keras_deit"], f"Of {', '.join(SUBJECTS)}.")
     flags.DEFINE_list("mode", ["inference"], f"Of {', '.join(compile_programs.MODES)}.")
     flags.DEFINE_list(
         "dtype",
         ["bfloat16", "mixed_bfloat16"],
-        "Keras' policies. Training takes the mixed ones and float32 (their weights are float32), inference the others.",
+        "Keras' policies. Training takes the mixed ones and float32 (their weights are float32), "
+        "inference the others.",
     )
     flags.DEFINE_list("batch_size", ["128"], "Images in a step, of all chips together.")
     flags.DEFINE_string("output", "compiled.jsonl", "File to add rows to.")
-    flags.DEFINE_string("hlo", None, "Folder to keep the compiled programs' text in; none by default.")
+    flags.DEFINE_string(
+        "hlo", None, "Folder to keep the compiled programs' text in; none by default."
+    )
 
 
 def requests():
@@ -53,7 +67,18 @@ def requests():
         name: [int(value) for value in getattr(FLAGS, name) or []] or [None]
         for name in ("image_size", "num_layers", "num_merged_tokens", "batch_size")
     }
-    for topology, mesh, preset, image_size, num_layers, merged, mode, dtype, batch_size, subject in itertools.product(
+    for (
+        topology,
+        mesh,
+        preset,
+        image_size,
+        num_layers,
+        merged,
+        mode,
+        dtype,
+        batch_size,
+        subject,
+    ) in itertools.product(
         FLAGS.topology,
         FLAGS.mesh or [""],
         FLAGS.preset,
@@ -65,19 +90,38 @@ def requests():
         numbers["batch_size"],
         FLAGS.subject,
     ):
-        if (mode == "training") == (dtype.startswith("mixed_") or dtype == "float32") or dtype == "float32":
+        if (mode == "training") == (
+            dtype.startswith("mixed_") or dtype == "float32"
+        ) or dtype == "float32":
             yield Compilation(
-                topology, mesh, subject, preset, image_size, num_layers, merged, FLAGS.remat, mode, dtype, batch_size
+                topology,
+                mesh,
+                subject,
+                preset,
+                image_size,
+                num_layers,
+                merged,
+                FLAGS.remat,
+                mode,
+                dtype,
+                batch_size,
             )
 
 
 def compiled(request):
     """The row of a request, from a process of its own."""
     topology = topologies.parse(request.topology)
-    command = [sys.executable, "-m", "benchmarks.compile_worker", json.dumps(dataclasses.asdict(request))]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.compile_worker",
+        json.dumps(dataclasses.asdict(request)),
+    ]
     if FLAGS.hlo:
         os.makedirs(FLAGS.hlo, exist_ok=True)
-        name = "_".join(str(value) for value in dataclasses.astuple(request) if value not in ("", None, False))
+        name = "_".join(
+            str(value) for value in dataclasses.astuple(request) if value not in ("", None, False)
+        )
         command.append(os.path.join(FLAGS.hlo, f"{name.replace(':', '-')}.hlo"))
     try:
         done = subprocess.run(
@@ -93,10 +137,17 @@ def compiled(request):
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
             row = json.loads(line.removeprefix(MARK))
-            return row | {"rematerializations": done.stderr.count(REMATERIALIZATION)} if request.mesh else row
+            return (
+                row | {"rematerializations": done.stderr.count(REMATERIALIZATION)}
+                if request.mesh
+                else row
+            )
     last = (done.stderr.strip().splitlines() or [""])[-1]
     killed = " (killed: the machine that compiles is short of memory)" * (done.returncode == -9)
-    return {"status": "failed", "message": f"the process ended with {done.returncode}{killed}: {last}"[:1000]}
+    return {
+        "status": "failed",
+        "message": f"the process ended with {done.returncode}{killed}: {last}"[:1000],
+    }
 
 
 def main(_):
@@ -117,7 +168,11 @@ def main(_):
 
 
 def check_flags():
-    for name, choices in (("subject", SUBJECTS), ("mode", compile_programs.MODES), ("dtype", DTYPES)):
+    for name, choices in (
+        ("subject", SUBJECTS),
+        ("mode", compile_programs.MODES),
+        ("dtype", DTYPES),
+    ):
         for value in getattr(FLAGS, name):
             if value not in choices:
                 raise app.UsageError(f"--{name} must be of {', '.join(choices)}. Received: {value}")
@@ -129,7 +184,10 @@ def check_flags():
     ):
         values = getattr(FLAGS, name) or []
         if not all(value.isdigit() and int(value) >= least for value in values):
-            raise app.UsageError(f"--{name} must be integers from {least}, such as {example}. Received: {','.join(values)}")
+            raise app.UsageError(
+                f"--{name} must be integers from {least}, such as {example}. Received: "
+                f"{','.join(values)}"
+            )
     for name in FLAGS.topology:
         try:
             topology = topologies.parse(name)
@@ -146,7 +204,8 @@ def describe(request):
     remat = ", remat" if request.remat else ""
     mesh = f" ({request.mesh})" if request.mesh else ""
     return (
-        f"{request.topology}{mesh}, {request.preset}{size}{depth}, batch {request.batch_size}, {request.mode}, "
+        f"{request.topology}{mesh}, {request.preset}{size}{depth}, batch {request.batch_size}, "
+        f"{request.mode}, "
         f"{request.dtype}{merged}{remat}, {request.subject}"
     )
 
@@ -158,11 +217,15 @@ def summary(row):
         calls = ", ".join(f"{count} {name}" for name, count in row["operations"].items())
         start = f"{calls}; copies {row['copies']['count']}"
     else:
-        copies, products = (cycles / max(1, row["cycles"]) for cycles in (row["copies"]["cycles"], row["product_cycles"]))
+        copies, products = (
+            cycles / max(1, row["cycles"])
+            for cycles in (row["copies"]["cycles"], row["product_cycles"])
+        )
         start = f"{row['cycles'] / 1e6:.2f}M cycles ({copies:.0%} copies, {products:.0%} products)"
     form = f", {row['form']}" if row["form"] else ""
     return (
-        f"{start}, {row['bytes_accessed'] / 1e9:.2f} GB, temporary {row['temporary_bytes'] / 2**20:.0f} MiB{form}, "
+        f"{start}, {row['bytes_accessed'] / 1e9:.2f} GB, temporary "
+        f"{row['temporary_bytes'] / 2**20:.0f} MiB{form}, "
         f"compiled in {row['compile_seconds']:.0f} s"
     )
 

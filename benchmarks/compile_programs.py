@@ -1,6 +1,8 @@
-"""What is compiled: a subject's inference or training step as a function of arrays, and the shapes of those arrays.
+"""What is compiled: a subject's inference or training step as a function of arrays, and the shapes
+of those arrays.
 
-No weight has a value here. Models are built under `jax.eval_shape`, so a model of any size takes a second and no memory.
+No weight has a value here. Models are built under `jax.eval_shape`, so a model of any size takes a
+second and no memory.
 """
 
 import dataclasses
@@ -44,7 +46,9 @@ def key(row):
 
 
 def read(path):
-    """The rows of a file, of one program that was compiled twice the later; none if it is not there."""
+    """The rows of a file, of one program that was compiled twice the later; none if it is not
+    there.
+    """
     return results.read(path, KEY)
 
 
@@ -64,8 +68,9 @@ class Model:
 
 @dataclasses.dataclass
 class Step:
-    """A function and its arguments' shapes; `alike` has for each of these the path of the weight that it is split like over a mesh,
-    "" for what is on each chip, and `BATCH` for what is split by images."""
+    """A function and its arguments' shapes; `alike` has for each of these the path of the weight
+    that it is split like over a mesh, "" for what is on each chip, and `BATCH` for what is split by
+    images."""
 
     function: Callable
     arguments: tuple
@@ -75,20 +80,28 @@ class Step:
 
 def models(request):
     """The ways a subject has to write the model, of which the best counts."""
-    return {"keras_deit": _keras_deit, "keras_hub": _keras_hub, "jax": _jax}[request.subject](request)
+    return {"keras_deit": _keras_deit, "keras_hub": _keras_hub, "jax": _jax}[request.subject](
+        request
+    )
 
 
 def step(model, request):
     import jax
 
     dtype = request.dtype.removeprefix("mixed_")
-    batch = jax.ShapeDtypeStruct((request.batch_size, *model.images), "float32" if request.mode == "training" else dtype)
+    batch = jax.ShapeDtypeStruct(
+        (request.batch_size, *model.images), "float32" if request.mode == "training" else dtype
+    )
     if request.mode != "training":
 
         def infer(trained, other, images):
             return model.call(trained, other, images, False)[0]
 
-        return Step(infer, (model.trained, model.other, batch), (model.paths, [""] * len(model.other), BATCH))
+        return Step(
+            infer,
+            (model.trained, model.other, batch),
+            (model.paths, [""] * len(model.other), BATCH),
+        )
 
     optimizer, slots, slot_paths = _adamw(model)
 
@@ -96,7 +109,9 @@ def step(model, request):
         def loss(trained):
             logits, updated = model.call(trained, other, images, True)
             log_probabilities = jax.nn.log_softmax(logits.astype("float32"))
-            return -jax.numpy.take_along_axis(log_probabilities, labels[:, None], axis=1).mean(), updated
+            return -jax.numpy.take_along_axis(
+                log_probabilities, labels[:, None], axis=1
+            ).mean(), updated
 
         (value, other), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
         trained, slots = optimizer.stateless_apply(slots, gradients, trained)
@@ -104,11 +119,18 @@ def step(model, request):
 
     labels = jax.ShapeDtypeStruct((request.batch_size,), "int32")
     arguments = (model.trained, model.other, slots, batch, labels)
-    return Step(train, arguments, (model.paths, [""] * len(model.other), slot_paths, BATCH, BATCH), donated=(0, 1, 2))
+    return Step(
+        train,
+        arguments,
+        (model.paths, [""] * len(model.other), slot_paths, BATCH, BATCH),
+        donated=(0, 1, 2),
+    )
 
 
 def _adamw(model):
-    """`(optimizer, shapes of its variables, paths of the weights that they belong to)`: Keras' AdamW, for all subjects."""
+    """`(optimizer, shapes of its variables, paths of the weights that they belong to)`: Keras'
+    AdamW, for all subjects.
+    """
     import keras
 
     optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
@@ -116,7 +138,9 @@ def _adamw(model):
     def build():
         optimizer.build(
             [
-                keras.Variable(initializer="zeros", shape=leaf.shape, dtype=leaf.dtype, name=f"weight_{index}")
+                keras.Variable(
+                    initializer="zeros", shape=leaf.shape, dtype=leaf.dtype, name=f"weight_{index}"
+                )
                 for index, leaf in enumerate(model.trained)
             ]
         )
@@ -128,7 +152,9 @@ def _adamw(model):
 
 
 def _without_values(build):
-    """Calls a function that makes a Keras object; its variables have shapes, and values that nobody may read."""
+    """Calls a function that makes a Keras object; its variables have shapes, and values that nobody
+    may read.
+    """
     import jax
 
     made = []
@@ -157,7 +183,11 @@ def _built(request):
 
     def build():
         return DeiTImageClassifier.from_preset(
-            request.preset, load_weights=False, preprocessor=None, dtype=request.dtype, **_overrides(request)
+            request.preset,
+            load_weights=False,
+            preprocessor=None,
+            dtype=request.dtype,
+            **_overrides(request),
         )
 
     classifier = _without_values(build)
@@ -196,17 +226,26 @@ def _keras_hub(request):
     if request.num_merged_tokens or request.remat:
         raise NotSupportedError("KerasHub's DeiT and ViT neither merge tokens nor have `remat`.")
     if "model" in request.mesh:
-        raise NotSupportedError("KerasHub's DeiT and ViT do not say how their weights are split over chips.")
+        raise NotSupportedError(
+            "KerasHub's DeiT and ViT do not say how their weights are split over chips."
+        )
     classifier, config = _built(request)
-    sizes = {name: config[name] for name in ("image_shape", "patch_size", "num_layers", "num_heads", "hidden_dim")}
+    sizes = {
+        name: config[name]
+        for name in ("image_shape", "patch_size", "num_layers", "num_heads", "hidden_dim")
+    }
     if config["data_format"] != "channels_last":
         raise NotSupportedError("KerasHub's models are compared with channels last.")
 
     def build():
         if config["use_distillation_token"]:
-            backbone = keras_hub.models.DeiTBackbone(**sizes, intermediate_dim=config["intermediate_dim"], dtype=request.dtype)
+            backbone = keras_hub.models.DeiTBackbone(
+                **sizes, intermediate_dim=config["intermediate_dim"], dtype=request.dtype
+            )
             return keras_hub.models.DeiTImageClassifier(backbone, classifier.num_classes)
-        backbone = keras_hub.models.ViTBackbone(**sizes, mlp_dim=config["intermediate_dim"], dtype=request.dtype)
+        backbone = keras_hub.models.ViTBackbone(
+            **sizes, mlp_dim=config["intermediate_dim"], dtype=request.dtype
+        )
         return keras_hub.models.ViTImageClassifier(backbone, classifier.num_classes)
 
     what = "KerasHub's DeiT" if config["use_distillation_token"] else "KerasHub's ViT"
@@ -232,8 +271,12 @@ def _jax(request):
         def call(trained, other, images, training):
             weights = dict(zip(paths, trained))
             scores = request.mode == "attention"
-            return plain_jax.classify(weights, images, config, form, dtype, training, scores, attention), other
+            return plain_jax.classify(
+                weights, images, config, form, dtype, training, scores, attention
+            ), other
 
-        return Model(call, shapes, [], paths, tuple(config["image_shape"]), config, "plain JAX", form)
+        return Model(
+            call, shapes, [], paths, tuple(config["image_shape"]), config, "plain JAX", form
+        )
 
     return [model(form) for form in plain_jax.FORMS]

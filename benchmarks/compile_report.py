@@ -1,9 +1,11 @@
-"""Tables of what compilers make of models, from the rows of compile_for.py. They hold estimates, and no measured time.
+"""Tables of what compilers make of models, from the rows of compile_for.py. They hold estimates,
+and no measured time.
 
-    python -m benchmarks.compile_report --input benchmarks/compiled/one_device.jsonl --markdown docs/compile_for.md
+    python -m benchmarks.compile_report --input benchmarks/compiled/one_device.jsonl --markdown
+    docs/compile_for.md
 
-The tables take the place between the two marks of the Markdown file; there is one for single TPU chips, one for a GPU and one for meshes
-of chips, each where there are rows for it.
+The tables take the place between the two marks of the Markdown file; there is one for single TPU
+chips, one for a GPU and one for meshes of chips, each where there are rows for it.
 """
 
 import csv
@@ -74,7 +76,15 @@ def tpu_table(rows):
 
 def gpu_table(rows):
     lines = _head(
-        "model", "mode", "dtype", "batch", "subject", "kernels", "library calls", "copies alone (MiB)", "temporary MiB"
+        "model",
+        "mode",
+        "dtype",
+        "batch",
+        "subject",
+        "kernels",
+        "library calls",
+        "copies alone (MiB)",
+        "temporary MiB",
     )
     for group in _groups(rows):
         for row in group.values():
@@ -82,7 +92,11 @@ def gpu_table(rows):
             if row["status"] != "compiled":
                 lines.append(_line(*what, _why(row), "", "", ""))
                 continue
-            calls = {name.removeprefix("custom-call "): n for name, n in row["operations"].items() if "custom-call" in name}
+            calls = {
+                name.removeprefix("custom-call "): n
+                for name, n in row["operations"].items()
+                if "custom-call" in name
+            }
             kernels = sum(row["operations"].values()) - sum(calls.values())
             copies = row["copies"]
             lines.append(
@@ -114,13 +128,37 @@ def mesh_table(rows):
     )
     chips_of = {row["topology"]: topologies.parse(row["topology"]).num_chips for row in rows}
     order = list(dict.fromkeys(row["preset"] for row in rows))
-    for row in sorted(rows, key=lambda row: (order.index(row["preset"]), chips_of[row["topology"]], row["mesh"])):
+    for row in sorted(
+        rows, key=lambda row: (order.index(row["preset"]), chips_of[row["topology"]], row["mesh"])
+    ):
         chips = chips_of[row["topology"]]
-        start = (results.model_name(row), row["topology"], chips, row["mesh"], row["subject"], row["batch_size"])
+        start = (
+            results.model_name(row),
+            row["topology"],
+            chips,
+            row["mesh"],
+            row["subject"],
+            row["batch_size"],
+        )
         if row["status"] != "compiled":
-            lines.append(_line(*start, "", "no" if row["status"] == "does not fit" else "", _why(row), "", "", ""))
+            lines.append(
+                _line(
+                    *start,
+                    "",
+                    "no" if row["status"] == "does not fit" else "",
+                    _why(row),
+                    "",
+                    "",
+                    "",
+                )
+            )
             continue
-        kinds = ", ".join(f"{kind['count']} {name}" for name, kind in sorted(row["collectives"].items())) or "none"
+        kinds = (
+            ", ".join(
+                f"{kind['count']} {name}" for name, kind in sorted(row["collectives"].items())
+            )
+            or "none"
+        )
         limit = topologies.parse(row["topology"]).chip.memory_gib
         lines.append(
             _line(
@@ -146,7 +184,12 @@ def _groups(rows):
 
 def _what(row):
     merged = f", {row['num_merged_tokens']} merged" if row["num_merged_tokens"] else ""
-    return f"{results.model_name(row)}{merged}{', remat' * row['remat']}", row["mode"], row["dtype"], row["batch_size"]
+    return (
+        f"{results.model_name(row)}{merged}{', remat' * row['remat']}",
+        row["mode"],
+        row["dtype"],
+        row["batch_size"],
+    )
 
 
 def _cycles(row):
@@ -156,7 +199,9 @@ def _cycles(row):
 
 
 def _why(row):
-    return f"{row['status']}: {textwrap.shorten(row['message'], 200, placeholder=' ...')}".replace("|", "/")
+    return f"{row['status']}: {textwrap.shorten(row['message'], 200, placeholder=' ...')}".replace(
+        "|", "/"
+    )
 
 
 def _ratio(one, other):
@@ -166,17 +211,25 @@ def _ratio(one, other):
 
 
 def _each(group, text):
-    return ", ".join(text(group[name]) for name in SUBJECTS if name in group and group[name]["status"] == "compiled")
+    return ", ".join(
+        text(group[name])
+        for name in SUBJECTS
+        if name in group and group[name]["status"] == "compiled"
+    )
 
 
 def _shares(row):
     if row is None or row["status"] != "compiled":
         return ""
-    return ", ".join(f"{part / row['cycles']:.0%}" for part in (row["copies"]["cycles"], row["product_cycles"]))
+    return ", ".join(
+        f"{part / row['cycles']:.0%}" for part in (row["copies"]["cycles"], row["product_cycles"])
+    )
 
 
 def _versions(rows):
-    found = sorted({f"{name} {version}" for row in rows for name, version in row.get("versions", {}).items()})
+    found = sorted(
+        {f"{name} {version}" for row in rows for name, version in row.get("versions", {}).items()}
+    )
     return f"Versions: {', '.join(found)}."
 
 
@@ -193,7 +246,13 @@ def write_csv(rows, path):
     flat = []
     for row in rows:
         copies = {f"copies_{name}": value for name, value in row.get("copies", {}).items()}
-        flat.append({name: value for name, value in {**row, **copies}.items() if not isinstance(value, (dict, list))})
+        flat.append(
+            {
+                name: value
+                for name, value in {**row, **copies}.items()
+                if not isinstance(value, (dict, list))
+            }
+        )
     names = list(dict.fromkeys(name for row in flat for name in row))
     with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names)
@@ -207,14 +266,18 @@ def main(_):
     except ValueError as error:
         sys.exit(str(error))
     if not rows:
-        sys.exit(f"{FLAGS.input} has no rows: python -m benchmarks.compile_for --output {FLAGS.input}")
+        sys.exit(
+            f"{FLAGS.input} has no rows: python -m benchmarks.compile_for --output {FLAGS.input}"
+        )
     text = tables(rows)
     if FLAGS.markdown is None:
         print(text)
     else:
         path = pathlib.Path(FLAGS.markdown)
         before, rest = path.read_text(encoding="utf-8").split(START)
-        path.write_text(before + START + "\n" + text + "\n" + END + rest.split(END)[1], encoding="utf-8")
+        path.write_text(
+            before + START + "\n" + text + "\n" + END + rest.split(END)[1], encoding="utf-8"
+        )
     if FLAGS.csv is not None:
         write_csv(rows, FLAGS.csv)
 
@@ -222,5 +285,7 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_string("input", None, "File of rows.", required=True)
     flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
-    flags.DEFINE_string("csv", None, "File to write each row's plain figures into; none by default.")
+    flags.DEFINE_string(
+        "csv", None, "File to write each row's plain figures into; none by default."
+    )
     app.run(main)

@@ -1,6 +1,8 @@
-"""Compiles one program for a device that is not here, in a process of its own, and says what the compiler makes of it.
+"""Compiles one program for a device that is not here, in a process of its own, and says what the
+compiler makes of it.
 
-Reads a `Compilation` as JSON from its first argument. The answer is a line of JSON that starts with MARK.
+Reads a `Compilation` as JSON from its first argument. The answer is a line of JSON that starts with
+MARK.
 """
 
 import importlib.metadata
@@ -19,7 +21,10 @@ def compile_for(request, keep=None):
     """The row of a request, without what names it."""
     topology = topologies.parse(request.topology)
     described = topologies.devices(topology)
-    rows = [_compiled(model, request, topology, described, keep) for model in compile_programs.models(request)]
+    rows = [
+        _compiled(model, request, topology, described, keep)
+        for model in compile_programs.models(request)
+    ]
     price = "cycles" if rows[0]["cycles"] is not None else "bytes_accessed"
     best = min(rows, key=lambda row: row[price])
     if len(rows) > 1:
@@ -34,7 +39,9 @@ def _compiled(model, request, topology, described, keep):
     mesh = topologies.parse_mesh(request.mesh, topology)
     place, options = sharding.placement(mesh, step, described)
     arguments = jax.tree.map(
-        lambda leaf, alike: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(alike)), step.arguments, step.alike
+        lambda leaf, alike: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(alike)),
+        step.arguments,
+        step.alike,
     )
     started = time.perf_counter()
     with topologies.traced_for(described.devices), sharding.distribution(mesh):
@@ -53,7 +60,12 @@ def _compiled(model, request, topology, described, keep):
     chip = topology.chip
     on_tpu = chip.platform == "tpu"
     # What is donated is in the arguments and in the outputs, once in memory.
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    held = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
     return {
         "what": model.what,
         "form": model.form,
@@ -61,7 +73,9 @@ def _compiled(model, request, topology, described, keep):
         # XLA's GPU compiler writes no estimates that library calls are part of.
         "cycles": program.cycles if on_tpu else None,
         "product_cycles": program.product_cycles if on_tpu else None,
-        "products_alone_cycles": round(products / topology.num_chips_of(mesh) / chip.tflop_per_second * chip.clock_ghz / 1e3)
+        "products_alone_cycles": round(
+            products / topology.num_chips_of(mesh) / chip.tflop_per_second * chip.clock_ghz / 1e3
+        )
         if chip.clock_ghz
         else None,
         "copies": program.copies("images"),
@@ -70,7 +84,9 @@ def _compiled(model, request, topology, described, keep):
         "loops": loops,
         "loops_of_unknown_length": unknown,
         # The compiler counts what is in a loop once.
-        "bytes_accessed": program.bytes_accessed if loops else costs.get("bytes accessed", program.bytes_accessed),
+        "bytes_accessed": program.bytes_accessed
+        if loops
+        else costs.get("bytes accessed", program.bytes_accessed),
         "flops": costs.get("flops"),
         "product_flops": products,
         **(sharding.facts(program, mesh, request) if mesh else {}),
@@ -102,7 +118,10 @@ def versions():
 
 
 def main():
-    request, keep = Compilation(**json.loads(sys.argv[1])), sys.argv[2] if len(sys.argv) > 2 else None
+    request, keep = (
+        Compilation(**json.loads(sys.argv[1])),
+        sys.argv[2] if len(sys.argv) > 2 else None,
+    )
     try:
         row = {"status": "compiled", **compile_for(request, keep)}
     except NotSupportedError as error:
@@ -111,7 +130,9 @@ def main():
         row = {"status": "not installed", "message": str(error)}
     except Exception as error:
         words = f"{type(error).__name__}: {error}"
-        full = any(word in words for word in ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory"))
+        full = any(
+            word in words for word in ("RESOURCE_EXHAUSTED", "Ran out of memory", "out of memory")
+        )
         row = {"status": "does not fit" if full else "failed", "message": words[:1000]}
     print(f"\n{MARK}{json.dumps({**row, 'versions': versions()})}", flush=True)
 

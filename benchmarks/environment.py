@@ -53,7 +53,13 @@ def environment(note=None):
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "flags": {
             name: os.environ[name]
-            for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "TF_XLA_FLAGS", "OMP_NUM_THREADS", "TORCHINDUCTOR_FREEZING")
+            for name in (
+                "XLA_FLAGS",
+                "LIBTPU_INIT_ARGS",
+                "TF_XLA_FLAGS",
+                "OMP_NUM_THREADS",
+                "TORCHINDUCTOR_FREEZING",
+            )
             if name in os.environ
         },
     }
@@ -85,7 +91,11 @@ def gpu():
     command = ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(GPU_QUERY)}"]
     try:
         found = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -103,7 +113,9 @@ def _number(text):
 
 
 def load_average():
-    """Processes that wanted a core over the last minute, or `None` where the system does not say."""
+    """Processes that wanted a core over the last minute, or `None` where the system does not
+    say.
+    """
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
@@ -117,7 +129,9 @@ def peak_memory_bytes():
 
 def memory_bytes():
     """The machine's memory, or `None` where the system does not say."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    )
 
 
 def _version(name):
@@ -137,4 +151,8 @@ def _instructions():
     """What decides the speed of half precision and int8 on a CPU."""
     info = pathlib.Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
-    return "".join(f", {name}" for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in flags)
+    return "".join(
+        f", {name}"
+        for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+        if name in flags
+    )

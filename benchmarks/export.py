@@ -58,7 +58,9 @@ def _export_timm(folder, preset, format, file):
         openvino.save_model(converted, file, compress_to_fp16=False)
     else:
         dynamic = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(model, (images,), file, dynamic_shapes=dynamic, dynamo=True, verbose=False)
+        torch.onnx.export(
+            model, (images,), file, dynamic_shapes=dynamic, dynamo=True, verbose=False
+        )
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ class Clock:
 
 
 def measure_all(listed, file, common, clock, seconds, prepare_case, retry=False):
-    """Adds a row for each request that the file lacks, while there is time; returns what is left."""
+    """Adds a row for each request that the file lacks, while there is time; returns what is
+    left.
+    """
     done = results.done(results.of_machine(file, common["machine"]), retry)
     left = [request for request in listed if results.key_of(request, common) not in done]
     while left and clock.has_time(2 * seconds):
@@ -177,7 +179,10 @@ def summary(rows, left, common, clock):
             for row in rows
             if row["status"] != "measured"
         ],
-        "left": [{name: value for name, value in dataclasses.asdict(request).items() if name != "folder"} for request in left],
+        "left": [
+            {name: value for name, value in dataclasses.asdict(request).items() if name != "folder"}
+            for request in left
+        ],
     }
 
 
@@ -204,7 +209,8 @@ def main(_):
     if not names:
         raise app.UsageError("No backend is installed: pip install jax or torch.")
     folder = pathlib.Path(FLAGS.output)
-    cases = pathlib.Path(FLAGS.cases or f"{FLAGS.output}_cases")  # hundreds of MB: not to be brought home
+    # Hundreds of MB: not to be brought home
+    cases = pathlib.Path(FLAGS.cases or f"{FLAGS.output}_cases")
     sizes = TINY_MODEL if FLAGS.tiny else {}
     seconds = 0.1 if FLAGS.tiny else FLAGS.seconds
     clock = Clock(FLAGS.minutes)

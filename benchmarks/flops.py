@@ -1,12 +1,16 @@
-"""Floating-point operations of a model's matrix products. A multiplication and an addition are two."""
+"""Floating-point operations of a model's matrix products. A multiplication and an addition are
+two.
+"""
 
 import math
 
 
 def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
-    """Of one image's forward pass. What is not a matrix product (norms, softmax, GELU) is not counted, as is the custom.
+    """Of one image's forward pass. What is not a matrix product (norms, softmax, GELU) is not
+    counted, as is the custom.
 
-    All tokens of all blocks count, also those of the last block that a classifier does not read and need not compute.
+    All tokens of all blocks count, also those of the last block that a classifier does not read and
+    need not compute.
 
     Args:
         config: dict, the arguments of a `DeiTBackbone`, channels last.
@@ -19,7 +23,10 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
     patches = math.prod(size // side for size, side in zip(image_size, patch_size))
     prefix = 2 if config["use_distillation_token"] else 1
     dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
-    multiplications = patches * math.prod(patch_size) * channels * dim + num_heads_of_classifier * dim * num_classes
+    multiplications = (
+        patches * math.prod(patch_size) * channels * dim
+        + num_heads_of_classifier * dim * num_classes
+    )
     tokens = prefix + patches
     for _ in range(config["num_layers"]):
         # Q, K, V and the projection; scores and their sum
@@ -30,5 +37,7 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
 
 
 def training_flops(*args, **kwargs):
-    """Of one image's training step: the backward pass has two products for each of the forward pass."""
+    """Of one image's training step: the backward pass has two products for each of the forward
+    pass.
+    """
     return 3 * forward_flops(*args, **kwargs)

@@ -18,7 +18,10 @@ def framework(name, device, dtype="float32"):
 
 
 def _no_device(framework, device, install):
-    return NotSupportedError(f"--device {device}: {framework} sees none. Install {install}, or leave it out of --backend.")
+    return NotSupportedError(
+        f"--device {device}: {framework} sees none. Install {install}, or leave it out of "
+        "--backend."
+    )
 
 
 class TensorFlow:
@@ -164,7 +167,9 @@ class Torch:
         torch.backends.cudnn.allow_tf32 = dtype == "tf32"  # of the convolution of timm's patches
 
     def place(self, array, dtype=None):
-        return self.torch.as_tensor(array, dtype=dtype and getattr(self.torch, dtype), device=self.device)
+        return self.torch.as_tensor(
+            array, dtype=dtype and getattr(self.torch, dtype), device=self.device
+        )
 
     def compile(self, function, jit):
         return self.torch.compile(function) if jit else function
@@ -173,8 +178,11 @@ class Torch:
         call = model
         with self.torch.no_grad():
             if jit:
-                # `torch.compile` reads every line of Keras' layers, for minutes; of the exported graph, the operations alone.
-                call = self.torch.compile(self.torch.export.export(model, (images,), strict=False).module())
+                # `torch.compile` reads every line of Keras' layers, for minutes; of the exported
+                # graph, the operations alone.
+                call = self.torch.compile(
+                    self.torch.export.export(model, (images,), strict=False).module()
+                )
 
         def step(images):
             with self.torch.inference_mode():
@@ -185,18 +193,23 @@ class Torch:
     def keras_training(self, model, jit, images):
         """The forward pass of training.
 
-        Exported, the weights are arguments: as constants of the graph they would have no gradient. A model with dropout cannot be
-        exported, for Keras takes its seeds out of tensors.
+        Exported, the weights are arguments: as constants of the graph they would have no gradient.
+        A model with dropout cannot be exported, for Keras takes its seeds out of tensors.
         """
         if not jit:
             return lambda images: model(images, training=True)
-        weights = [[variable.value for variable in some] for some in (model.trainable_variables, model.non_trainable_variables)]
+        weights = [
+            [variable.value for variable in some]
+            for some in (model.trainable_variables, model.non_trainable_variables)
+        ]
 
         class Forward(self.torch.nn.Module):
             def forward(self, trained, other, images):
                 return model.stateless_call(trained, other, images, training=True)[0]
 
-        call = self.torch.compile(self.torch.export.export(Forward(), (*weights, images), strict=False).module())
+        call = self.torch.compile(
+            self.torch.export.export(Forward(), (*weights, images), strict=False).module()
+        )
         return lambda images: call(*weights, images)
 
     def training_step(self, parameters, loss):

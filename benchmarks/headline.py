@@ -48,7 +48,11 @@ def packages(rows):
     rows = [row for row in rows if is_measured(row)]
     peers = {row["runtime"] for row in rows if row["package"] != OURS}
     if peers:
-        rows = [row for row in rows if row["package"] != OURS or row["runtime"] in peers or row["runtime"] not in RUNTIMES]
+        rows = [
+            row
+            for row in rows
+            if row["package"] != OURS or row["runtime"] in peers or row["runtime"] not in RUNTIMES
+        ]
     return {name: fastest(of_one) for (name,), of_one in grouped(rows, ("package",)).items()}
 
 
@@ -80,7 +84,11 @@ def headlines(rows):
                     "peer": peer,
                     "ratio": speed(ours) / speed(peer) if peer else None,
                     "same_runtime": same_runtime(of_one),
-                    "exported": fastest(row for row in of_one if row["package"] == OURS and row["runtime"] in RUNTIMES),
+                    "exported": fastest(
+                        row
+                        for row in of_one
+                        if row["package"] == OURS and row["runtime"] in RUNTIMES
+                    ),
                 }
             )
     return found

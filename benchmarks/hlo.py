@@ -1,4 +1,5 @@
-"""What a compiled program's text says: its operations, the compiler's estimates, copies, matrix products and collectives.
+"""What a compiled program's text says: its operations, the compiler's estimates, copies, matrix
+products and collectives.
 
 Plain text in, plain numbers out: nothing here imports a framework.
 """
@@ -9,19 +10,60 @@ import functools
 import math
 import re
 
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
-# Move or rearrange elements, and compute nothing. `bitcast` and the like are free, and are no move by themselves.
-MOVES = ("copy", "transpose", "reshape", "copy-start", "concatenate", "slice", "dynamic-slice", "pad", "reverse", "gather")
-FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "iota", "copy-done", "after-all", "partition-id")
+BYTES = {
+    "pred": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+    "token": 0,
+    "opaque": 0,
+}
+# Move or rearrange elements, and compute nothing. `bitcast` and the like are free, and are no move
+# by themselves.
+MOVES = (
+    "copy",
+    "transpose",
+    "reshape",
+    "copy-start",
+    "concatenate",
+    "slice",
+    "dynamic-slice",
+    "pad",
+    "reverse",
+    "gather",
+)
+FREE = (
+    "parameter",
+    "constant",
+    "bitcast",
+    "tuple",
+    "get-tuple-element",
+    "iota",
+    "copy-done",
+    "after-all",
+    "partition-id",
+)
 PRODUCTS = ("convolution", "dot", "ragged-dot")
 LIBRARIES = ("__cublas", "__cudnn")
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
-_CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations|called_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
+_CALLED = re.compile(
+    r"\b(?:calls|body|to_apply|branch_computations|called_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 
@@ -33,7 +75,8 @@ class Operation:
     arrays: tuple  # of the result: (dtype, shape), several where it is a tuple
     operands: tuple  # names
     called: tuple  # names of the computations that it runs
-    layer: str  # `op_name`, the path of the layer that asked for it; "" where the compiler does not say
+    # `op_name`, the path of the layer that asked for it; "" where the compiler does not say
+    layer: str
     cycles: int  # the compiler's estimate; 0 where it has none
     trips: int | None  # of a loop, where the compiler says
     condition: str  # of a loop, the name of the computation
@@ -47,7 +90,9 @@ class Operation:
 
 def array_bytes(array):
     dtype, shape = array
-    return math.prod(shape) * (BYTES[dtype] if dtype in BYTES else max(1, int(re.sub(r"\D", "", dtype) or 8) // 8))
+    return math.prod(shape) * (
+        BYTES[dtype] if dtype in BYTES else max(1, int(re.sub(r"\D", "", dtype) or 8) // 8)
+    )
 
 
 class Program:
@@ -65,11 +110,15 @@ class Program:
             elif operations is not None and _OPERATION.match(line):
                 operations.append(_operation(line))
         if self.entry is None:
-            raise ValueError("A compiled program's text has one line that starts with ENTRY. Received: text without")
+            raise ValueError(
+                "A compiled program's text has one line that starts with ENTRY. Received: text "
+                "without"
+            )
 
     @functools.cached_property
     def steps(self):
-        """`[(operation, times)]` that run one after the other: the entry's, and those of the loops and calls in it.
+        """`[(operation, times)]` that run one after the other: the entry's, and those of the loops
+        and calls in it.
 
         Fusions are one operation each. A loop whose number of trips is not known counts once.
         """
@@ -87,24 +136,36 @@ class Program:
         """All operations of the computations that an operation calls; itself, if it calls none."""
         if not operation.called:
             return [operation]
-        return [inner for name in operation.called for one in self.computations.get(name, []) for inner in self.inside(one)]
+        return [
+            inner
+            for name in operation.called
+            for one in self.computations.get(name, [])
+            for inner in self.inside(one)
+        ]
 
     @property
     def loops(self):
         """`(number of loops, number of those whose trips the compiler does not know)`"""
-        loops = [one for operations in self.computations.values() for one in operations if one.opcode == "while"]
+        loops = [
+            one
+            for operations in self.computations.values()
+            for one in operations
+            if one.opcode == "while"
+        ]
         return len(loops), sum(self.trips(one) is None for one in loops)
 
     def trips(self, loop):
         """How often a loop runs; `None` where that cannot be read.
 
-        The TPU's compiler does not say. JAX' loops of known length (`scan`, `map`, `fori_loop`) count from 0 by 1 while the counter is
-        less than a constant.
+        The TPU's compiler does not say. JAX' loops of known length (`scan`, `map`, `fori_loop`)
+        count from 0 by 1 while the counter is less than a constant.
         """
         condition = self.computations.get(loop.condition, [])
         if loop.trips is not None or not condition or condition[-1].opcode != "compare":
             return loop.trips
-        limits = [one.number for one in condition if one.opcode == "constant" and one.number is not None]
+        limits = [
+            one.number for one in condition if one.opcode == "constant" and one.number is not None
+        ]
         return limits[0] if len(limits) == 1 else None
 
     @property
@@ -114,18 +175,30 @@ class Program:
     @property
     def product_cycles(self):
         """Of the operations that hold a matrix product, with what is fused into them."""
-        return sum(operation.cycles * times for operation, times in self.steps if self._has_product(operation))
+        return sum(
+            operation.cycles * times
+            for operation, times in self.steps
+            if self._has_product(operation)
+        )
 
     def _has_product(self, operation):
-        return operation.target.startswith(LIBRARIES) or any(inner.opcode in PRODUCTS for inner in self.inside(operation))
+        return operation.target.startswith(LIBRARIES) or any(
+            inner.opcode in PRODUCTS for inner in self.inside(operation)
+        )
 
     @property
     def bytes_accessed(self):
         """Of what each operation reads and writes, as if nothing stayed on the chip between two."""
-        return sum(times * self._read_and_written(operation) for operation, times in self.steps if operation.opcode not in FREE)
+        return sum(
+            times * self._read_and_written(operation)
+            for operation, times in self.steps
+            if operation.opcode not in FREE
+        )
 
     def _read_and_written(self, operation):
-        sources = [self._by_name[name].bytes if name in self._by_name else 0 for name in operation.operands]
+        sources = [
+            self._by_name[name].bytes if name in self._by_name else 0 for name in operation.operands
+        ]
         written = operation.bytes
         # Of an array that a fusion takes or changes a slice of, as loops do, the slice.
         for inner in self.inside(operation) if operation.opcode == "fusion" else ():
@@ -142,22 +215,33 @@ class Program:
         return max(written, 0) + sum(sources)
 
     def _parameter(self, name):
-        """The place of the fusion's parameter that an operation in it is, or is another view of; `None` of another operation."""
+        """The place of the fusion's parameter that an operation in it is, or is another view of;
+        `None` of another operation.
+        """
         operation = self._by_name.get(name)
-        while operation is not None and operation.opcode in ("bitcast", "reshape", "copy") and operation.operands:
+        while (
+            operation is not None
+            and operation.opcode in ("bitcast", "reshape", "copy")
+            and operation.operands
+        ):
             operation = self._by_name.get(operation.operands[0])
-        return operation.number if operation is not None and operation.opcode == "parameter" else None
+        return (
+            operation.number if operation is not None and operation.opcode == "parameter" else None
+        )
 
     def copies(self, images=None):
-        """Operations that only move activations: copies, transposes, reshapes into other tiles, and fusions of such alone.
+        """Operations that only move activations: copies, transposes, reshapes into other tiles, and
+        fusions of such alone.
 
         An activation depends on the images and has not the size of a weight (nor of its gradient).
 
         Args:
-            images: string, name of the argument that activations depend on; all arguments by default.
+            images: string, name of the argument that activations depend on; all arguments by
+                default.
 
         Returns:
-            `{"count", "cycles", "bytes", "unpriced", "unpriced_bytes"}`; unpriced are those without an estimate.
+            `{"count", "cycles", "bytes", "unpriced", "unpriced_bytes"}`; unpriced are those without
+            an estimate.
         """
         activations = self._depending_on(images)
         weights = {
@@ -171,9 +255,15 @@ class Program:
             moved = operation.arrays and math.prod(operation.arrays[0][1])
             if operation.name not in activations or moved in weights or not self.is_move(operation):
                 continue
-            found.update(count=times, cycles=times * operation.cycles, bytes=times * array_bytes(operation.arrays[0]))
+            found.update(
+                count=times,
+                cycles=times * operation.cycles,
+                bytes=times * array_bytes(operation.arrays[0]),
+            )
             if not operation.cycles and operation.opcode != "copy-start":
-                found.update(unpriced=times, unpriced_bytes=times * array_bytes(operation.arrays[0]))
+                found.update(
+                    unpriced=times, unpriced_bytes=times * array_bytes(operation.arrays[0])
+                )
         return dict(found)
 
     def is_move(self, operation):
@@ -196,7 +286,9 @@ class Program:
         return found
 
     def collectives(self):
-        """`{kind: {"count", "bytes"}}` of one step on one chip; the bytes are those of what comes out or what goes in, the larger."""
+        """`{kind: {"count", "bytes"}}` of one step on one chip; the bytes are those of what comes
+        out or what goes in, the larger.
+        """
         found = {}
         for operation, times in self.steps:
             for inner in self.inside(operation):
@@ -219,25 +311,36 @@ class Program:
         return {one.name: one for operations in self.computations.values() for one in operations}
 
     def dearest(self, number=8):
-        """`[{"layer", "count", "cycles"}]`, the blocks of a model taken together, the dearest first."""
+        """`[{"layer", "count", "cycles"}]`, the blocks of a model taken together, the dearest
+        first.
+        """
         cycles, count = collections.Counter(), collections.Counter()
         for operation, times in self.steps:
             if operation.cycles:
                 layer = layer_path(operation.layer) or operation.opcode
                 cycles[layer] += times * operation.cycles
                 count[layer] += times
-        return [{"layer": layer, "count": count[layer], "cycles": sum_} for layer, sum_ in cycles.most_common(number)]
+        return [
+            {"layer": layer, "count": count[layer], "cycles": sum_}
+            for layer, sum_ in cycles.most_common(number)
+        ]
 
     def counts(self):
-        """`{"fusion": 12, "custom-call __cublas$gemm": 4, ...}` of what runs one after the other."""
+        """`{"fusion": 12, "custom-call __cublas$gemm": 4, ...}` of what runs one after the
+        other.
+        """
         found = collections.Counter()
         for operation, times in self.steps:
             if operation.opcode not in FREE and not operation.opcode.endswith("-done"):
-                found[f"custom-call {operation.target}" if operation.target else operation.opcode] += times
+                found[
+                    f"custom-call {operation.target}" if operation.target else operation.opcode
+                ] += times
         return dict(found.most_common())
 
     def arrays_with(self, size):
-        """`[(layer, dtype, shape)]` of the results whose first axis has this size, the largest first."""
+        """`[(layer, dtype, shape)]` of the results whose first axis has this size, the largest
+        first.
+        """
         found = {
             (layer_path(operation.layer), *array)
             for operations in self.computations.values()
@@ -249,7 +352,8 @@ class Program:
 
 
 def layer_path(op_name):
-    """A layer's path out of an `op_name`, without what JAX wraps around it and without the blocks' numbers.
+    """A layer's path out of an `op_name`, without what JAX wraps around it and without the blocks'
+    numbers.
 
     `jit(step)/transpose(jvp(block_3))/mlp/dot_general` becomes `grad block_*/mlp/dot_general`.
     """
@@ -257,7 +361,9 @@ def layer_path(op_name):
     backward = "transpose(" in op_name
     path = re.sub(r"(^|/)p?jit\([^()/]*\)", "", op_name)
     path = re.sub(r"(?:transpose|jvp|checkpoint|rematted_computation|vmap)\(|\)", "", path)
-    path = "/".join(part for part in path.split("/") if part and part not in ("while", "body", "closed_call"))
+    path = "/".join(
+        part for part in path.split("/") if part and part not in ("while", "body", "closed_call")
+    )
     path = re.sub(r"(?<=[a-z])_\d+(?=/|$)", "_*", path)
     return f"grad {path}" if backward else path
 
@@ -268,10 +374,16 @@ def _operation(line):
     result, rest = _split_type(rest)
     opcode, rest = rest.split("(", 1)
     inside, attributes = _split_at_parenthesis(rest)
-    called = [part.strip().lstrip("%") for match in _CALLED.findall(attributes) for part in "".join(match).split(",")]
+    called = [
+        part.strip().lstrip("%")
+        for match in _CALLED.findall(attributes)
+        for part in "".join(match).split(",")
+    ]
     layer = re.search(r'op_name="([^"]*)"', attributes)
     target = re.search(r'custom_call_target="([^"]*)"', attributes)
-    cycles, trips, condition = (pattern.search(attributes) for pattern in (_CYCLES, _TRIPS, _CONDITION))
+    cycles, trips, condition = (
+        pattern.search(attributes) for pattern in (_CYCLES, _TRIPS, _CONDITION)
+    )
     number = opcode in ("constant", "parameter") and re.fullmatch(r"\d+", inside)
     return Operation(
         name=name,
@@ -283,7 +395,8 @@ def _operation(line):
         operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
         # A reduction's function is a scalar one.
         called=()
-        if opcode in ("reduce", "reduce-window", "sort", "scatter", "all-reduce", "reduce-scatter", "map")
+        if opcode
+        in ("reduce", "reduce-window", "sort", "scatter", "all-reduce", "reduce-scatter", "map")
         else tuple(called),
         layer=layer[1] if layer else "",
         cycles=int(cycles[1]) if cycles else 0,
@@ -309,4 +422,6 @@ def _split_at_parenthesis(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return text[:place], text[place + 1 :]
-    raise ValueError(f"A parenthesis is not closed in an operation of the compiled program: {text[:200]}")
+    raise ValueError(
+        f"A parenthesis is not closed in an operation of the compiled program: {text[:200]}"
+    )

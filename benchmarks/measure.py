@@ -147,7 +147,9 @@ def measure_in_turns(requests, common, rounds, seconds_per_turn):
             worker.close()
 
 
-def measure_alone(request, common, seconds, warmup_steps=10, steps_in_flight=16, startup_seconds=STARTUP_SECONDS):
+def measure_alone(
+    request, common, seconds, warmup_steps=10, steps_in_flight=16, startup_seconds=STARTUP_SECONDS
+):
     """The row of a request that has the device to itself: latency, then throughput.
 
     Args:
@@ -202,7 +204,9 @@ def _throughput(content, waits, in_flight, state):
 def _said(facts):
     if facts["status"] == "measured":
         speed = facts["images_per_second"]
-        return f"{facts['gflop_per_second']:.0f} GFLOP/s" + (f", {speed:.1f} images/s" if speed else "")
+        return f"{facts['gflop_per_second']:.0f} GFLOP/s" + (
+            f", {speed:.1f} images/s" if speed else ""
+        )
     return facts["status"] + (f": {facts['message']}" if "message" in facts else "")
 
 
@@ -244,7 +248,9 @@ def row(worker, requested, common):
         "step_ms_p10": p10,
         "step_ms_p90": p90,
         "step_ms_p99": p99,
-        "images_per_second": None if request.subject == "ceiling" else 1000 * request.batch_size / median,
+        "images_per_second": None
+        if request.subject == "ceiling"
+        else 1000 * request.batch_size / median,
         "gflop_per_second": flops / median / 1e6,
         "mfu": mfu(flops, median / 1000, content.get("device_name"), request.dtype),
     }
@@ -269,7 +275,9 @@ def make_case(folder, preset, backend, image_size=None, num_layers=None):
     """
     command = [sys.executable, "-m", "benchmarks.case", folder, preset]
     command += [str(image_size or 0), str(num_layers or 0)]
-    made = subprocess.run(command, env=worker_environment(backend), stderr=subprocess.PIPE, text=True, check=False)
+    made = subprocess.run(
+        command, env=worker_environment(backend), stderr=subprocess.PIPE, text=True, check=False
+    )
     if made.returncode:
         sys.exit(f"{preset} cannot be measured. {last_error(made.stderr)}")
 

@@ -2,8 +2,9 @@
 
     KERAS_BACKEND=tensorflow python -m benchmarks.merging
 
-Throughput of a published architecture for several numbers of merged tokens, timed in turns, and beside it the accuracy of the model that ships
-in the package on the test images of scikit-learn's digits, which it was not trained on.
+Throughput of a published architecture for several numbers of merged tokens, timed in turns, and
+beside it the accuracy of the model that ships in the package on the test images of scikit-learn's
+digits, which it was not trained on.
 """
 
 import time
@@ -18,9 +19,21 @@ from benchmarks.frameworks import framework
 from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "deit_small_distilled_patch16_224", "A name of the catalog; its weights are not needed.")
-flags.DEFINE_list("num_merged_tokens", ["0", "4", "8", "13", "16"], "Tokens that each block merges, of 196 patches.")
-flags.DEFINE_list("digits_num_merged_tokens", ["0", "1", "2", "4", "8", "12"], "The same for the digits model, of 64 patches.")
+flags.DEFINE_string(
+    "preset",
+    "deit_small_distilled_patch16_224",
+    "A name of the catalog; its weights are not needed.",
+)
+flags.DEFINE_list(
+    "num_merged_tokens",
+    ["0", "4", "8", "13", "16"],
+    "Tokens that each block merges, of 196 patches.",
+)
+flags.DEFINE_list(
+    "digits_num_merged_tokens",
+    ["0", "1", "2", "4", "8", "12"],
+    "The same for the digits model, of 64 patches.",
+)
 flags.DEFINE_integer("batch_size", 8, "Images in a step.", lower_bound=1)
 flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
 flags.DEFINE_integer("rounds", 10, "How often each is timed.", lower_bound=1)
@@ -37,7 +50,11 @@ def throughput(numbers):
     steps, seconds, gflops = {}, {}, {}
     for number in numbers:
         model = DeiTImageClassifier.from_preset(
-            FLAGS.preset, load_weights=False, preprocessor=None, dtype="float32", num_merged_tokens=number
+            FLAGS.preset,
+            load_weights=False,
+            preprocessor=None,
+            dtype="float32",
+            num_merged_tokens=number,
         )
         shape = (FLAGS.batch_size, *model.backbone.image_shape)
         images = run.place(np.random.default_rng(0).normal(size=shape).astype("float32"))
@@ -45,7 +62,10 @@ def throughput(numbers):
         run.wait(call(images))
         steps[number] = lambda call=call, images=images: call(images)
         seconds[number] = []
-        gflops[number] = forward_flops(model.backbone.get_config(), model.num_classes, len(model.token_logits)) / 1e9
+        gflops[number] = (
+            forward_flops(model.backbone.get_config(), model.num_classes, len(model.token_logits))
+            / 1e9
+        )
     for _ in range(FLAGS.rounds):
         for number, step in steps.items():
             started = time.perf_counter()
@@ -55,7 +75,9 @@ def throughput(numbers):
     lines = ["| merged in each block | GFLOP | images/s | to none |", "| --- | --- | --- | --- |"]
     for number, median in medians.items():
         ratio = medians[numbers[0]] / median
-        lines.append(f"| {number} | {gflops[number]:.1f} | {FLAGS.batch_size / median:.1f} | {ratio:.2f} |")
+        lines.append(
+            f"| {number} | {gflops[number]:.1f} | {FLAGS.batch_size / median:.1f} | {ratio:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -67,7 +89,9 @@ def accuracy(numbers):
         model = DeiTImageClassifier.from_preset(digits.PRESET, num_merged_tokens=number)
         found = model.predict(images, verbose=0).argmax(axis=-1)
         unmerged = found if unmerged is None else unmerged
-        lines.append(f"| {number} | {np.mean(found == labels):.1%} | {np.mean(found == unmerged):.1%} |")
+        lines.append(
+            f"| {number} | {np.mean(found == labels):.1%} | {np.mean(found == unmerged):.1%} |"
+        )
     return "\n".join(lines)
 
 

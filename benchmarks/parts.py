@@ -1,9 +1,11 @@
 """What the time of a forward pass goes to.
 
-    KERAS_BACKEND=tensorflow python -m benchmarks.parts --preset deit_small_distilled_patch16_224 --dtype float32 --batch_size 8
+    KERAS_BACKEND=tensorflow python -m benchmarks.parts --preset deit_small_distilled_patch16_224
+    --dtype float32 --batch_size 8
 
-Each part of a block runs alone, at the model's shapes and in turns with the others and with the whole model; its share is its time, as often
-as the model has it, in that of the whole. What the parts leave over is what compiling the whole saves (below zero) or costs.
+Each part of a block runs alone, at the model's shapes and in turns with the others and with the
+whole model; its share is its time, as often as the model has it, in that of the whole. What the
+parts leave over is what compiling the whole saves (below zero) or costs.
 """
 
 import time
@@ -17,7 +19,11 @@ from benchmarks.frameworks import framework
 from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "deit_small_distilled_patch16_224", "A name of the catalog; its weights are not needed.")
+flags.DEFINE_string(
+    "preset",
+    "deit_small_distilled_patch16_224",
+    "A name of the catalog; its weights are not needed.",
+)
 flags.DEFINE_string("dtype", "float32", "Of Keras' dtype policies.")
 flags.DEFINE_integer("batch_size", 8, "Images in a step.", lower_bound=1)
 flags.DEFINE_bool("jit", True, "Whether to compile: XLA, or torch.compile.")
@@ -56,12 +62,16 @@ def as_model(part, shape):
     if isinstance(part, keras.Model):
         return part
     inputs = keras.Input(batch_shape=shape, dtype=part.compute_dtype)
-    return keras.Model(inputs, part([inputs, inputs] if isinstance(part, keras.layers.Add) else inputs))
+    return keras.Model(
+        inputs, part([inputs, inputs] if isinstance(part, keras.layers.Add) else inputs)
+    )
 
 
 def main(_):
     run = framework(keras.backend.backend(), FLAGS.device)
-    classifier = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=False, preprocessor=None, dtype=FLAGS.dtype)
+    classifier = DeiTImageClassifier.from_preset(
+        FLAGS.preset, load_weights=False, preprocessor=None, dtype=FLAGS.dtype
+    )
     listed = parts(classifier, FLAGS.batch_size)
     rng = np.random.default_rng(0)
     steps, seconds = {}, {name: [] for name in listed}
@@ -76,7 +86,11 @@ def main(_):
             started = time.perf_counter()
             run.wait(step())
             seconds[name].append(time.perf_counter() - started)
-    print(report(listed, {name: float(np.median(values)) for name, values in seconds.items()}, classifier))
+    print(
+        report(
+            listed, {name: float(np.median(values)) for name, values in seconds.items()}, classifier
+        )
+    )
 
 
 def report(listed, medians, classifier):
@@ -87,11 +101,17 @@ def report(listed, medians, classifier):
     lines = ["| part | times | ms | share | GFLOP/s |", "| --- | --- | --- | --- | --- |"]
     lines.append(f"| whole model | 1 | {1000 * whole:.1f} | 1.00 | {flops / whole / 1e9:.0f} |")
     spent = {name: count * medians[name] for name, (count, *_) in listed.items()}
-    spent["attention, with its products"] -= spent["query, key, value"] + spent["attention, projection"]
+    spent["attention, with its products"] -= (
+        spent["query, key, value"] + spent["attention, projection"]
+    )
     for name, (count, _, _, part_flops) in list(listed.items())[1:]:
-        shown = "attention, between its products" if name == "attention, with its products" else name
+        shown = (
+            "attention, between its products" if name == "attention, with its products" else name
+        )
         rate = f"{count * part_flops / spent[name] / 1e9:.0f}" if part_flops else ""
-        lines.append(f"| {shown} | {count} | {1000 * spent[name]:.1f} | {spent[name] / whole:.2f} | {rate} |")
+        lines.append(
+            f"| {shown} | {count} | {1000 * spent[name]:.1f} | {spent[name] / whole:.2f} | {rate} |"
+        )
     rest = 2 * whole - sum(spent.values())  # the whole is among them
     lines.append(f"| the whole less its parts | | {1000 * rest:.1f} | {rest / whole:.2f} | |")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """One table a device, one chart, and everything as CSV, from files of measurements.
 
-    python -m benchmarks.report --input benchmarks/results/avx512_bf16.jsonl,benchmarks/results/amx.jsonl \
+    python -m benchmarks.report --input
+    benchmarks/results/avx512_bf16.jsonl,benchmarks/results/amx.jsonl \
         --markdown benchmarks/README.md --chart docs/benchmarks.png --csv
 
 The tables take the place between the two marks of the Markdown file. The CSV files lie beside the
@@ -91,7 +92,9 @@ def _device(rows, folder):
 
 def _circumstances(rows, folder):
     dates = sorted({row["date"] for row in rows})
-    versions = sorted({f"{name} {version}" for row in rows for name, version in row["versions"].items()})
+    versions = sorted(
+        {f"{name} {version}" for row in rows for name, version in row["versions"].items()}
+    )
     yield f"Measured on {', '.join(dates)} with {', '.join(versions)}."
     drivers = {row["gpu"]["driver_version"] for row in rows if row.get("gpu")}
     if drivers:

@@ -24,7 +24,8 @@ KEY = (
 
 
 def read(path, names=KEY):
-    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the later.
+    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the
+    later.
 
     Args:
         names: of what makes two rows the same measurement; by default, of timed ones.
@@ -38,11 +39,13 @@ def read(path, names=KEY):
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}, is not JSON: {error}. Remove the line, or give another --output."
+                f"{path}, line {number}, is not JSON: {error}. Remove the line, or give another "
+                "--output."
             ) from error
         if not isinstance(row, dict) or row.get("format") != FORMAT:
             raise ValueError(
-                f"{path}, line {number}, is of format {row.get('format') if isinstance(row, dict) else row!r}; this version reads "
+                f"{path}, line {number}, is of format "
+                f"{row.get('format') if isinstance(row, dict) else row!r}; this version reads "
                 f"and writes format {FORMAT}. Give another --output."
             )
         rows.pop(key(row, names), None)  # rows of one group stay together
@@ -51,7 +54,9 @@ def read(path, names=KEY):
 
 
 def append(path, rows):
-    """Adds rows; what is there stays as it is, also if the process is killed between two of them."""
+    """Adds rows; what is there stays as it is, also if the process is killed between two of
+    them.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as stream:
@@ -67,7 +72,8 @@ def of_machine(path, machine):
     others = {row["machine"] for row in rows} - {machine}
     if others:
         raise ValueError(
-            f"{path} has the rows of another machine ({others.pop()}); this is {machine}. Give each machine its own --output."
+            f"{path} has the rows of another machine ({others.pop()}); this is {machine}. Give "
+            "each machine its own --output."
         )
     return rows
 

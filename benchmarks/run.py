@@ -38,10 +38,20 @@ flags.DEFINE_list(
     ["inference"],
     f"Of {', '.join(MODES)}. attention is inference that returns every block's scores.",
 )
-flags.DEFINE_list("backend", ["tensorflow"], f"Of {', '.join(BACKENDS)}. timm and transformers run on torch alone.")
-flags.DEFINE_list("dtype", ["float32"], f"Of {', '.join(DTYPES)}. float32 has full products on every device.")
-flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Compiling: XLA, or torch.compile. auto measures both.")
-flags.DEFINE_list("batch_size", ["8"], "Images in a step. Halved, and recorded so, where memory does not suffice.")
+flags.DEFINE_list(
+    "backend",
+    ["tensorflow"],
+    f"Of {', '.join(BACKENDS)}. timm and transformers run on torch alone.",
+)
+flags.DEFINE_list(
+    "dtype", ["float32"], f"Of {', '.join(DTYPES)}. float32 has full products on every device."
+)
+flags.DEFINE_enum(
+    "jit", "auto", ["auto", "on", "off"], "Compiling: XLA, or torch.compile. auto measures both."
+)
+flags.DEFINE_list(
+    "batch_size", ["8"], "Images in a step. Halved, and recorded so, where memory does not suffice."
+)
 flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
 flags.DEFINE_bool(
     "exclusive",
@@ -54,7 +64,9 @@ flags.DEFINE_integer("rounds", 10, "In turns: how many each subject has.", lower
 flags.DEFINE_float("seconds_per_turn", 1.0, "In turns: how long one is, at least one step.")
 flags.DEFINE_float("seconds", 30.0, "Exclusive: window of throughput; a third of it for latency.")
 flags.DEFINE_integer("warmup_steps", 10, "Exclusive: steps before either.", lower_bound=1)
-flags.DEFINE_integer("steps_in_flight", 16, "Exclusive: steps dispatched before one wait.", lower_bound=1)
+flags.DEFINE_integer(
+    "steps_in_flight", 16, "Exclusive: steps dispatched before one wait.", lower_bound=1
+)
 flags.DEFINE_string("note", None, "What else ran on the machine; kept in each row.")
 flags.DEFINE_bool("retry", False, "Measures again what failed or was not installed.")
 flags.DEFINE_string("output", "benchmarks.jsonl", "File to add rows to: one a machine.")
@@ -94,7 +106,9 @@ def jits(subject, backend, mode):
         return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
     if FLAGS.jit != "auto":
         return (FLAGS.jit == "on",)
-    if backend == "jax" or (backend == "torch" and subject not in ONLY_BACKEND and mode != "training"):
+    if backend == "jax" or (
+        backend == "torch" and subject not in ONLY_BACKEND and mode != "training"
+    ):
         return (True,)  # operation by operation is no Keras model's best
     return (True, False)
 
@@ -111,14 +125,21 @@ def check_flags():
     ):
         values = getattr(FLAGS, name) or []
         if not all(value.isdigit() and int(value) > 0 for value in values):
-            raise app.UsageError(f"--{name} must be positive integers, such as {example}. Received: {','.join(values)}")
+            raise app.UsageError(
+                f"--{name} must be positive integers, such as {example}. Received: "
+                f"{','.join(values)}"
+            )
     backends = ",".join(FLAGS.backend)
     for subject in FLAGS.subject:
         backend = ONLY_BACKEND.get(subject)
         if backend is not None and backend not in FLAGS.backend:
-            raise app.UsageError(f"{subject} runs on {backend} alone: add it to --backend. Received: {backends}")
+            raise app.UsageError(
+                f"{subject} runs on {backend} alone: add it to --backend. Received: {backends}"
+            )
     if FLAGS.device != "cpu" and FLAGS.exclusive is False:
-        raise app.UsageError(f"--device {FLAGS.device} admits one process at a time: leave --noexclusive out.")
+        raise app.UsageError(
+            f"--device {FLAGS.device} admits one process at a time: leave --noexclusive out."
+        )
     if FLAGS.device == "tpu" and FLAGS.backend != ["jax"]:
         raise app.UsageError(f"TPUs are measured on JAX: use --backend jax. Received: {backends}")
 
@@ -135,12 +156,17 @@ def main(_):
     except ValueError as error:
         sys.exit(str(error))
     done = results.done(rows, FLAGS.retry)
-    sizes, depths = ([int(value) for value in values or []] or [None] for values in (FLAGS.image_size, FLAGS.num_layers))
+    sizes, depths = (
+        [int(value) for value in values or []] or [None]
+        for values in (FLAGS.image_size, FLAGS.num_layers)
+    )
     for preset, image_size, num_layers in itertools.product(FLAGS.preset, sizes, depths):
         with tempfile.TemporaryDirectory() as folder:
             has_case = False
             for requests in groups(folder, preset, image_size, num_layers):
-                missing = [request for request in requests if results.key_of(request, common) not in done]
+                missing = [
+                    request for request in requests if results.key_of(request, common) not in done
+                ]
                 if not missing:
                     print(f"{heading(requests)} is in {FLAGS.output} already")
                     continue

@@ -1,4 +1,6 @@
-"""How a step's arrays are split over the chips of a mesh, and what the compiled program says of it."""
+"""How a step's arrays are split over the chips of a mesh, and what the compiled program says of
+it.
+"""
 
 import contextlib
 import math
@@ -21,14 +23,19 @@ def placement(mesh, step, described):
         return lambda alike: single, {}
     from jax.experimental import mesh_utils
 
-    # Neighbours on an axis are neighbours in the torus; a side of 16 may be an axis of 8 and the half of another.
-    devices = mesh_utils.create_device_mesh(tuple(mesh.values()), described.devices, allow_split_physical_axes=True)
+    # Neighbours on an axis are neighbours in the torus; a side of 16 may be an axis of 8 and the
+    # half of another.
+    devices = mesh_utils.create_device_mesh(
+        tuple(mesh.values()), described.devices, allow_split_physical_axes=True
+    )
     device_mesh = jax.sharding.Mesh(devices, tuple(mesh))
     layout = _layout(mesh)
 
     def place(alike):
         if alike == BATCH:
-            return jax.sharding.NamedSharding(device_mesh, jax.sharding.PartitionSpec("batch" if "batch" in mesh else None))
+            return jax.sharding.NamedSharding(
+                device_mesh, jax.sharding.PartitionSpec("batch" if "batch" in mesh else None)
+            )
         return jax.sharding.NamedSharding(device_mesh, jax.sharding.PartitionSpec(*layout(alike)))
 
     if not step.donated:
@@ -39,7 +46,9 @@ def placement(mesh, step, described):
 
 
 def distribution(mesh):
-    """A context in which layers are traced as in Keras' `ModelParallel` over this mesh; for one chip, as without."""
+    """A context in which layers are traced as in Keras' `ModelParallel` over this mesh; for one
+    chip, as without.
+    """
     if not mesh:
         return contextlib.nullcontext()
     import keras
@@ -69,7 +78,11 @@ def _rules(mesh):
 
     devices = [f"tpu:{index}" for index in range(math.prod(mesh.values()))]
     device_mesh = keras.distribution.DeviceMesh(tuple(mesh.values()), list(mesh), devices)
-    return DeiTBackbone.get_layout_map(device_mesh) if "model" in mesh else keras.distribution.LayoutMap(device_mesh)
+    return (
+        DeiTBackbone.get_layout_map(device_mesh)
+        if "model" in mesh
+        else keras.distribution.LayoutMap(device_mesh)
+    )
 
 
 def facts(program, mesh, request):
@@ -80,8 +93,10 @@ def facts(program, mesh, request):
         "chips": math.prod(mesh.values()),
         "collectives": collectives,
         "collective_bytes": sum(kind["bytes"] for kind in collectives.values()),
-        # On a chip nothing should start with the axis of all chips' images. (A number of images that no weight's axis has is needed
-        # for that to mean something.)
+        # On a chip nothing should start with the axis of all chips' images. (A number of images
+        # that no weight's axis has is needed for that to mean something.)
         "whole_batch_arrays": len(whole),
-        "largest_whole_batch_arrays": [f"{layer}: {dtype}{list(shape)}" for layer, dtype, shape in whole[:4]],
+        "largest_whole_batch_arrays": [
+            f"{layer}: {dtype}{list(shape)}" for layer, dtype, shape in whole[:4]
+        ],
     }

@@ -1,8 +1,10 @@
-"""How long a package takes to import, and then to load a classifier from a folder, each time in a new process.
+"""How long a package takes to import, and then to load a classifier from a folder, each time in a
+new process.
 
     python -m benchmarks.startup --preset deit_base_distilled_patch16_224
 
-The weights are random, and the same for all. KerasHub reads transformers' files, as it does for its `hf://` presets; the others read their own.
+The weights are random, and the same for all. KerasHub reads transformers' files, as it does for its
+`hf://` presets; the others read their own.
 """
 
 import subprocess
@@ -16,16 +18,21 @@ from benchmarks.environment import worker_environment
 from benchmarks.measure import make_case
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "What to import.")
+flags.DEFINE_list(
+    "modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "What to import."
+)
 flags.DEFINE_string(
-    "preset", "deit_small_distilled_patch16_224", "Name of the catalog, of a distilled model: KerasHub has no other."
+    "preset",
+    "deit_small_distilled_patch16_224",
+    "Name of the catalog, of a distilled model: KerasHub has no other.",
 )
 flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "That of Keras.")
 flags.DEFINE_integer("rounds", 5, "How often each is imported, in turns.", lower_bound=1)
 
 LOADS = {
     "keras_deit": "keras_deit.models.DeiTImageClassifier.from_preset(f'{folder}/keras_deit')",
-    "keras_hub": "keras_hub.models.DeiTImageClassifier.from_preset(f'{folder}/transformers', preprocessor=None)",
+    "keras_hub": "keras_hub.models.DeiTImageClassifier.from_preset(f'{folder}/transformers', "
+    "preprocessor=None)",
     "timm": "timm.create_model(preset, checkpoint_path=f'{folder}/timm.safetensors')",
     "transformers": "transformers.DeiTForImageClassificationWithTeacher.from_pretrained(f'{folder}/transformers')",
 }
@@ -43,9 +50,17 @@ print("@", imported - started, loaded - imported, (peak_memory_bytes() or 0) / 2
 
 
 def start(module, folder):
-    """Seconds to import, seconds to load, and the most MiB that the process held; `None` where that fails."""
+    """Seconds to import, seconds to load, and the most MiB that the process held; `None` where that
+    fails.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(module=module, load=LOADS.get(module)), FLAGS.preset, folder],
+        [
+            sys.executable,
+            "-c",
+            PROGRAM.format(module=module, load=LOADS.get(module)),
+            FLAGS.preset,
+            folder,
+        ],
         env=worker_environment(FLAGS.backend),
         capture_output=True,
         text=True,
@@ -68,7 +83,10 @@ def main(_):
             print(f"| {module} | cannot be imported, or does not load {FLAGS.preset} | | |")
         else:
             imported, loaded, memory = np.median(values, axis=0)
-            print(f"| {module} | {imported:.1f} | {f'{loaded:.1f}' if module in LOADS else ''} | {memory:.0f} |")
+            print(
+                f"| {module} | {imported:.1f} | {f'{loaded:.1f}' if module in LOADS else ''} | "
+                f"{memory:.0f} |"
+            )
 
 
 if __name__ == "__main__":

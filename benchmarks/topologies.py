@@ -1,4 +1,6 @@
-"""Devices to compile for that are not there: how JAX is asked for each, and what its vendor says of it."""
+"""Devices to compile for that are not there: how JAX is asked for each, and what its vendor says of
+it.
+"""
 
 import contextlib
 import dataclasses
@@ -22,7 +24,8 @@ class Chip:
     clock_ghz: float | None = None
 
 
-# Memory and peaks: cloud.google.com/tpu/docs/v5e and its neighbours; NVIDIA's data sheet of the H100 SXM.
+# Memory and peaks: cloud.google.com/tpu/docs/v5e and its neighbours; NVIDIA's data sheet of the
+# H100 SXM.
 CHIPS = {
     "v4": Chip("tpu", 32, 275, "v4", "v4-8", axes=3, cores=2),
     "v5e": Chip("tpu", 16, 197, "v5e", "v5litepod-4", clock_ghz=1.5),
@@ -31,9 +34,9 @@ CHIPS = {
     "h100": Chip("cuda", 80, 989),
 }
 
-# What XLA must know of a GPU to compile for it, as text of its GpuTargetConfigProto (openxla/xla, xla/backends/gpu/target_config/specs,
-# has such files). The numbers are public: NVIDIA's data sheet of the H100 SXM, and the table of compute capability 9.0 in the CUDA C++
-# programming guide.
+# What XLA must know of a GPU to compile for it, as text of its GpuTargetConfigProto (openxla/xla,
+# xla/backends/gpu/target_config/specs, has such files). The numbers are public: NVIDIA's data sheet
+# of the H100 SXM, and the table of compute capability 9.0 in the CUDA C++ programming guide.
 TARGET_CONFIGS = {
     "h100": """
         platform_name: "CUDA"
@@ -95,37 +98,56 @@ def parse(name):
     generation, _, layout = name.partition(":")
     chip = CHIPS.get(generation)
     if chip is None:
-        raise ValueError(f"A topology is a chip ({', '.join(CHIPS)}) and, of a TPU, its layout: {EXAMPLES}. Received: {name}")
+        raise ValueError(
+            f"A topology is a chip ({', '.join(CHIPS)}) and, of a TPU, its layout: {EXAMPLES}. "
+            f"Received: {name}"
+        )
     if chip.platform == "cuda":
         if layout:
-            raise ValueError(f"{generation} is compiled for one GPU: give {generation!r} alone. Received: {name}")
+            raise ValueError(
+                f"{generation} is compiled for one GPU: give {generation!r} alone. Received: {name}"
+            )
         return Topology(name, chip, (1,))
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or layout.count("x") != chip.axes - 1:
         example = "x".join(["2", "2", "1"][: chip.axes])
-        raise ValueError(f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. Received: {name}")
+        raise ValueError(
+            f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. "
+            f"Received: {name}"
+        )
     return Topology(name, chip, tuple(map(int, layout.split("x"))))
 
 
 def parse_mesh(text, topology):
-    """`"batch=32,model=8"` to `{"batch": 32, "model": 8}`, over all chips of the topology; `""` to `{}`, one chip."""
+    """`"batch=32,model=8"` to `{"batch": 32, "model": 8}`, over all chips of the topology; `""` to
+    `{}`, one chip.
+    """
     if not text:
         return {}
     if not re.fullmatch(r"(batch|model)=[1-9]\d*(,(batch|model)=[1-9]\d*)?", text):
-        raise ValueError(f"A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. Received: {text}")
+        raise ValueError(
+            "A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. "
+            f"Received: {text}"
+        )
     mesh = {name: int(size) for name, size in (axis.split("=") for axis in text.split(","))}
     if math.prod(mesh.values()) != topology.num_chips:
         raise ValueError(
-            f"A mesh takes all chips of its topology, which are {topology.num_chips} in {topology.name}. "
+            f"A mesh takes all chips of its topology, which are {topology.num_chips} in "
+            f"{topology.name}. "
             f"Received: {text}, which are {math.prod(mesh.values())}"
         )
     return mesh
 
 
 def environment(topology):
-    """What the process that compiles must have set before it imports JAX. Without it libtpu waits for a metadata server."""
+    """What the process that compiles must have set before it imports JAX. Without it libtpu waits
+    for a metadata server.
+    """
     common = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if topology.chip.platform == "cuda":
-        return {**common, "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"}
+        return {
+            **common,
+            "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+        }
     return {
         **common,
         "TPU_SKIP_MDS_QUERY": "1",
@@ -143,18 +165,26 @@ def devices(topology):
     from jax.experimental import topologies
 
     if topology.chip.platform == "cuda" and not _has("jax_plugins.xla_cuda12"):
-        raise ImportError('To compile for a GPU, XLA\'s plugin and cuDNN are needed: pip install ".[cuda-compile]"')
+        raise ImportError(
+            'To compile for a GPU, XLA\'s plugin and cuDNN are needed: pip install ".[cuda-compile]"'
+        )
     if topology.chip.platform == "tpu" and not _has("libtpu"):
-        raise ImportError('To compile for a TPU, libtpu is needed (Linux on x86_64): pip install ".[tpu]"')
+        raise ImportError(
+            'To compile for a TPU, libtpu is needed (Linux on x86_64): pip install ".[tpu]"'
+        )
     if topology.chip.platform == "cuda":
-        return topologies.get_topology_desc(platform="cuda", target_config=TARGET_CONFIGS[topology.name], topology="1x1x1")
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=TARGET_CONFIGS[topology.name], topology="1x1x1"
+        )
     options = {}
     if topology.num_chips < 4:  # of a host's four
         options["chips_per_host_bounds"] = (*topology.shape, *[1] * (3 - len(topology.shape)))
     if topology.chip.cores > 1:
         options["chip_config_name"] = "megacore"
     layout = "x".join(map(str, topology.shape))
-    return topologies.get_topology_desc(topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options)
+    return topologies.get_topology_desc(
+        topology_name=f"{topology.chip.jax_name}:{layout}", platform="tpu", **options
+    )
 
 
 def _has(module):
@@ -166,7 +196,9 @@ def _has(module):
 
 @contextlib.contextmanager
 def traced_for(devices):
-    """Within, layers that choose by the device choose as on a host that has these: Keras' own, KerasHub's and this package's."""
+    """Within, layers that choose by the device choose as on a host that has these: Keras' own,
+    KerasHub's and this package's.
+    """
     import unittest.mock
 
     import jax
@@ -186,7 +218,8 @@ def traced_for(devices):
         stack.enter_context(unittest.mock.patch.object(jax, "devices", there))
         stack.enter_context(unittest.mock.patch.object(jax, "default_backend", lambda: platform))
         if platform == "gpu":
-            # JAX and Keras ask the GPU that is there whether it is new enough for cuDNN's attention.
+            # JAX and Keras ask the GPU that is there whether it is new enough for cuDNN's
+            # attention.
             attention = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
             capability = tuple(map(int, devices[0].compute_capability.split(".")))
 
@@ -196,6 +229,10 @@ def traced_for(devices):
             def equal(wanted):
                 return capability == tuple(map(int, wanted.split(".")))
 
-            stack.enter_context(unittest.mock.patch.object(attention, "check_compute_capability", at_least))
-            stack.enter_context(unittest.mock.patch.object(attention, "is_cuda_compute_capability_equal", equal))
+            stack.enter_context(
+                unittest.mock.patch.object(attention, "check_compute_capability", at_least)
+            )
+            stack.enter_context(
+                unittest.mock.patch.object(attention, "is_cuda_compute_capability_equal", equal)
+            )
         yield

@@ -1,8 +1,10 @@
-"""What a training step needs in memory: as it is, with blocks computed again on the way back, and in smaller steps whose gradients add up.
+"""What a training step needs in memory: as it is, with blocks computed again on the way back, and
+in smaller steps whose gradients add up.
 
 python -m benchmarks.training_memory --backend torch
 
-Each way in a process of its own. What counts is the most it held, less what it held with the model built.
+Each way in a process of its own. What counts is the most it held, less what it held with the model
+built.
 """
 
 import os
@@ -14,12 +16,18 @@ from absl import app, flags
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "That of Keras.")
-flags.DEFINE_string("preset", "deit_small_distilled_patch16_224", "Architecture; weights are random.")
+flags.DEFINE_string(
+    "preset", "deit_small_distilled_patch16_224", "Architecture; weights are random."
+)
 flags.DEFINE_integer("batch_size", 16, "Images in an update.", lower_bound=4)
 flags.DEFINE_bool("jit", False, "Whether XLA compiles the step.")
 flags.DEFINE_integer("updates", 3, "After the first.", lower_bound=1)
 
-WAYS = {"as it is": (False, 1), "remat=True": (True, 1), "gradient_accumulation_steps=4": (False, 4)}
+WAYS = {
+    "as it is": (False, 1),
+    "remat=True": (True, 1),
+    "gradient_accumulation_steps=4": (False, 4),
+}
 PROGRAM = """
 import sys, time
 import numpy as np, keras
@@ -42,10 +50,20 @@ print("@", peak_memory_bytes() - before, np.median(seconds[1:]))
 
 
 def main(_):
-    print("| training | MiB | of as it is | ms an update | of as it is |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| training | MiB | of as it is | ms an update | of as it is |\n| --- | --- | --- | --- | "
+        "--- |"
+    )
     first = None
     for name, (remat, steps) in WAYS.items():
-        settings = (FLAGS.preset, FLAGS.batch_size, int(remat), steps, int(FLAGS.jit), FLAGS.updates)
+        settings = (
+            FLAGS.preset,
+            FLAGS.batch_size,
+            int(remat),
+            steps,
+            int(FLAGS.jit),
+            FLAGS.updates,
+        )
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *map(str, settings)],
             env={**os.environ, "KERAS_BACKEND": FLAGS.backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -59,7 +77,11 @@ def main(_):
         found = np.array(lines[-1], float)
         first = found if first is None else first
         (memory, seconds), (memory_share, time_share) = found, found / first
-        print(f"| {name} | {memory / 2**20:.0f} | {memory_share:.2f} | {seconds * 1000:.0f} | {time_share:.2f} |", flush=True)
+        print(
+            f"| {name} | {memory / 2**20:.0f} | {memory_share:.2f} | {seconds * 1000:.0f} | "
+            f"{time_share:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def say(**content):
 
 def prepare(request):
     if request.dtype == "tf32" and request.device != "gpu":  # before a framework is imported
-        raise NotSupportedError(f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {request.device}")
+        raise NotSupportedError(
+            f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {request.device}"
+        )
     started = time.perf_counter()
     subject = SUBJECTS[request.subject](request)
     built = time.perf_counter()
@@ -55,7 +57,8 @@ def check(subject, request):
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= tolerance(request.dtype):
         raise ValueError(
-            f"The logits differ from the reference by {error:.1e} of the largest, more than {tolerance(request.dtype):.0e}."
+            f"The logits differ from the reference by {error:.1e} of the largest, more than "
+            f"{tolerance(request.dtype):.0e}."
         )
     return error
 
@@ -64,7 +67,12 @@ def in_batches(logits, images, batch_size):
     """As many images at a time as the subject is compiled for."""
     starts = range(0, len(images), batch_size)
     batches = [images[start : start + batch_size] for start in starts]
-    return np.concatenate([logits(np.resize(batch, (batch_size, *batch.shape[1:])))[: len(batch)] for batch in batches])
+    return np.concatenate(
+        [
+            logits(np.resize(batch, (batch_size, *batch.shape[1:])))[: len(batch)]
+            for batch in batches
+        ]
+    )
 
 
 def timed(subject, steps):

@@ -1,16 +1,19 @@
-"""A page in the browser: give it a photograph, see what the model takes it for, and where each of its heads looks.
+"""A page in the browser: give it a photograph, see what the model takes it for, and where each of
+its heads looks.
 
     pip install ".[tensorflow,explorer]"
     python examples/attention_explorer.py --preset deit_small_distilled_patch16_224
 
-and open the address that it prints. Without --preset it is the model of handwritten digits that ships inside keras_deit.
+and open the address that it prints. Without --preset it is the model of handwritten digits that
+ships inside keras_deit.
 """
 
 import os
 import pathlib
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gradio
 import keras
@@ -23,7 +26,9 @@ from keras_deit import visualization
 from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "deit_nano_distilled_patch4_32_digits", "Handle of a classifier's preset.")
+flags.DEFINE_string(
+    "preset", "deit_nano_distilled_patch4_32_digits", "Handle of a classifier's preset."
+)
 flags.DEFINE_integer("port", 7860, "Where the page is, on this machine.", 1, 65535)
 
 LARGE = "#photograph img, #attention img { width: 100%; height: 100%; object-fit: contain; }"
@@ -51,9 +56,16 @@ class Explorer:
         found = self.model.predict_on_batch(self.classifier.preprocessor(image[None]))
         scores, maps = found["attention_scores"], {}
         for token in self.tokens:
-            sizes = {"num_prefix_tokens": len(self.tokens), "grid_size": self.backbone.grid_size, "token": token}
+            sizes = {
+                "num_prefix_tokens": len(self.tokens),
+                "grid_size": self.backbone.grid_size,
+                "token": token,
+            }
             rollout = visualization.attention_rollout(scores, **sizes)[0]
-            blocks = [visualization.attention_maps(scores[block.name], **sizes)[0] for block in self.backbone.blocks]
+            blocks = [
+                visualization.attention_maps(scores[block.name], **sizes)[0]
+                for block in self.backbone.blocks
+            ]
             maps[token] = {ALL_BLOCKS: rollout, ONE_HEAD: np.stack(blocks)}
         [best] = self.classifier.decode_predictions(found["outputs"], top=5)
         return dict(best), (visualization.enlarge(image), maps)
@@ -62,12 +74,18 @@ class Explorer:
         if seen is None:
             return None
         image, maps = seen
-        shares = maps[token][kind] if kind == ALL_BLOCKS else maps[token][kind][int(block), int(head)]
-        return visualization.overlay(image, shares, self.classifier.preprocessor.crop_box(*image.shape[:2]))
+        shares = (
+            maps[token][kind] if kind == ALL_BLOCKS else maps[token][kind][int(block), int(head)]
+        )
+        return visualization.overlay(
+            image, shares, self.classifier.preprocessor.crop_box(*image.shape[:2])
+        )
 
 
 def write_examples(folder, num_channels):
-    """scikit-learn's photographs as files, or for a model of gray images digits that the one that ships has never seen."""
+    """scikit-learn's photographs as files, or for a model of gray images digits that the one that
+    ships has never seen.
+    """
     if num_channels == 3:
         images = load_sample_images().images
     else:
@@ -82,7 +100,8 @@ def build_page(explorer, preset, examples):
     backbone = explorer.backbone
     with gradio.Blocks(title="Where DeiT looks", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Where DeiT looks\nGive `{preset}` an image: it names what it sees, and colours show which parts of the image its tokens attend to."
+            f"# Where DeiT looks\nGive `{preset}` an image: it names what it sees, and colours "
+            "show which parts of the image its tokens attend to."
         )
         seen = gradio.State()
         with gradio.Row():
@@ -99,16 +118,26 @@ def build_page(explorer, preset, examples):
                 labels = gradio.Label(label="What it is", num_top_classes=5)
             with gradio.Column():
                 picture = gradio.Image(
-                    label="Where the model looks", format="png", height=400, interactive=False, elem_id="attention"
+                    label="Where the model looks",
+                    format="png",
+                    height=400,
+                    interactive=False,
+                    elem_id="attention",
                 )
                 kind = gradio.Radio([ALL_BLOCKS, ONE_HEAD], value=ALL_BLOCKS, label="Attention")
                 token = gradio.Radio(list(explorer.tokens), value="class", label="Of which token")
                 last = backbone.num_layers - 1
                 block = gradio.Slider(0, last, value=last, step=1, label="Block", interactive=False)
-                head = gradio.Slider(0, backbone.num_heads - 1, value=0, step=1, label="Head", interactive=False)
+                head = gradio.Slider(
+                    0, backbone.num_heads - 1, value=0, step=1, label="Head", interactive=False
+                )
         controls = [kind, token, block, head]
-        photograph.change(explorer.look, photograph, [labels, seen]).then(explorer.draw, [seen, *controls], picture)
-        kind.change(lambda kind: [gradio.update(interactive=kind == ONE_HEAD)] * 2, kind, [block, head])
+        photograph.change(explorer.look, photograph, [labels, seen]).then(
+            explorer.draw, [seen, *controls], picture
+        )
+        kind.change(
+            lambda kind: [gradio.update(interactive=kind == ONE_HEAD)] * 2, kind, [block, head]
+        )
         for control in controls:
             control.change(explorer.draw, [seen, *controls], picture)
         page.load(lambda: examples[0], None, photograph)
@@ -122,13 +151,18 @@ def main(_):
         if classifier.labels is None or classifier.preprocessor is None:
             raise ValueError(f"{FLAGS.preset} has no labels or no preprocessor. Save it with both.")
         if classifier.backbone.data_format != "channels_last":
-            raise ValueError("The page draws channels_last images. Give a preset of that data format.")
+            raise ValueError(
+                "The page draws channels_last images. Give a preset of that data format."
+            )
     except (ValueError, OSError) as error:
         raise SystemExit(f"Nothing to explore. {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(folder, classifier.backbone.image_shape[-1])
         page = build_page(Explorer(classifier), FLAGS.preset, examples)
-        page.launch(server_port=FLAGS.port, css=LARGE + SQUARES * (max(classifier.backbone.image_shape) <= SMALL))
+        page.launch(
+            server_port=FLAGS.port,
+            css=LARGE + SQUARES * (max(classifier.backbone.image_shape) <= SMALL),
+        )
 
 
 if __name__ == "__main__":

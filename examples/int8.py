@@ -2,8 +2,9 @@
 
     pip install ".[tensorflow,examples]" && python examples/int8.py
 
-On a processor this makes the model smaller, not faster. For speed export it to OpenVINO: benchmarks/README.md has the figures.
-Needs no network. Writes the presets float32 and int8 to the working directory, and prints
+On a processor this makes the model smaller, not faster. For speed export it to OpenVINO:
+benchmarks/README.md has the figures. Needs no network. Writes the presets float32 and int8 to the
+working directory, and prints
 
     float32: 97.2% of unseen digits, 836 kB
     int8:    97.2% of unseen digits, 268 kB
@@ -13,7 +14,8 @@ Needs no network. Writes the presets float32 and int8 to the working directory, 
 import os
 import pathlib
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -22,11 +24,13 @@ from sklearn.datasets import load_digits
 from keras_deit.models import DeiTImageClassifier
 
 digits = load_digits()
-images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")  # the model was trained on those before
+# The model was trained on those before
+images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")
 
 classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
 classifier.save_to_preset("float32")
-# Without `filters` all the same, and Keras warns of each layer that has nothing to quantize, such as dropout.
+# Without `filters` all the same, and Keras warns of each layer that has nothing to quantize, such
+# as dropout.
 classifier.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
 classifier.save_to_preset("int8")
 
@@ -39,4 +43,7 @@ for name in ("float32", "int8"):
     print(f"{name + ':':<8} {accuracy:.1%} of unseen digits, {size / 1000:.0f} kB")
 before, after = probabilities.values()
 same = (before.argmax(axis=-1) == after.argmax(axis=-1)).sum()
-print(f"the same digit on {same} of {len(images)}, probabilities within {abs(before - after).max():.2f}")
+print(
+    f"the same digit on {same} of {len(images)}, probabilities within "
+    f"{abs(before - after).max():.2f}"
+)

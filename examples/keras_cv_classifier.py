@@ -1,8 +1,10 @@
-"""The backbone inside keras-cv's `ImageClassifier`: a head of keras-cv's learns on it, and all is saved and loaded.
+"""The backbone inside keras-cv's `ImageClassifier`: a head of keras-cv's learns on it, and all is
+saved and loaded.
 
     pip install keras-cv scikit-learn && python examples/keras_cv_classifier.py
 
-Needs no network. Writes keras_cv_classifier.keras to the working directory, and prints, with TensorFlow,
+Needs no network. Writes keras_cv_classifier.keras to the working directory, and prints, with
+TensorFlow,
 
     accuracy on unseen digits: 93.6%
     loaded from keras_cv_classifier.keras: outputs are bit-equal
@@ -10,7 +12,8 @@ Needs no network. Writes keras_cv_classifier.keras to the working directory, and
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import keras_cv
@@ -27,18 +30,22 @@ training, test = slice(0, 1437), slice(-360, None)
 trained = keras_deit.models.DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
 # keras-cv takes no preprocessor: the images are converted before.
 images = keras.ops.convert_to_numpy(trained.preprocessor(images))
-# It pools a feature map, (batch, rows, columns, channels), so its backbone is a model of ours that ends in one.
+# It pools a feature map, (batch, rows, columns, channels), so its backbone is a model of ours that
+# ends in one.
 backbone = keras.Model(trained.backbone.input, trained.backbone.pyramid_outputs["P2"])
 backbone.trainable = False
 classifier = keras_cv.models.ImageClassifier(backbone, num_classes=10)
-classifier.compile(keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"])
+classifier.compile(
+    keras.optimizers.Adam(1e-2), "sparse_categorical_crossentropy", metrics=["accuracy"]
+)
 classifier.fit(images[training], digits.target[training], batch_size=32, epochs=3, verbose=0)
 _, accuracy = classifier.evaluate(images[test], digits.target[test], verbose=0)
 print(f"accuracy on unseen digits: {accuracy:.1%}")
 
 probabilities = classifier.predict(images[test], verbose=0)
 classifier.save("keras_cv_classifier.keras")
-# What is loaded predicts. To train it on, freeze and compile it again: Keras forgets that the inside of a layer was frozen.
+# What is loaded predicts. To train it on, freeze and compile it again: Keras forgets that the
+# inside of a layer was frozen.
 loaded = keras.saving.load_model("keras_cv_classifier.keras", compile=False)
 assert np.array_equal(loaded.predict(images[test], verbose=0), probabilities)
 print("loaded from keras_cv_classifier.keras: outputs are bit-equal")

@@ -1,8 +1,10 @@
-"""Layers of this package between Keras' own: a convolutional stem, then tokens, then attention whose scores come out beside the answer.
+"""Layers of this package between Keras' own: a convolutional stem, then tokens, then attention
+whose scores come out beside the answer.
 
     pip install ".[tensorflow,examples]" && python examples/plain_keras_model.py
 
-Needs no network. Writes plain_keras_model.keras to the working directory, and prints, with TensorFlow,
+Needs no network. Writes plain_keras_model.keras to the working directory, and prints, with
+TensorFlow,
 
     accuracy on unseen digits: 88.3%
     loaded in a second process: outputs and attention scores are bit-equal
@@ -13,13 +15,19 @@ import subprocess
 import sys
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
 
-from keras_deit.layers import MultiHeadSelfAttention, PatchEmbedding, TokenPositionEmbedding, TransformerBlock
+from keras_deit.layers import (
+    MultiHeadSelfAttention,
+    PatchEmbedding,
+    TokenPositionEmbedding,
+    TransformerBlock,
+)
 
 keras.utils.set_random_seed(0)
 digits = load_digits()
@@ -31,13 +39,18 @@ x = keras.layers.Rescaling(1 / 8, offset=-1)(inputs)
 x = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(x)
 x = keras.layers.Conv2D(32, 3, padding="same", activation="relu")(x)
 x = PatchEmbedding(hidden_dim=32, patch_size=2)(x)  # (batch, 16, 32)
-x = TokenPositionEmbedding(num_prefix_tokens=1, grid_size=(4, 4))(x)  # (batch, 17, 32): the class token first
+# (batch, 17, 32): the class token first
+x = TokenPositionEmbedding(num_prefix_tokens=1, grid_size=(4, 4))(x)
 x = TransformerBlock(num_heads=4, intermediate_dim=64, drop_path_rate=0.1)(x)
 x = keras.layers.LayerNormalization(epsilon=1e-6)(x)
 x, scores = MultiHeadSelfAttention(num_heads=4, name="last_look")(x, return_attention_scores=True)
 model = keras.Model(inputs, keras.layers.Dense(10)(x[:, 0]))
 
-model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+model.compile(
+    keras.optimizers.Adam(3e-3),
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
 model.fit(images[training], digits.target[training], epochs=8, verbose=0)
 _, accuracy = model.evaluate(images[test], digits.target[test], verbose=0)
 print(f"accuracy on unseen digits: {accuracy:.1%}")

@@ -1,4 +1,5 @@
-"""Semantic segmentation: `pyramid_outputs` of the backbone into a small head, which says for each pixel to which digit it belongs, if any.
+"""Semantic segmentation: `pyramid_outputs` of the backbone into a small head, which says for each
+pixel to which digit it belongs, if any.
 
     pip install ".[tensorflow,examples]" && python examples/segmentation.py
 
@@ -11,7 +12,8 @@ Needs no network. Writes segmentation.keras to the working directory, and prints
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -26,12 +28,14 @@ digits = load_digits()
 trained = keras_deit.models.DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
 backbone = trained.backbone
 images = np.round(digits.images[..., None] * (255 / 16)).astype("uint8")
-images = keras.ops.convert_to_numpy(trained.preprocessor(images))  # (1797, 32, 32, 1), 0 is the mean of all pixels
+# (1797, 32, 32, 1), 0 is the mean of all pixels
+images = keras.ops.convert_to_numpy(trained.preprocessor(images))
 masks = np.where(images[..., 0] > 0, digits.target[:, None, None], BACKGROUND)  # (1797, 32, 32)
 training, test = slice(0, 1437), slice(-360, None)
 
 # The backbone stays as it is, so its features are computed once.
-features = keras.Model(backbone.input, backbone.pyramid_outputs["P2"])  # (batch, 8, 8, 64): a vector for each patch of 4 x 4
+# (batch, 8, 8, 64): a vector for each patch of 4 x 4
+features = keras.Model(backbone.input, backbone.pyramid_outputs["P2"])
 head = keras.Sequential(
     [
         keras.Input(features.output.shape[1:]),
@@ -40,13 +44,25 @@ head = keras.Sequential(
         keras.layers.Conv2D(NUM_CLASSES, 1),
     ]
 )
-head.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-head.fit(features.predict(images[training], verbose=0), masks[training], batch_size=32, epochs=2, verbose=0)
+head.compile(
+    keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+)
+head.fit(
+    features.predict(images[training], verbose=0),
+    masks[training],
+    batch_size=32,
+    epochs=2,
+    verbose=0,
+)
 
-model = keras.Model(backbone.input, head(features.output))  # images to the logits of each pixel, (batch, 32, 32, 11)
+# Images to the logits of each pixel, (batch, 32, 32, 11)
+model = keras.Model(backbone.input, head(features.output))
 model.save("segmentation.keras")
 answer = model.predict(images[test], verbose=0).argmax(axis=-1)
 print(f"mean IoU of {NUM_CLASSES} classes, on {len(answer)} unseen digits")
-for name, mask in (("all background:", np.full_like(answer, BACKGROUND)), ("the trained head:", answer)):
+for name, mask in (
+    ("all background:", np.full_like(answer, BACKGROUND)),
+    ("the trained head:", answer),
+):
     mean_iou = keras.metrics.MeanIoU(NUM_CLASSES)
     print(f"{name:<17} {float(mean_iou(masks[test], mask)):.2f}")

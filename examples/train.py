@@ -1,19 +1,25 @@
-"""Trains a DeiT on your images: from scratch, from a published checkpoint, or taught by another model.
+"""Trains a DeiT on your images: from scratch, from a published checkpoint, or taught by another
+model.
 
     pip install ".[train]"
     python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run
-    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --noload_weights --recipe deit
-    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run --teacher deit3_base_patch16_224
+    python examples/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run
+    --noload_weights --recipe deit python examples/train.py --data photos --preset
+    deit_tiny_distilled_patch16_224 --output run --teacher deit3_base_patch16_224
 
-Without `--recipe` the first takes the one for new classes, whose batch and epochs fit the number of images.
-`photos` has the folders `train` and `val`, each with a folder of images for every class; `--data tfds:NAME` reads a set of
-TensorFlow Datasets. Killed at any moment and started again with the same flags, it goes on from its last epoch, and ends with the weights that
-it would have had: the same bits on a processor. In `--output`: `best`, a preset of the epoch with the best validation accuracy; `curves.png`,
-`tensorboard`, and `log.csv`, in which an epoch that was run again is there twice.
+Without `--recipe` the first takes the one for new classes, whose batch and epochs fit the number of
+images. `photos` has the folders `train` and `val`, each with a folder of images for every class;
+`--data tfds:NAME` reads a set of TensorFlow Datasets. Killed at any moment and started again with
+the same flags, it goes on from its last epoch, and ends with the weights that it would have had:
+the same bits on a processor. In `--output`: `best`, a preset of the epoch with the best validation
+accuracy; `curves.png`, `tensorboard`, and `log.csv`, in which an epoch that was run again is there
+twice.
 
-Several devices: `--distribution data_parallel` or `model_parallel` with `KERAS_BACKEND=jax`, `mirrored` with TensorFlow. Several machines: JAX,
-and on each the variables `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES` and `_PROCESS_ID` of `keras.distribution.initialize`. `--batch_size`
-is of all together, and `--output` a folder that all of them see.
+Several devices: `--distribution data_parallel` or `model_parallel` with `KERAS_BACKEND=jax`,
+`mirrored` with TensorFlow. Several machines: JAX, and on each the variables
+`KERAS_DISTRIBUTION_JOB_ADDRESSES`, `_NUM_PROCESSES` and `_PROCESS_ID` of
+`keras.distribution.initialize`. `--batch_size` is of all together, and `--output` a folder that all
+of them see.
 """
 
 import contextlib
@@ -28,7 +34,8 @@ import sys
 import tempfile
 import traceback
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 from absl import app, flags, logging
@@ -45,7 +52,9 @@ flags.DEFINE_string("data", None, "Folder with train/ and val/, or tfds:NAME.", 
 flags.DEFINE_string("preset", None, "Name, hf:// address or folder of the model.", required=True)
 flags.DEFINE_string("output", None, "Folder of all that is written.", required=True)
 flags.DEFINE_bool("load_weights", True, "Start from the preset's weights.")
-flags.DEFINE_string("teacher", None, "Preset, or .keras file that takes images from 0 to 255, to distil.")
+flags.DEFINE_string(
+    "teacher", None, "Preset, or .keras file that takes images from 0 to 255, to distil."
+)
 flags.DEFINE_enum("distillation_type", "hard", ["hard", "soft"], "How the teacher is listened to.")
 flags.DEFINE_float("alpha", 0.5, "Share of the teacher in the loss.", 0.0, 1.0)
 flags.DEFINE_float("temperature", 1.0, "Of soft distillation.", 1e-3)
@@ -53,27 +62,47 @@ flags.DEFINE_enum(
     "recipe",
     None,
     list(RECIPES),
-    "Default: new_classes from the weights of a preset that has other classes, deit3_base_fine_tune_224 if it has the same; deit from none.",
+    "Default: new_classes from the weights of a preset that has other classes, "
+    "deit3_base_fine_tune_224 if it has the same; deit from none.",
 )
 flags.DEFINE_integer("epochs", None, "Default: the recipe's, for so many images.", 1)
 flags.DEFINE_integer(
-    "batch_size", None, "Images in a step, over all devices. Default: the recipe's, or fewer for few images.", 1
+    "batch_size",
+    None,
+    "Images in a step, over all devices. Default: the recipe's, or fewer for few images.",
+    1,
 )
 flags.DEFINE_integer("image_size", None, "Pixels of a side. Default: the preset's.", 1)
 flags.DEFINE_string("dtype_policy", "float32", "Such as mixed_bfloat16.")
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether XLA compiles the step.")
 flags.DEFINE_bool("ema", True, "Validate and save the moving average of the weights.")
-flags.DEFINE_float("ema_momentum", None, "Default: the recipe's, or less in a short training: a tenth of it.", 0.0, 1.0)
-flags.DEFINE_float("learning_rate", None, "At the recipe's batch size. Default: the recipe's.", 1e-12)
-flags.DEFINE_integer("gradient_accumulation_steps", None, "Steps whose gradients make one update.", 2)
-flags.DEFINE_bool("remat", False, "Compute blocks again on the way back rather than keep what they computed: less memory.")
+flags.DEFINE_float(
+    "ema_momentum",
+    None,
+    "Default: the recipe's, or less in a short training: a tenth of it.",
+    0.0,
+    1.0,
+)
+flags.DEFINE_float(
+    "learning_rate", None, "At the recipe's batch size. Default: the recipe's.", 1e-12
+)
+flags.DEFINE_integer(
+    "gradient_accumulation_steps", None, "Steps whose gradients make one update.", 2
+)
+flags.DEFINE_bool(
+    "remat",
+    False,
+    "Compute blocks again on the way back rather than keep what they computed: less memory.",
+)
 flags.DEFINE_enum(
     "distribution",
     "none",
     ["none", "data_parallel", "model_parallel", "mirrored", "multi_worker_mirrored"],
     "How several devices share the work.",
 )
-flags.DEFINE_bool("skip_broken_images", False, "Leave out files that are no images, rather than stop.")
+flags.DEFINE_bool(
+    "skip_broken_images", False, "Leave out files that are no images, rather than stop."
+)
 flags.DEFINE_integer("seed", 0, "Of weights, order, augmentation and dropout.")
 
 COORDINATOR = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
@@ -92,17 +121,23 @@ def start_distribution():
     """Says to Keras how devices share the work.
 
     Returns:
-        (the scope to build in, how many devices share a batch, number of processes, which of them this is).
+        (the scope to build in, how many devices share a batch, number of processes, which of them
+        this is).
     """
     backend, kind = keras.backend.backend(), FLAGS.distribution
     if kind == "multi_worker_mirrored":
         raise ValueError(
-            "MultiWorkerMirroredStrategy fails inside the fit of Keras 3 (keras issue 20585). For several machines use "
+            "MultiWorkerMirroredStrategy fails inside the fit of Keras 3 (keras issue 20585). For "
+            "several machines use "
             "--distribution data_parallel with KERAS_BACKEND=jax."
         )
-    wanted = {"data_parallel": "jax", "model_parallel": "jax", "mirrored": "tensorflow"}.get(kind, backend)
+    wanted = {"data_parallel": "jax", "model_parallel": "jax", "mirrored": "tensorflow"}.get(
+        kind, backend
+    )
     if backend != wanted:
-        raise ValueError(f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}")
+        raise ValueError(
+            f"--distribution {kind} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}"
+        )
     if kind == "mirrored":
         import tensorflow as tf
 
@@ -120,34 +155,54 @@ def start_distribution():
         distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
     else:
         if jax.process_count() > 1:
-            raise ValueError("--distribution model_parallel is for the devices of one machine; over several use data_parallel.")
+            raise ValueError(
+                "--distribution model_parallel is for the devices of one machine; over several use "
+                "data_parallel."
+            )
         mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
-        distribution = keras.distribution.ModelParallel(layout_map=DeiTBackbone.get_layout_map(mesh))
+        distribution = keras.distribution.ModelParallel(
+            layout_map=DeiTBackbone.get_layout_map(mesh)
+        )
     keras.distribution.set_distribution(distribution)
     return contextlib.nullcontext(), num_shares, jax.process_count(), jax.process_index()
 
 
 def read_data(num_processes, process):
-    """(training set, validation set, names of the classes, whether its elements are names of files)."""
+    """(training set, validation set, names of the classes, whether its elements are names of
+    files).
+    """
     if FLAGS.data.startswith("tfds:"):
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(FLAGS.data.removeprefix("tfds:"))
         image, label = builder.info.supervised_keys or (None, None)
         if label is None or not isinstance(builder.info.features[label], tfds.features.ClassLabel):
-            raise ValueError(f"{FLAGS.data} is not of images with one class each. Received: {builder.info.features}")
+            raise ValueError(
+                f"{FLAGS.data} is not of images with one class each. Received: "
+                f"{builder.info.features}"
+            )
         builder.download_and_prepare()
         held_out = "validation" if "validation" in builder.info.splits else "test"
-        # In the order of the files, for the shuffling is ours, which knows how to go on; and not yet decoded.
-        options = {"shuffle_files": False, "as_supervised": True, "decoders": {image: tfds.decode.SkipDecoding()}}
+        # In the order of the files, for the shuffling is ours, which knows how to go on; and not
+        # yet decoded.
+        options = {
+            "shuffle_files": False,
+            "as_supervised": True,
+            "decoders": {image: tfds.decode.SkipDecoding()},
+        }
         sets = [builder.as_dataset(split=split, **options) for split in ("train", held_out)]
         return *sets, tuple(builder.info.features[label].names), False
     parts = [pathlib.Path(os.path.expanduser(FLAGS.data)) / part for part in ("train", "val")]
-    folders = [ImageFolder.open(part).checked(FLAGS.skip_broken_images, num_processes, process) for part in parts]
+    folders = [
+        ImageFolder.open(part).checked(FLAGS.skip_broken_images, num_processes, process)
+        for part in parts
+    ]
     for folder in folders:
         if folder.skipped:
             logging.warning(
-                "Left out %d files that are no images, such as %s", len(folder.skipped), ", ".join(folder.skipped[:5])
+                "Left out %d files that are no images, such as %s",
+                len(folder.skipped),
+                ", ".join(folder.skipped[:5]),
             )
     training, validation = folders
     if training.class_names != validation.class_names:
@@ -159,53 +214,86 @@ def read_data(num_processes, process):
 
 
 def choose_recipe(names):
-    """The recipe of the flags, or else the one for what the preset brings: weights and their classes."""
+    """The recipe of the flags, or else the one for what the preset brings: weights and their
+    classes.
+    """
     if FLAGS.recipe:
         name = FLAGS.recipe
     elif not FLAGS.load_weights:
         name = "deit"
     else:
         # Of another number of classes, the preset's labels are left out.
-        labels = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=False, num_classes=len(names)).labels or []
-        name = "deit3_base_fine_tune_224" if names in (tuple(labels), imagenet_synsets()) else "new_classes"
+        labels = (
+            DeiTImageClassifier.from_preset(
+                FLAGS.preset, load_weights=False, num_classes=len(names)
+            ).labels
+            or []
+        )
+        name = (
+            "deit3_base_fine_tune_224"
+            if names in (tuple(labels), imagenet_synsets())
+            else "new_classes"
+        )
     recipe = RECIPES[name]
-    return dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate) if FLAGS.learning_rate else recipe
+    return (
+        dataclasses.replace(recipe, learning_rate=FLAGS.learning_rate)
+        if FLAGS.learning_rate
+        else recipe
+    )
 
 
 def choose_batch_size(recipe, num_images, num_shares):
-    """That of the flags, or else the recipe's for so many images, a multiple of the number of devices."""
+    """That of the flags, or else the recipe's for so many images, a multiple of the number of
+    devices.
+    """
     batch_size = recipe.batch_size_for(num_images)
     return FLAGS.batch_size or max(batch_size - batch_size % num_shares, num_shares)
 
 
 def build_classifier(recipe, names):
-    overrides = {"num_classes": len(names), "labels": list(names), "dtype": FLAGS.dtype_policy, "remat": FLAGS.remat}
+    overrides = {
+        "num_classes": len(names),
+        "labels": list(names),
+        "dtype": FLAGS.dtype_policy,
+        "remat": FLAGS.remat,
+    }
     if FLAGS.image_size:
         backbone = DeiTBackbone.from_preset(FLAGS.preset, load_weights=False)
         if any(FLAGS.image_size % side for side in backbone.patch_size):
             patch = " x ".join(map(str, backbone.patch_size))
             raise ValueError(
-                f"--image_size must be a multiple of the preset's patches, {patch} pixels. Received: {FLAGS.image_size}"
+                f"--image_size must be a multiple of the preset's patches, {patch} pixels. "
+                f"Received: {FLAGS.image_size}"
             )
         *_, channels = backbone.image_shape
         overrides["image_shape"] = (FLAGS.image_size, FLAGS.image_size, channels)
     if FLAGS.teacher:
         overrides["use_distillation_token"] = True
     overrides |= {"activation": None, **recipe.model_overrides()}  # the losses are of logits
-    classifier = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=FLAGS.load_weights, **overrides)
+    classifier = DeiTImageClassifier.from_preset(
+        FLAGS.preset, load_weights=FLAGS.load_weights, **overrides
+    )
     if classifier.preprocessor is None:
-        raise ValueError(f"{FLAGS.preset} does not say how images are converted for it. Save it with a `preprocessor`.")
+        raise ValueError(
+            f"{FLAGS.preset} does not say how images are converted for it. Save it with a "
+            "`preprocessor`."
+        )
     if classifier.backbone.data_format != "channels_last":
         raise ValueError("The batches are channels_last. Give a preset of that data format.")
     return classifier
 
 
 def ema_momentum(recipe, steps, accumulated):
-    """That of the recipe would, in a short training, hardly leave the first weights: the average is of a tenth of the training at most."""
+    """That of the recipe would, in a short training, hardly leave the first weights: the average is
+    of a tenth of the training at most.
+    """
     if not FLAGS.ema or recipe.ema_momentum is None:
         return None
-    momentum = FLAGS.ema_momentum or min(recipe.ema_momentum, max(0.0, 1 - 10 * accumulated / steps))
-    return momentum ** (1 / accumulated)  # Keras averages at every step, whether or not it is an update
+    momentum = FLAGS.ema_momentum or min(
+        recipe.ema_momentum, max(0.0, 1 - 10 * accumulated / steps)
+    )
+    # Keras averages at every step, whether or not it is an update
+    return momentum ** (1 / accumulated)
 
 
 def build_teacher(classifier, converter):
@@ -213,13 +301,19 @@ def build_teacher(classifier, converter):
     if FLAGS.teacher.endswith(".keras"):
         teacher = keras.saving.load_model(os.path.expanduser(FLAGS.teacher))
     else:
-        teacher = DeiTImageClassifier.from_preset(FLAGS.teacher, crop_ratio=1.0)  # it is cropped already
+        # It is cropped already
+        teacher = DeiTImageClassifier.from_preset(FLAGS.teacher, crop_ratio=1.0)
     given, taken = classifier.backbone.image_shape, teacher.input_shape[1:]
-    if given[-1] != taken[-1] or (given != taken and getattr(teacher, "preprocessor", None) is None):
+    if given[-1] != taken[-1] or (
+        given != taken and getattr(teacher, "preprocessor", None) is None
+    ):
         raise ValueError(
-            f"The teacher takes images of {taken}, and the student's are {given}. Put layers that convert them in front of it."
+            f"The teacher takes images of {taken}, and the student's are {given}. Put layers that "
+            "convert them in front of it."
         )
-    levels = keras.layers.Rescaling([255 * std for std in converter.std], [255 * mean for mean in converter.mean])
+    levels = keras.layers.Rescaling(
+        [255 * std for std in converter.std], [255 * mean for mean in converter.mean]
+    )
     layers = [keras.Input(given), levels, getattr(teacher, "preprocessor", None), teacher]
     return keras.Sequential([layer for layer in layers if layer is not None], name="teacher")
 
@@ -229,12 +323,18 @@ class BestPreset(keras.callbacks.Callback):
 
     def __init__(self, classifier, converter, output, accuracy):
         super().__init__()
-        self.classifier, self.converter, self.output, self.accuracy = classifier, converter, output, accuracy
+        self.classifier, self.converter, self.output, self.accuracy = (
+            classifier,
+            converter,
+            output,
+            accuracy,
+        )
 
     def on_test_end(self, logs=None):
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
-                "The loss is no longer a number. Start again in another --output, with a lower --learning_rate."
+                "The loss is no longer a number. Start again in another --output, with a lower "
+                "--learning_rate."
             )
         if logs["accuracy"] <= self.accuracy:
             return
@@ -266,7 +366,12 @@ def plot_curves(log, picture):
     figure = Figure((9, 3.5), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for name in (metric, f"val_{metric}"):
-            axes.plot([int(row["epoch"]) for row in rows], [float(row[name]) for row in rows], label=name, marker=".")
+            axes.plot(
+                [int(row["epoch"]) for row in rows],
+                [float(row[name]) for row in rows],
+                label=name,
+                marker=".",
+            )
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
@@ -277,7 +382,11 @@ def plot_curves(log, picture):
 def settings():
     """The flags that decide what is learnt."""
     ours = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
-    return {name: value for name, value in sorted(ours.items()) if name not in ("output", "distribution", "jit")}
+    return {
+        name: value
+        for name, value in sorted(ours.items())
+        if name not in ("output", "distribution", "jit")
+    }
 
 
 def check_settings(output):
@@ -287,11 +396,14 @@ def check_settings(output):
         return
     before = json.loads(path.read_text())
     changed = [
-        f"--{name}: {before.get(name)!r}, now {value!r}" for name, value in settings().items() if before.get(name) != value
+        f"--{name}: {before.get(name)!r}, now {value!r}"
+        for name, value in settings().items()
+        if before.get(name) != value
     ]
     if changed:
         raise ValueError(
-            f"{output} holds a training with other settings. Give those to go on with it, or another --output. "
+            f"{output} holds a training with other settings. Give those to go on with it, or "
+            "another --output. "
             f"Received: {'; '.join(changed)}"
         )
 
@@ -299,7 +411,8 @@ def check_settings(output):
 def prepare(scratch):
     """(Number of processes, what to fit, and with which arguments.)
 
-    Of several processes the first writes to --output, and the others to `scratch`: gathering weights takes them all.
+    Of several processes the first writes to --output, and the others to `scratch`: gathering
+    weights takes them all.
 
     Raises:
         ValueError: what was asked for cannot be done.
@@ -316,11 +429,15 @@ def prepare(scratch):
     with of_flag("preset"):
         find_preset(FLAGS.preset)
     recipe = choose_recipe(names)
-    epochs, batch_size = FLAGS.epochs or recipe.epochs_for(len(training)), choose_batch_size(recipe, len(training), num_shares)
+    epochs, batch_size = (
+        FLAGS.epochs or recipe.epochs_for(len(training)),
+        choose_batch_size(recipe, len(training), num_shares),
+    )
     steps = len(training) // batch_size
     if steps == 0 or batch_size % num_shares:
         raise ValueError(
-            f"--batch_size must be at most the {len(training)} training images, and a multiple of the number of devices, {num_shares}. "
+            f"--batch_size must be at most the {len(training)} training images, and a multiple of "
+            f"the number of devices, {num_shares}. "
             f"Received: {batch_size}"
         )
     if len(names) < 2:
@@ -335,23 +452,38 @@ def prepare(scratch):
         if FLAGS.teacher:
             with of_flag("teacher"):
                 teacher = build_teacher(classifier, converter)
-                model = DeiTDistiller(classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature)
+                model = DeiTDistiller(
+                    classifier, teacher, FLAGS.distillation_type, FLAGS.alpha, FLAGS.temperature
+                )
         accumulated = FLAGS.gradient_accumulation_steps or 1
         options = {"ema_momentum": ema_momentum(recipe, epochs * steps, accumulated)}
         if accumulated > 1:
             options["gradient_accumulation_steps"] = accumulated
-        optimizer = recipe.build_optimizer(model, steps, epochs, batch_size * accumulated, **options)
+        optimizer = recipe.build_optimizer(
+            model, steps, epochs, batch_size * accumulated, **options
+        )
         jit = {"auto": "auto", "on": True, "off": False}[FLAGS.jit]
-        model.compile(optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit)
+        model.compile(
+            optimizer, recipe.build_loss(), weighted_metrics=["accuracy"], jit_compile=jit
+        )
         epoch = checkpoint.restore(model)
     checkpoint.directory = output / "checkpoints"
 
     *_, channels = classifier.backbone.image_shape
     augmentation = recipe.augmentation
     if channels != 3:
-        logging.warning("Images of %d channels: without what the recipe does to colours, RandAugment included.", channels)
-        augmentation = dataclasses.replace(augmentation, rand_augment=False, three_augment=False, color_jitter=0.0)
-    shared = {"batch_size": batch_size // num_processes, "num_shards": num_processes, "shard": process}
+        logging.warning(
+            "Images of %d channels: without what the recipe does to colours, RandAugment included.",
+            channels,
+        )
+        augmentation = dataclasses.replace(
+            augmentation, rand_augment=False, three_augment=False, color_jitter=0.0
+        )
+    shared = {
+        "batch_size": batch_size // num_processes,
+        "num_shards": num_processes,
+        "shard": process,
+    }
     shared["read"] = reader(channels) if are_files else decoder(channels)
     shared["num_classes"], shared["converter"] = len(names), converter
     buffer = len(training) if are_files else 10_000  # names are small, images are not
@@ -363,14 +495,17 @@ def prepare(scratch):
 
     record, log = kept / "best.json", output / "log.csv"
     best = json.loads(record.read_text())["accuracy"] if record.exists() else -1.0
-    # What saves the best stands before what swaps the averages in: it is asked while they are there.
+    # What saves the best stands before what swaps the averages in: it is asked while they are
+    # there.
     callbacks = [BestPreset(classifier, converter, output, best)]
     if options["ema_momentum"] is not None:
         callbacks.append(keras.callbacks.SwapEMAWeights())
     callbacks += [
         EpochLog(log, append=True),
         keras.callbacks.TensorBoard(output / "tensorboard"),
-        keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")),
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda *_: plot_curves(log, output / "curves.png")
+        ),
         checkpoint,
     ]
     arguments = {
@@ -402,7 +537,8 @@ def main(_):
             # At once: JAX would wait minutes for the process that is gone.
             traceback.print_exc()
             print(
-                "A process of the training failed. Start all of them again: they go on from the last epoch.",
+                "A process of the training failed. Start all of them again: they go on from the "
+                "last epoch.",
                 file=sys.stderr,
                 flush=True,
             )

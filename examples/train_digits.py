@@ -1,8 +1,9 @@
 """Trains `deit_nano_distilled_patch4_32_digits`, the model whose weights ship inside keras_deit.
 
-A small convolutional teacher learns scikit-learn's handwritten digits and is distilled, hard labels, into a DeiT of 0.2 million
-parameters. Both see the first 1437 digits only. The last 360 are for the figure at the end alone:
-`--validate` holds out the last 287 of the 1437 in their place, and every choice below was made with it.
+A small convolutional teacher learns scikit-learn's handwritten digits and is distilled, hard
+labels, into a DeiT of 0.2 million parameters. Both see the first 1437 digits only. The last 360 are
+for the figure at the end alone: `--validate` holds out the last 287 of the 1437 in their place, and
+every choice below was made with it.
 
     pip install ".[tensorflow,examples]" && python examples/train_digits.py --output digits_preset
 
@@ -11,7 +12,8 @@ The distillation runs inside tf.data, so this example wants the TensorFlow backe
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -26,7 +28,9 @@ flags.DEFINE_string("output", "digits_preset", "Directory of the trained preset.
 flags.DEFINE_integer("epochs", 200, "Epochs of the student.", lower_bound=1)
 flags.DEFINE_integer("teacher_epochs", 40, "Epochs of the teacher.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
-flags.DEFINE_bool("validate", False, "Train on the first 1150 and score on the next 287; the 360 stay unseen.")
+flags.DEFINE_bool(
+    "validate", False, "Train on the first 1150 and score on the next 287; the 360 stay unseen."
+)
 
 NUM_TRAINING = 1437
 NUM_VALIDATION = 287
@@ -50,7 +54,11 @@ def build_teacher():
             keras.layers.BatchNormalization(),
             keras.layers.Activation("relu"),
         ]
-    layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dropout(0.3), keras.layers.Dense(10)]
+    layers += [
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dropout(0.3),
+        keras.layers.Dense(10),
+    ]
     return keras.Sequential(layers, name="teacher")
 
 
@@ -67,14 +75,18 @@ def build_student():
         data_format="channels_last",
     )
     # The 8 x 8 pixels become 32 x 32, so that a patch of 4 is one pixel and what surrounds it.
-    converter = keras_deit.layers.DeiTImageConverter(32, crop_ratio=1.0, mean=(0.3,), std=(0.35,), data_format="channels_last")
+    converter = keras_deit.layers.DeiTImageConverter(
+        32, crop_ratio=1.0, mean=(0.3,), std=(0.35,), data_format="channels_last"
+    )
     return keras_deit.models.DeiTImageClassifier(
         backbone, num_classes=10, preprocessor=converter, labels=[str(digit) for digit in range(10)]
     )
 
 
 def augmented(images, labels, teacher=None):
-    """Batches of augmented images in a new order each epoch; with a teacher, its answers stand beside the labels."""
+    """Batches of augmented images in a new order each epoch; with a teacher, its answers stand
+    beside the labels.
+    """
     background = float(images.min())
     options = {"fill_mode": "constant", "fill_value": background, "data_format": "channels_last"}
     augmentation = (
@@ -93,7 +105,9 @@ def augmented(images, labels, teacher=None):
         taught = keras.ops.argmax(teacher(images, training=False), axis=-1)
         return images, {"class": labels, "distillation": taught}
 
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=FLAGS.seed)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(
+        len(images), seed=FLAGS.seed
+    )
     dataset = dataset.batch(BATCH_SIZE, drop_remainder=True).map(augment)
     return (dataset if teacher is None else dataset.map(ask)).prefetch(2)
 
@@ -102,15 +116,22 @@ def optimizer(learning_rate, epochs, num_batches, weight_decay):
     steps = epochs * num_batches
     warmup = 5 * num_batches
     schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0, decay_steps=max(steps - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup
+        initial_learning_rate=0.0,
+        decay_steps=max(steps - warmup, 1),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, clipnorm=1.0, use_ema=True, ema_momentum=0.99)
+    return keras.optimizers.AdamW(
+        schedule, weight_decay=weight_decay, clipnorm=1.0, use_ema=True, ema_momentum=0.99
+    )
 
 
 def train_teacher(images, labels, epochs):
     teacher, digits = build_teacher(), augmented(images, labels)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    teacher.compile(optimizer(2e-3, epochs, len(digits), weight_decay=1e-3), loss, metrics=["accuracy"])
+    teacher.compile(
+        optimizer(2e-3, epochs, len(digits), weight_decay=1e-3), loss, metrics=["accuracy"]
+    )
     teacher.fit(digits, epochs=epochs, shuffle=False, verbose=2)
     teacher.trainable = False
     return teacher
@@ -132,7 +153,9 @@ def distil(teacher, images, labels, epochs):
 
 def print_accuracies(student, teacher, images, labels):
     converted = student.preprocessor(images)
-    logits = keras.Model(student.input, {**student.token_logits, "mean": student.output}).predict(converted, verbose=0)
+    logits = keras.Model(student.input, {**student.token_logits, "mean": student.output}).predict(
+        converted, verbose=0
+    )
     logits["teacher"] = teacher.predict(converted, verbose=0)
     for name in ("class", "distillation", "mean", "teacher"):
         correct = int((logits[name].argmax(axis=-1) == labels).sum())

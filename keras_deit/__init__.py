@@ -6,7 +6,8 @@ except ModuleNotFoundError as error:
     if error.name == "keras":
         raise
     raise ModuleNotFoundError(
-        "Keras has no backend to run on: `pip install tensorflow`, its default, or install jax or torch and set KERAS_BACKEND to `jax` or "
+        "Keras has no backend to run on: `pip install tensorflow`, its default, or install jax or "
+        "torch and set KERAS_BACKEND to `jax` or "
         f"`torch` before Python starts. {error}",
         name=error.name,
     ) from error

@@ -21,7 +21,10 @@ def raises(message, kind=ValueError):
 def randomize(layer, rng, scale=0.3):
     """Gives every weight random values, so that no path is hidden by zeros or by tiny numbers."""
     for variable in layer.weights:
-        variable.assign(rng.normal(0.0, scale, variable.shape) + (1.0 if variable.path.endswith("gamma") else 0.0))
+        variable.assign(
+            rng.normal(0.0, scale, variable.shape)
+            + (1.0 if variable.path.endswith("gamma") else 0.0)
+        )
     return layer
 
 
@@ -30,7 +33,9 @@ def numpy(tensor):
 
 
 def tiny_backbone(**overrides):
-    """Sizes that differ from each other, so that a swapped axis fails: H != W, heads != layers, patches not square."""
+    """Sizes that differ from each other, so that a swapped axis fails: H != W, heads != layers,
+    patches not square.
+    """
     config = {
         "image_shape": (12, 32, 3),
         "patch_size": (4, 8),

@@ -1,4 +1,6 @@
-"""Folders as timm and transformers write them, made from a classifier of ours. What they hold was read off their own files."""
+"""Folders as timm and transformers write them, made from a classifier of ours. What they hold was
+read off their own files.
+"""
 
 import json
 
@@ -10,18 +12,30 @@ from keras_deit.presets.weights import state_of
 from tests.helpers import randomize, tiny_classifier
 
 LABELS = ["ant", "bee", "cat", "dog", "eel"]
-SIZES = {"image_shape": (32, 48, 3), "patch_size": 16, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 32}
+SIZES = {
+    "image_shape": (32, 48, 3),
+    "patch_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 32,
+}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def timm_tensors(classifier):
-    return to_timm(state_of(classifier), rules(classifier.backbone.get_config(), classifier.get_config()))
+    return to_timm(
+        state_of(classifier), rules(classifier.backbone.get_config(), classifier.get_config())
+    )
 
 
 def write_folder(path, tensors, **files):
     """Writes `model.safetensors`, and each of `files` as JSON."""
     path.mkdir(parents=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path / "model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+        path / "model.safetensors",
+    )
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     return path
@@ -34,7 +48,12 @@ def timm_config(architecture, image_size, num_classes, channels=3, **changes):
         "num_classes": num_classes,
         "num_features": 8,
         "global_pool": "token",
-        "model_args": {"img_size": list(image_size), "num_classes": num_classes, "in_chans": channels, "global_pool": "token"},
+        "model_args": {
+            "img_size": list(image_size),
+            "num_classes": num_classes,
+            "in_chans": channels,
+            "global_pool": "token",
+        },
         "pretrained_cfg": {
             "tag": "fb_in1k",
             "custom_load": False,
@@ -65,7 +84,11 @@ def transformers_config(architecture, backbone, labels=(), **changes):
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "hidden_size": backbone.hidden_dim,
-        **({"id2label": {str(index): label for index, label in enumerate(labels)}} if labels else {}),
+        **(
+            {"id2label": {str(index): label for index, label in enumerate(labels)}}
+            if labels
+            else {}
+        ),
         "image_size": [height, width],
         "initializer_range": 0.02,
         "intermediate_size": backbone.intermediate_dim,
@@ -101,7 +124,9 @@ def deit_processor(**changes):
     }
 
 
-def transformers_names(tensors, version, model="deit", heads=("cls_classifier", "distillation_classifier")):
+def transformers_names(
+    tensors, version, model="deit", heads=("cls_classifier", "distillation_classifier")
+):
     """timm's tensors as transformers 4 and 5 name them, written out once more, the other way."""
     renamed = {}
     for name, tensor in tensors.items():
@@ -111,9 +136,13 @@ def transformers_names(tensors, version, model="deit", heads=("cls_classifier", 
             part = rest.rsplit(".", 1)[1]
             if rest.startswith("attn.qkv"):
                 thirds = np.split(tensor, 3)
-                names = ("query", "key", "value") if version == 4 else ("q_proj", "k_proj", "v_proj")
+                names = (
+                    ("query", "key", "value") if version == 4 else ("q_proj", "k_proj", "v_proj")
+                )
                 inner = "attention.attention" if version == 4 else "attention"
-                renamed.update({f"{stem}.{inner}.{n}.{part}": third for n, third in zip(names, thirds)})
+                renamed.update(
+                    {f"{stem}.{inner}.{n}.{part}": third for n, third in zip(names, thirds)}
+                )
                 continue
             module = {
                 "attn.proj": ("attention.output.dense", "attention.o_proj"),
@@ -140,17 +169,28 @@ def transformers_names(tensors, version, model="deit", heads=("cls_classifier", 
 
 
 def classifier_of(rng, num_classes=5, **backbone):
-    return randomize(tiny_classifier(backbone, num_classes=num_classes, labels=None, preprocessor=None), rng)
+    return randomize(
+        tiny_classifier(backbone, num_classes=num_classes, labels=None, preprocessor=None), rng
+    )
 
 
 def transformers_folder(path, classifier, architecture, version, **changes):
     model = "deit" if architecture.startswith("DeiT") else "vit"
-    heads = ("cls_classifier", "distillation_classifier") if "Teacher" in architecture else ("classifier",)
+    heads = (
+        ("cls_classifier", "distillation_classifier")
+        if "Teacher" in architecture
+        else ("classifier",)
+    )
     tensors = transformers_names(timm_tensors(classifier), version, model, heads)
     if architecture.endswith("Model"):
         tensors = {
-            name.removeprefix(f"{model}."): array for name, array in tensors.items() if not name.startswith("classifier")
+            name.removeprefix(f"{model}."): array
+            for name, array in tensors.items()
+            if not name.startswith("classifier")
         }
-        tensors["pooler.dense.weight"], tensors["pooler.dense.bias"] = np.ones((8, 8), "float32"), np.ones(8, "float32")
+        tensors["pooler.dense.weight"], tensors["pooler.dense.bias"] = (
+            np.ones((8, 8), "float32"),
+            np.ones(8, "float32"),
+        )
     config = transformers_config(architecture, classifier.backbone, LABELS, **changes)
     return write_folder(path, tensors, config=config, preprocessor_config=deit_processor())

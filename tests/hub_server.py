@@ -1,4 +1,6 @@
-"""A small Hugging Face Hub on loopback: the file protocol that huggingface_hub's client speaks, and the ways it fails."""
+"""A small Hugging Face Hub on loopback: the file protocol that huggingface_hub's client speaks, and
+the ways it fails.
+"""
 
 import base64
 import hashlib
@@ -11,8 +13,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer:
-    """Serves `files[(repository, file)] = bytes`; `faults[(repository, file)]` names what goes wrong with it; with "together",
-    the content waits for a second process to ask."""
+    """Serves `files[(repository, file)] = bytes`; `faults[(repository, file)]` names what goes
+    wrong with it; with "together", the content waits for a second process to ask."""
 
     def __init__(self):
         self.files, self.faults, self.requests = {}, {}, []
@@ -86,16 +88,29 @@ class HubServer:
     def take(self, request):
         """What `upload_folder` asks for: every file goes into the commit itself."""
         content = request.rfile.read(int(request.headers["Content-Length"]))
-        _, _, owner, name, action = request.path.split("/", 5)[1:] if "/api/models/" in request.path else [""] * 5
+        _, _, owner, name, action = (
+            request.path.split("/", 5)[1:] if "/api/models/" in request.path else [""] * 5
+        )
         answer = {"errors": [], "warnings": []}  # of the model card's front matter
         if action.startswith("preupload/"):
             files = json.loads(content)["files"]
-            answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+            answer = {
+                "files": [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in files
+                ]
+            }
         elif action.startswith("commit/"):
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
-                    self.files[(f"{owner}/{name}", line["value"]["path"])] = base64.b64decode(line["value"]["content"])
-            answer = {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.url}/{owner}/{name}/commit/{COMMIT}"}
+                    self.files[(f"{owner}/{name}", line["value"]["path"])] = base64.b64decode(
+                        line["value"]["content"]
+                    )
+            answer = {
+                "success": True,
+                "commitOid": COMMIT,
+                "commitUrl": f"{self.url}/{owner}/{name}/commit/{COMMIT}",
+            }
         body = json.dumps(answer).encode()
         request.send_response(200)
         request.send_header("Content-Type", "application/json")

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def load_script(path):
-    """A script as a module, with flags of its own: those of other scripts in the process have the same names.
+    """A script as a module, with flags of its own: those of other scripts in the process have the
+    same names.
 
     Args:
         path: file, from the root of the repository.
@@ -23,10 +24,13 @@ def load_script(path):
     own = absl.flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, path.stem, module)  # absl asks it for its documentation
-        patch.syspath_prepend(path.parent)  # as Python does for a script: it imports what lies beside it
+        # As Python does for a script: it imports what lies beside it
+        patch.syspath_prepend(path.parent)
         patch.setattr(absl.flags, "FLAGS", own)
         for name in [name for name in dir(absl.flags) if name.startswith("DEFINE_")]:
-            patch.setattr(absl.flags, name, functools.partial(getattr(absl.flags, name), flag_values=own))
+            patch.setattr(
+                absl.flags, name, functools.partial(getattr(absl.flags, name), flag_values=own)
+            )
         spec.loader.exec_module(module)
     return module
 
@@ -34,7 +38,8 @@ def load_script(path):
 def run_script(module, **flags):
     """`main`, as if the script had been started with these flags alone.
 
-    `SystemExit`, as `sys.exit` of a message raises it, is for the caller to look at; absl's own refusals of a flag are `absl.flags.Error`.
+    `SystemExit`, as `sys.exit` of a message raises it, is for the caller to look at; absl's own
+    refusals of a flag are `absl.flags.Error`.
     """
     set_flags(module, **flags)
     module.main([module.__name__])

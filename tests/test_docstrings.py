@@ -11,7 +11,9 @@ import keras_deit
 from keras_deit import layers, models, visualization
 
 PUBLIC = {**vars(layers), **vars(models)}
-CLASSES = [PUBLIC[name] for name in (*layers.__all__, *models.__all__) if isinstance(PUBLIC[name], type)]
+CLASSES = [
+    PUBLIC[name] for name in (*layers.__all__, *models.__all__) if isinstance(PUBLIC[name], type)
+]
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, visualization.attention_model])

@@ -34,7 +34,9 @@ def test_other_modes_are_what_they_look_like(mode, photograph, tmp_path):
 
 
 def test_what_is_transparent_is_white(photograph, tmp_path):
-    photograph.putalpha(Image.fromarray(np.repeat([[0], [255]], 30, axis=0).astype("uint8").repeat(90, 1)))
+    photograph.putalpha(
+        Image.fromarray(np.repeat([[0], [255]], 30, axis=0).astype("uint8").repeat(90, 1))
+    )
     photograph.save(tmp_path / "a.png")
     found = read_photograph(tmp_path / "a.png")
     assert (found[:30] == 255).all()
@@ -51,7 +53,9 @@ def test_stands_upright_as_exif_says(photograph, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     photograph.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), np.rot90(np.asarray(photograph), -1))
+    np.testing.assert_array_equal(
+        read_photograph(tmp_path / "a.png"), np.rot90(np.asarray(photograph), -1)
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 3)])
@@ -69,26 +73,40 @@ def test_a_tilde_is_the_home_directory(photograph, tmp_path, monkeypatch):
 def test_errors(photograph, tmp_path, monkeypatch):
     with raises(f"There is no file {tmp_path}/no.jpg. Give the name of an image."):
         read_photograph(tmp_path / "no.jpg")
-    with raises(f"{tmp_path} is a directory. Give the images in it, such as `sorted(pathlib.Path('{tmp_path}').iterdir())`."):
+    with raises(
+        f"{tmp_path} is a directory. Give the images in it, such as "
+        f"`sorted(pathlib.Path('{tmp_path}').iterdir())`."
+    ):
         read_photograph(tmp_path)
     with raises("`channels` must be one of 1, 3. Received: channels=4"):
         read_photograph(tmp_path / "no.jpg", channels=4)
     (tmp_path / "text.jpg").write_text("no image")
-    with raises(f"{tmp_path}/text.jpg is not an image, or of a format that Pillow does not read. Convert it to JPEG or PNG."):
+    with raises(
+        f"{tmp_path}/text.jpg is not an image, or of a format that Pillow does not read. Convert "
+        "it to JPEG or PNG."
+    ):
         read_photograph(tmp_path / "text.jpg")
     for format in ("JPEG", "PNG"):
         stream = io.BytesIO()
         photograph.save(stream, format)
         (tmp_path / "half").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
-        with pytest.raises(ValueError, match=f"{tmp_path}/half is cut short or damaged. Copy it again. "):
+        with pytest.raises(
+            ValueError, match=f"{tmp_path}/half is cut short or damaged. Copy it again. "
+        ):
             read_photograph(tmp_path / "half")
     Image.new("L", (20_000, 20_000)).save(tmp_path / "large.png")
-    with pytest.raises(ValueError, match="large.png has too many pixels to be opened safely. Scale it down first. Image size"):
+    with pytest.raises(
+        ValueError,
+        match="large.png has too many pixels to be opened safely. Scale it down first. Image size",
+    ):
         read_photograph(tmp_path / "large.png")
 
 
 def test_pillow_is_missing(photograph, tmp_path, monkeypatch):
     photograph.save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with raises("Reading images needs Pillow, which is not installed: `pip install pillow`.", kind=ImportError):
+    with raises(
+        "Reading images needs Pillow, which is not installed: `pip install pillow`.",
+        kind=ImportError,
+    ):
         read_photograph(tmp_path / "a.png")

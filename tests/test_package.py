@@ -13,7 +13,8 @@ import pytest
 import keras_deit
 
 ROOT = pathlib.Path(keras_deit.__file__).parent
-# Who may name a backend: what tf.data's pipelines take it from, and what PyTorch keeps outside Keras.
+# Who may name a backend: what tf.data's pipelines take it from, and what PyTorch keeps outside
+# Keras.
 ALONE = {"require_tensorflow.py": "tensorflow", "checkpoint.py": "torch"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
@@ -31,8 +32,18 @@ def imports(file):
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_direction_of_imports(file):
     forbidden = {
-        "layers": ("keras_deit.models", "keras_deit.presets", "keras_deit.training", "keras_deit.visualization"),
-        "presets": ("keras_deit.models", "keras_deit.layers", "keras_deit.training", "keras_deit.visualization"),
+        "layers": (
+            "keras_deit.models",
+            "keras_deit.presets",
+            "keras_deit.training",
+            "keras_deit.visualization",
+        ),
+        "presets": (
+            "keras_deit.models",
+            "keras_deit.layers",
+            "keras_deit.training",
+            "keras_deit.visualization",
+        ),
         "models": ("keras_deit.training", "keras_deit.visualization"),
         "training": ("keras_deit.models", "keras_deit.presets", "keras_deit.visualization"),
         "visualization": ("keras_deit.models", "keras_deit.presets", "keras_deit.training"),
@@ -44,11 +55,15 @@ def test_direction_of_imports(file):
         assert not name.startswith(forbidden), f"{file} imports {name}"
 
 
-BACKEND_OR_DEVICE = re.compile(r"backend\.backend\(\)|\"(tensorflow|jax|torch|cpu|gpu|tpu|cuda)\"|list_devices")
+BACKEND_OR_DEVICE = re.compile(
+    r"backend\.backend\(\)|\"(tensorflow|jax|torch|cpu|gpu|tpu|cuda)\"|list_devices"
+)
 
 
 @pytest.mark.parametrize(
-    "file", sorted([*(ROOT / "layers").glob("*.py"), *(ROOT / "models").glob("*.py")]), ids=lambda file: file.name
+    "file",
+    sorted([*(ROOT / "layers").glob("*.py"), *(ROOT / "models").glob("*.py")]),
+    ids=lambda file: file.name,
 )
 def test_what_depends_on_a_backend_or_device_stands_in_one_file(file):
     named = BACKEND_OR_DEVICE.findall(file.read_text())
@@ -66,7 +81,9 @@ def python(script, **environment):
 
 
 def test_import_brings_no_other_backend_and_no_pictures():
-    """A stand-in for JAX's Keras backend would be no test: this runs where that backend is installed, on it."""
+    """A stand-in for JAX's Keras backend would be no test: this runs where that backend is
+    installed, on it.
+    """
     script = """
 import sys
 import keras

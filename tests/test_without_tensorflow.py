@@ -1,4 +1,6 @@
-"""TensorFlow is one backend of three: on the others the package does without it, and says what it cannot do then."""
+"""TensorFlow is one backend of three: on the others the package does without it, and says what it
+cannot do then.
+"""
 
 import os
 import subprocess
@@ -62,7 +64,9 @@ sys.meta_path[:] = map(WithoutTensorFlow, sys.meta_path)
 def run(script, folder):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", HIDE + script]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,5 +86,6 @@ def test_without_tensorflow(script, tmp_path):
         assert result.stdout.endswith("toured\n")
     else:
         assert (
-            "Images are read and augmented in tf.data, whichever backend Keras has: `pip install tensorflow`" in result.stderr
+            "Images are read and augmented in tf.data, whichever backend Keras has: `pip install "
+            "tensorflow`" in result.stderr
         )

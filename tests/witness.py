@@ -1,4 +1,5 @@
-"""A DeiT in plain NumPy and float64, written from the papers: the witness for every number the layers compute.
+"""A DeiT in plain NumPy and float64, written from the papers: the witness for every number the
+layers compute.
 
 Weights come as {path: array} with the layers' own paths, relative to the layer.
 """
@@ -12,7 +13,11 @@ erf = np.vectorize(math.erf)
 
 def under(weights, name):
     """The weights of a sub-layer, by paths relative to it."""
-    return {path.removeprefix(f"{name}/"): value for path, value in weights.items() if path.startswith(f"{name}/")}
+    return {
+        path.removeprefix(f"{name}/"): value
+        for path, value in weights.items()
+        if path.startswith(f"{name}/")
+    }
 
 
 def dense(x, weights):
@@ -50,7 +55,9 @@ def patch_embedding(images, weights, patch_size):
 
 
 def token_position_embedding(patches, weights, position_scope):
-    prefix = np.broadcast_to(weights["prefix_tokens"], (len(patches), *weights["prefix_tokens"].shape))
+    prefix = np.broadcast_to(
+        weights["prefix_tokens"], (len(patches), *weights["prefix_tokens"].shape)
+    )
     if position_scope == "patches":
         return np.concatenate([prefix, patches + weights["positions"]], axis=1)
     return np.concatenate([prefix, patches], axis=1) + weights["positions"]
@@ -63,10 +70,15 @@ def attention(x, weights, num_heads):
     qkv = dense(x, under(weights, "qkv"))
     outputs, scores = [], []
     for head in range(num_heads):
-        query, key, value = (qkv[..., part * dim + head * head_dim : part * dim + (head + 1) * head_dim] for part in range(3))
+        query, key, value = (
+            qkv[..., part * dim + head * head_dim : part * dim + (head + 1) * head_dim]
+            for part in range(3)
+        )
         scores.append(softmax(query @ key.swapaxes(1, 2) / math.sqrt(head_dim)))
         outputs.append(scores[-1] @ value)
-    return dense(np.concatenate(outputs, axis=-1), under(weights, "projection")), np.stack(scores, axis=1)
+    return dense(np.concatenate(outputs, axis=-1), under(weights, "projection")), np.stack(
+        scores, axis=1
+    )
 
 
 def mlp(x, weights):
@@ -75,27 +87,39 @@ def mlp(x, weights):
 
 def block(x, weights, num_heads, epsilon):
     """(outputs, scores)."""
-    branch, scores = attention(layer_norm(x, under(weights, "attention_norm"), epsilon), under(weights, "attention"), num_heads)
+    branch, scores = attention(
+        layer_norm(x, under(weights, "attention_norm"), epsilon),
+        under(weights, "attention"),
+        num_heads,
+    )
     x = x + branch * weights.get("attention_scale/gamma", 1.0)
     branch = mlp(layer_norm(x, under(weights, "mlp_norm"), epsilon), under(weights, "mlp"))
     return x + branch * weights.get("mlp_scale/gamma", 1.0), scores
 
 
 def backbone(images, weights, config):
-    """{"output", "block_outputs", "attention_scores"} of a DeiTBackbone with this config, on channels_last images."""
+    """{"output", "block_outputs", "attention_scores"} of a DeiTBackbone with this config, on
+    channels_last images.
+    """
     x = patch_embedding(images, under(weights, "patch_embedding"), config["patch_size"])
-    x = token_position_embedding(x, under(weights, "token_position_embedding"), config["position_scope"])
+    x = token_position_embedding(
+        x, under(weights, "token_position_embedding"), config["position_scope"]
+    )
     block_outputs, attention_scores = {}, {}
     for index in range(config["num_layers"]):
         name = f"block_{index}"
-        x, scores = block(x, under(weights, name), config["num_heads"], config["layer_norm_epsilon"])
+        x, scores = block(
+            x, under(weights, name), config["num_heads"], config["layer_norm_epsilon"]
+        )
         block_outputs[name], attention_scores[name] = x, scores
     output = layer_norm(x, under(weights, "final_norm"), config["layer_norm_epsilon"])
     return {"output": output, "block_outputs": block_outputs, "attention_scores": attention_scores}
 
 
 def weights_of(layer):
-    """{path relative to the layer: float64 array}; a functional model's layers stand at the root."""
+    """{path relative to the layer: float64 array}; a functional model's layers stand at the
+    root.
+    """
     prefix = f"{layer.name}/"
     return {v.path.removeprefix(prefix): np.asarray(_numpy(v), "float64") for v in layer.weights}
 

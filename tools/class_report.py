@@ -1,4 +1,6 @@
-"""Which classes a classifier knows, and which it takes for which: what `evaluate.py --class_report` writes."""
+"""Which classes a classifier knows, and which it takes for which: what `evaluate.py --class_report`
+writes.
+"""
 
 import csv
 import io
@@ -26,7 +28,9 @@ def confusion_matrix(answers, num_classes):
 
 
 def class_table(matrix, labels):
-    """A confusion matrix as CSV with a row for each class, the worst recall first. Empty: there is nothing to divide by."""
+    """A confusion matrix as CSV with a row for each class, the worst recall first. Empty: there is
+    nothing to divide by.
+    """
     correct, images, answered = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     wrong = matrix - np.diag(correct)
     rows = []
@@ -47,7 +51,9 @@ def class_table(matrix, labels):
 
 def matrix_table(matrix, labels):
     """A confusion matrix as CSV: a row for each class, a column for each answer."""
-    return _csv([("class", *labels), *((label, *row) for label, row in zip(labels, matrix.tolist()))])
+    return _csv(
+        [("class", *labels), *((label, *row) for label, row in zip(labels, matrix.tolist()))]
+    )
 
 
 def _percent(part, whole):

@@ -1,10 +1,13 @@
-"""Does distillation help? Trains small students on few of scikit-learn's digits, alone and taught, and writes the table of docs/distil.md.
+"""Does distillation help? Trains small students on few of scikit-learn's digits, alone and taught,
+and writes the table of docs/distil.md.
 
     pip install ".[tensorflow,examples]" && python tools/distillation_table.py
 
-600 digits to learn from, 1197 to be scored on, 5 seeds, 60 epochs each: half an hour on two cores. For every seed a convolutional teacher
-learns the same 600 and teaches two students of four; all see the same images in the same order, augmented alike. Nothing was chosen by the
-1197: the learning rate is that of `examples/train_digits.py`, soft distillation the paper's. Each seed's figures are kept in docs/distillation.json,
+600 digits to learn from, 1197 to be scored on, 5 seeds, 60 epochs each: half an hour on two cores.
+For every seed a convolutional teacher learns the same 600 and teaches two students of four; all see
+the same images in the same order, augmented alike. Nothing was chosen by the
+1197: the learning rate is that of `examples/train_digits.py`, soft distillation the paper's. Each
+    seed's figures are kept in docs/distillation.json,
 and a run that was stopped goes on from there.
 """
 
@@ -13,7 +16,8 @@ import os
 import pathlib
 import statistics
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -49,7 +53,9 @@ def load():
 
 
 def augmented(images, labels, seed):
-    """Each epoch another order and other distortions, the same for all that train with this seed."""
+    """Each epoch another order and other distortions, the same for all that train with this
+    seed.
+    """
     options = {"fill_mode": "constant", "fill_value": -1.0, "data_format": "channels_last"}
     layers = (
         keras.layers.RandomRotation(0.04, seed=seed, **options),
@@ -68,7 +74,9 @@ def augmented(images, labels, seed):
 
 def train(model, training, seed):
     steps = FLAGS.epochs * (len(training[0]) // BATCH_SIZE)
-    schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - steps // 10, warmup_target=2e-3, warmup_steps=steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps - steps // 10, warmup_target=2e-3, warmup_steps=steps // 10
+    )
     model.compile(
         keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -86,11 +94,15 @@ def build_teacher():
             keras.layers.Activation("relu"),
             keras.layers.MaxPooling2D(),
         ]
-    return keras.Sequential([*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)])
+    return keras.Sequential(
+        [*layers, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
+    )
 
 
 def build_student(distilled):
-    backbone = DeiTBackbone((16, 16, 1), 4, 4, 4, 64, 256, use_distillation_token=distilled, drop_path_rate=0.1)
+    backbone = DeiTBackbone(
+        (16, 16, 1), 4, 4, 4, 64, 256, use_distillation_token=distilled, drop_path_rate=0.1
+    )
     return DeiTImageClassifier(backbone, 10)
 
 
@@ -99,7 +111,9 @@ def accuracy(model, data):
 
 
 def agreement(teacher, training, seed):
-    """How often the teacher's hard answer on an image to learn from is its label: where it is, the answer says nothing new."""
+    """How often the teacher's hard answer on an image to learn from is its label: where it is, the
+    answer says nothing new.
+    """
     batches = list(augmented(*training, seed).as_numpy_iterator())
     same = [teacher.predict_on_batch(images).argmax(-1) == labels for images, labels in batches]
     return float(np.concatenate(same).mean())
@@ -115,7 +129,9 @@ def run(seed, training, test):
         "alone": lambda: build_student(False),
         "two_tokens": lambda: build_student(True),
         "hard": lambda: DeiTDistiller(build_student(True), teacher),
-        "soft": lambda: DeiTDistiller(build_student(True), teacher, "soft", alpha=0.1, temperature=3.0),
+        "soft": lambda: DeiTDistiller(
+            build_student(True), teacher, "soft", alpha=0.1, temperature=3.0
+        ),
     }
     for name, build in students.items():
         keras.utils.set_random_seed(seed)
@@ -127,12 +143,18 @@ def run(seed, training, test):
 
 def table(results):
     """Mean, spread, and how often a student is better than the one alone with the same seed."""
-    lines = ["| | accuracy, mean | standard deviation | better than alone |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| | accuracy, mean | standard deviation | better than alone |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, title in ROWS.items():
         values = [result[name] for result in results]
         wins = sum(result[name] > result["alone"] for result in results)
         better = "" if name in ("teacher", "alone") else f"{wins} of {len(results)}"
-        lines.append(f"| {title} | {statistics.mean(values):.1%} | {statistics.stdev(values):.1%} | {better} |")
+        lines.append(
+            f"| {title} | {statistics.mean(values):.1%} | {statistics.stdev(values):.1%} | "
+            f"{better} |"
+        )
     agreed = statistics.mean(result["agreement"] for result in results)
     return (
         "\n".join(lines)
@@ -143,12 +165,19 @@ def table(results):
 def main(_):
     output = pathlib.Path(FLAGS.output)
     settings = {name: FLAGS[name].value for name in ("epochs", "training_images")}
-    content = json.loads(output.read_text()) if output.exists() else {"settings": settings, "results": []}
+    content = (
+        json.loads(output.read_text()) if output.exists() else {"settings": settings, "results": []}
+    )
     if content["settings"] != settings:
-        raise app.UsageError(f"{output} has other settings, {content['settings']}. Give another --output, or remove it.")
+        raise app.UsageError(
+            f"{output} has other settings, {content['settings']}. Give another --output, or remove "
+            "it."
+        )
     training, test = load()
     for seed in range(len(content["results"]), FLAGS.seeds):
-        content["results"].append({name: round(value, 4) for name, value in run(seed, training, test).items()})
+        content["results"].append(
+            {name: round(value, 4) for name, value in run(seed, training, test).items()}
+        )
         print(f"seed {seed}: {content['results'][-1]}", flush=True)
         output.write_text(json.dumps(content, indent=1) + "\n")
     page = pathlib.Path(FLAGS.page)

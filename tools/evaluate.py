@@ -1,25 +1,30 @@
 """Evaluates classifiers as the official code of DeiT does, and writes a table of them.
 
     pip install ".[evaluate]"
-    python tools/evaluate.py --data_dir imagenet/val --preset deit_tiny_patch16_224,deit3_small_patch16_224
-    python tools/evaluate.py --data_dir imagenet/val --preset deit_tiny_patch16_224 --real_labels real.json --output real.csv
-    python tools/evaluate.py --data_dir photos/val --preset my_preset --output mine.csv --class_report mine
-    python tools/evaluate.py --data_dir tfds:imagenet2012 --preset deit_tiny_patch16_224 --dtype bfloat16 --output bfloat16.csv
+    python tools/evaluate.py --data_dir imagenet/val --preset
+    deit_tiny_patch16_224,deit3_small_patch16_224 python tools/evaluate.py --data_dir imagenet/val
+    --preset deit_tiny_patch16_224 --real_labels real.json --output real.csv python
+    tools/evaluate.py --data_dir photos/val --preset my_preset --output mine.csv --class_report mine
+    python tools/evaluate.py --data_dir tfds:imagenet2012 --preset deit_tiny_patch16_224 --dtype
+    bfloat16 --output bfloat16.csv
 
-`val` has a folder of images for each class. For ImageNet's models they are named by synset, n01440764 to n15075141; for others as the
-model's labels. `tfds:NAME` is a set of TensorFlow Datasets, its split `validation` or else `test`. `real.json` is
+`val` has a folder of images for each class. For ImageNet's models they are named by synset,
+n01440764 to n15075141; for others as the model's labels. `tfds:NAME` is a set of TensorFlow
+Datasets, its split `validation` or else `test`. `real.json` is
 google-research/reassessed-imagenet's.
 
-Pillow reads the images, converted to RGB and not rotated by their EXIF, as in the official code. Files that cannot be read are named and
-counted, and no part of the accuracy. In the table the published top-1 stands beside ours, and sayakpaul/deit-tf's figures for the same
-weights (i1k_eval at 79cc91d). `--crop_ratio 0.9` is timm's evaluation, which differs from the published.
+Pillow reads the images, converted to RGB and not rotated by their EXIF, as in the official code.
+Files that cannot be read are named and counted, and no part of the accuracy. In the table the
+published top-1 stands beside ours, and sayakpaul/deit-tf's figures for the same weights (i1k_eval
+at 79cc91d). `--crop_ratio 0.9` is timm's evaluation, which differs from the published.
 
-`--class_report` names a folder for two more tables of each model: `<preset>_classes.csv` with recall, precision and F1 of each class, the worst
-first, and `<preset>_confusion.csv`, the number of images by class and answer.
+`--class_report` names a folder for two more tables of each model: `<preset>_classes.csv` with
+recall, precision and F1 of each class, the worst first, and `<preset>_confusion.csv`, the number of
+images by class and answer.
 
-Killed at any moment and started again with the same flags, it goes on, and ends with the accuracy that it would have had; models that
-the table has are not evaluated again. `images_per_second` is of reading, converting and predicting together, but for the first batch,
-which compiles.
+Killed at any moment and started again with the same flags, it goes on, and ends with the accuracy
+that it would have had; models that the table has are not evaluated again. `images_per_second` is of
+reading, converting and predicting together, but for the first batch, which compiles.
 """
 
 import csv
@@ -34,7 +39,8 @@ import re
 import sys
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -49,12 +55,23 @@ from keras_deit.training.batches import evaluation_batches
 from keras_deit.training.image_folder import FORMATS, ImageFolder
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("data_dir", None, "Folder with a subfolder of images for each class, or tfds:NAME.", required=True)
-flags.DEFINE_list("preset", None, "Names, hf:// addresses or folders of classifiers.", required=True)
+flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder with a subfolder of images for each class, or tfds:NAME.",
+    required=True,
+)
+flags.DEFINE_list(
+    "preset", None, "Names, hf:// addresses or folders of classifiers.", required=True
+)
 flags.DEFINE_string("output", "evaluation.csv", "Table to write, or to go on with.")
 flags.DEFINE_string("real_labels", None, "real.json: ReaL accuracy as well.")
-flags.DEFINE_string("class_report", None, "Folder for a table of the classes and a confusion matrix of each model.")
-flags.DEFINE_float("crop_ratio", None, "Share of the resized image that is seen. Default: the preset's.")
+flags.DEFINE_string(
+    "class_report", None, "Folder for a table of the classes and a confusion matrix of each model."
+)
+flags.DEFINE_float(
+    "crop_ratio", None, "Share of the resized image that is seen. Default: the preset's."
+)
 flags.DEFINE_string("dtype", None, "Such as bfloat16. Default: the preset's.")
 flags.DEFINE_integer("batch_size", 64, "Images in a batch.", 1)
 
@@ -76,7 +93,8 @@ COLUMNS = (
 )
 DEIT_TF = pathlib.Path(__file__).with_name("deit_tf.csv")
 BATCHES_BETWEEN_SAVES = 20
-LONGEST = 100  # times as long as wide: resized to cover the model's image, a longer one would fill the memory
+# Times as long as wide: resized to cover the model's image, a longer one would fill the memory
+LONGEST = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +105,8 @@ class Images:
         dataset: `tf.data.Dataset` of (name of a file, or its bytes; label).
         names: of the images, in that order.
         class_names: in the order of the labels.
-        identity: what tells these images from others, for the table: of a folder, a digest of names and sizes.
+        identity: what tells these images from others, for the table: of a folder, a digest of names
+            and sizes.
         are_files: whether the dataset is of names.
         others: names of the files in the folder that are of no format that is read.
     """
@@ -101,17 +120,26 @@ class Images:
 
 
 def open_images(data_dir):
-    return open_tfds(data_dir) if data_dir.startswith("tfds:") else open_folder(os.path.expanduser(data_dir))
+    return (
+        open_tfds(data_dir)
+        if data_dir.startswith("tfds:")
+        else open_folder(os.path.expanduser(data_dir))
+    )
 
 
 def open_folder(directory):
-    if os.path.isdir(directory) and not any(entry.is_dir() for entry in pathlib.Path(directory).iterdir()):
+    if os.path.isdir(directory) and not any(
+        entry.is_dir() for entry in pathlib.Path(directory).iterdir()
+    ):
         raise ValueError(
-            f"{directory} must have a subfolder of images for each class. ImageNet's validation images come without: move each to the "
+            f"{directory} must have a subfolder of images for each class. ImageNet's validation "
+            "images come without: move each to the "
             "folder of its synset, such as n01440764. Received: no subfolders"
         )
     folder = ImageFolder.open(directory)
-    listing = "".join(f"{os.path.relpath(file, directory)} {os.path.getsize(file)}\n" for file in folder.files)
+    listing = "".join(
+        f"{os.path.relpath(file, directory)} {os.path.getsize(file)}\n" for file in folder.files
+    )
     return Images(
         folder.dataset(),
         folder.files,
@@ -126,46 +154,71 @@ def open_tfds(name):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ValueError(f"Reading {name} takes TensorFlow Datasets: pip install tensorflow-datasets.") from error
+        raise ValueError(
+            f"Reading {name} takes TensorFlow Datasets: pip install tensorflow-datasets."
+        ) from error
     builder = tfds.builder(name.removeprefix("tfds:"))
     image, label = builder.info.supervised_keys or (None, None)
     if label is None or not isinstance(builder.info.features[label], tfds.features.ClassLabel):
-        raise ValueError(f"{name} is not of images with one class each. Received: {builder.info.features}")
+        raise ValueError(
+            f"{name} is not of images with one class each. Received: {builder.info.features}"
+        )
     try:
         builder.download_and_prepare()
     except AssertionError as error:  # what has to be downloaded by hand is not there
         raise ValueError(str(error)) from error
     split = "validation" if "validation" in builder.info.splits else "test"
     if split not in builder.info.splits:
-        raise ValueError(f"{name} must have a split `validation` or `test`. Received: {', '.join(builder.info.splits)}")
-    dataset = builder.as_dataset(split=split, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False)
+        raise ValueError(
+            f"{name} must have a split `validation` or `test`. Received: "
+            f"{', '.join(builder.info.splits)}"
+        )
+    dataset = builder.as_dataset(
+        split=split, decoders={image: tfds.decode.SkipDecoding()}, shuffle_files=False
+    )
     identity = f"{builder.info.full_name}:{split}"
     names = tuple(f"{identity}[{number}]" for number in range(len(dataset)))
     if "file_name" in builder.info.features:  # ImageNet's sets have it
-        names = tuple(os.fsdecode(each) for each in dataset.map(operator.itemgetter("file_name")).as_numpy_iterator())
+        names = tuple(
+            os.fsdecode(each)
+            for each in dataset.map(operator.itemgetter("file_name")).as_numpy_iterator()
+        )
     dataset = dataset.map(operator.itemgetter(image, label))
-    return Images(dataset, names, tuple(builder.info.features[label].names), identity, are_files=False)
+    return Images(
+        dataset, names, tuple(builder.info.features[label].names), identity, are_files=False
+    )
 
 
 def read_real_labels(path, images):
     """For each image the classes that it shows, by Beyer et al., 2020: none, one or several."""
     if images.class_names != presets.imagenet_synsets():
-        raise ValueError("--real_labels are of ImageNet's validation set, with its 1000 synsets as classes.")
-    found = [re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", os.path.basename(name)) for name in images.names]
+        raise ValueError(
+            "--real_labels are of ImageNet's validation set, with its 1000 synsets as classes."
+        )
+    found = [
+        re.fullmatch(r"ILSVRC2012_val_(\d{8})\.\w+", os.path.basename(name))
+        for name in images.names
+    ]
     numbers = [int(match[1]) if match else 0 for match in found]
     others = [name for name, number in zip(images.names, numbers) if not 1 <= number <= 50_000]
     if others:
         raise ValueError(
-            "With --real_labels the images must have the names of ImageNet's validation set, ILSVRC2012_val_00000001.JPEG to "
+            "With --real_labels the images must have the names of ImageNet's validation set, "
+            "ILSVRC2012_val_00000001.JPEG to "
             f"ILSVRC2012_val_00050000.JPEG. Received: {some(others)}"
         )
     try:
         content = json.loads(pathlib.Path(os.path.expanduser(path)).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON. Download real.json again. {error}") from error
-    if not isinstance(content, list) or len(content) != 50_000 or not all(map(are_classes, content)):
+    if (
+        not isinstance(content, list)
+        or len(content) != 50_000
+        or not all(map(are_classes, content))
+    ):
         raise ValueError(
-            f"{path} must hold 50000 lists of classes from 0 to 999, as real.json of google-research/reassessed-imagenet."
+            f"{path} must hold 50000 lists of classes from 0 to 999, as real.json of "
+            "google-research/reassessed-imagenet."
         )
     return [content[number - 1] for number in numbers]
 
@@ -180,16 +233,21 @@ def load_classifier(handle):
     classifier = DeiTImageClassifier.from_preset(handle, **overrides)
     if not isinstance(classifier.preprocessor, DeiTImageConverter):
         raise ValueError(
-            f"{handle} must say how images are converted for it. Save it with a `DeiTImageConverter` as its `preprocessor`. "
+            f"{handle} must say how images are converted for it. Save it with a "
+            "`DeiTImageConverter` as its `preprocessor`. "
             f"Received: preprocessor={classifier.preprocessor!r}"
         )
     if num_channels(classifier) not in (1, 3):
-        raise ValueError(f"Images are gray or RGB. Received: {handle}, for {num_channels(classifier)} channels")
+        raise ValueError(
+            f"Images are gray or RGB. Received: {handle}, for {num_channels(classifier)} channels"
+        )
     return classifier
 
 
 def num_channels(classifier):
-    return classifier.backbone.image_shape[0 if classifier.backbone.data_format == "channels_first" else -1]
+    return classifier.backbone.image_shape[
+        0 if classifier.backbone.data_format == "channels_first" else -1
+    ]
 
 
 def class_positions(handle, labels, class_names):
@@ -204,15 +262,20 @@ def class_positions(handle, labels, class_names):
             "`DeiTImageClassifier.from_preset(handle, labels=[...]).save_to_preset(directory)`."
         )
     # Not all of them, for some tell the two that are called "crane" apart.
-    is_imagenet = len(labels) == 1000 and np.mean(np.array(labels) == np.array(presets.imagenet_labels())) > 0.99
+    is_imagenet = (
+        len(labels) == 1000
+        and np.mean(np.array(labels) == np.array(presets.imagenet_labels())) > 0.99
+    )
     expected = presets.imagenet_synsets() if is_imagenet else tuple(labels)
     if sorted(expected) != sorted(class_names):
         missing = [name for name in expected if name not in class_names]
         unknown = [name for name in class_names if name not in expected]
         raise ValueError(
-            f"The images must be of the classes of {handle}, {'the synsets of ImageNet' if is_imagenet else 'its labels'}, "
+            f"The images must be of the classes of {handle}, "
+            f"{'the synsets of ImageNet' if is_imagenet else 'its labels'}, "
             f"{len(labels)} in number. Rename the folders, or give the model that belongs to them. "
-            f"Received: {len(class_names)} classes; missing {some(missing)}; unknown {some(unknown)}"
+            f"Received: {len(class_names)} classes; missing {some(missing)}; unknown "
+            f"{some(unknown)}"
         )
     return [expected.index(name) for name in class_names]
 
@@ -232,7 +295,9 @@ def image_reader(channels, positions, are_files, unread):
         try:
             with Image.open(os.fsdecode(source) if are_files else io.BytesIO(source)) as image:
                 if max(image.size) > LONGEST * min(image.size):
-                    raise ValueError(f"an image of {image.width} x {image.height} pixels is too long")
+                    raise ValueError(
+                        f"an image of {image.width} x {image.height} pixels is too long"
+                    )
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
         except Exception as error:  # broken images fail in many ways
             unread[int(number)] = f"{type(error).__name__}: {error}"
@@ -268,7 +333,8 @@ def evaluate(handle, images, real_labels, kept):
     start, end = counts["seen"], len(images.names)
     unread = {}
     read = image_reader(num_channels(classifier), positions, images.are_files, unread)
-    converter, classifier.preprocessor = classifier.preprocessor, None  # the batches are converted already
+    # The batches are converted already
+    converter, classifier.preprocessor = classifier.preprocessor, None
     rest = images.dataset.enumerate().skip(start)
     batches = evaluation_batches(rest, converter, classifier.num_classes, FLAGS.batch_size, read)
     print(f"{handle}, from image {start + 1} of {end}")
@@ -294,7 +360,9 @@ def evaluate(handle, images, real_labels, kept):
         counts["seen"] += len(numbers)
         if index % BATCHES_BETWEEN_SAVES == 0 and counts["seen"] < end:
             write(kept, json.dumps({"settings": settings, "counts": counts}))
-        progress.update(counts["seen"] - start, [("top-1 (%)", 100 * share(counts["top1"], num_read(counts)))])
+        progress.update(
+            counts["seen"] - start, [("top-1 (%)", 100 * share(counts["top1"], num_read(counts)))]
+        )
     return counts, classifier.labels
 
 
@@ -311,7 +379,9 @@ def add_answers(counts, logits, labels, real):
 
 
 def first_counts():
-    """Of images: seen, that could not be read, answered right; `real_images` are those that have ReaL labels; `answers`: see `class_report`."""
+    """Of images: seen, that could not be read, answered right; `real_images` are those that have
+    ReaL labels; `answers`: see `class_report`.
+    """
     names = ("seen", "corrupt", "top1", "top5", "real", "real_images", "timed_images", "seconds")
     return {**dict.fromkeys(names, 0), "answers": {}}
 
@@ -327,7 +397,10 @@ def share(part, whole):
 def row_settings(images):
     """What a row says of how its figures came about."""
     given = {"crop_ratio": FLAGS.crop_ratio, "dtype": FLAGS.dtype}
-    return {"data": images.identity, **{name: str("preset's" if value is None else value) for name, value in given.items()}}
+    return {
+        "data": images.identity,
+        **{name: str("preset's" if value is None else value) for name, value in given.items()},
+    }
 
 
 def build_row(handle, counts, images):
@@ -346,10 +419,14 @@ def build_row(handle, counts, images):
         "difference": "" if published is None else f"{top1 - published:+.3f}",
         "deit_tf_top1_acc(%)": deit_tf.get("top1_acc(%)", ""),
         "deit_tf_top5_acc(%)": deit_tf.get("top5_acc(%)", ""),
-        "real_acc(%)": f"{100 * share(counts['real'], counts['real_images']):.3f}" if counts["real_images"] else "",
+        "real_acc(%)": f"{100 * share(counts['real'], counts['real_images']):.3f}"
+        if counts["real_images"]
+        else "",
         "images": str(num_read(counts)),
         "corrupt_images": str(counts["corrupt"] + len(images.others)),
-        "images_per_second": f"{counts['timed_images'] / counts['seconds']:.1f}" if counts["seconds"] else "",
+        "images_per_second": f"{counts['timed_images'] / counts['seconds']:.1f}"
+        if counts["seconds"]
+        else "",
         **row_settings(images),
     }
 
@@ -359,7 +436,9 @@ def read_rows(output):
         return []
     text = output.read_text(errors="replace")
     if text.partition("\n")[0] != ",".join(COLUMNS):
-        raise ValueError(f"{output} exists, and is not a table of this program. Give another --output.")
+        raise ValueError(
+            f"{output} exists, and is not a table of this program. Give another --output."
+        )
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -367,16 +446,22 @@ def check_rows(output, rows, images):
     """A table goes on as it began.
 
     Raises:
-        ValueError: its rows are of other images or settings, or have no ReaL accuracy where it is asked for.
+        ValueError: its rows are of other images or settings, or have no ReaL accuracy where it is
+            asked for.
     """
     expected = row_settings(images)
     for row in rows:
-        changed = [f"{name} {row[name]}, now {value}" for name, value in expected.items() if row[name] != value]
+        changed = [
+            f"{name} {row[name]}, now {value}"
+            for name, value in expected.items()
+            if row[name] != value
+        ]
         if FLAGS.real_labels and not row["real_acc(%)"]:
             changed.append("no ReaL accuracy")
         if changed:
             raise ValueError(
-                f"{output} holds results of other images or settings. Give those to go on with it, or another --output. "
+                f"{output} holds results of other images or settings. Give those to go on with it, "
+                "or another --output. "
                 f"Received: {row['model_name']} with {'; '.join(changed)}"
             )
 
@@ -414,7 +499,9 @@ def write(path, text):
 def run():
     handles = list(dict.fromkeys(FLAGS.preset))
     if not handles:
-        raise ValueError("--preset must name a model, or several with commas between them. Received: none")
+        raise ValueError(
+            "--preset must name a model, or several with commas between them. Received: none"
+        )
     for handle in handles:
         presets.find_preset(handle)  # a name that is wrong is said before hours of work
     output = pathlib.Path(os.path.expanduser(FLAGS.output))
@@ -429,7 +516,8 @@ def run():
         if handle in [row["model_name"] for row in rows]:
             if FLAGS.class_report and not report_file(handle, "confusion").exists():
                 raise ValueError(
-                    f"{output} has {handle} already, without a class report. Delete its row to evaluate it again, or give another --output."
+                    f"{output} has {handle} already, without a class report. Delete its row to "
+                    "evaluate it again, or give another --output."
                 )
             print(f"{output} has {handle} already. Delete its row to evaluate it again.")
             continue

@@ -1,15 +1,19 @@
 """Exports a classifier to a file of another runtime, and checks it there.
 
     pip install ".[export]"
-    python tools/export_model.py --format saved_model --preset deit_tiny_distilled_patch16_224 --output deit --raw_image_size any
-    python tools/export_model.py --format onnx --preset deit_tiny_distilled_patch16_224 --output deit.onnx --attention_scores
-    python tools/export_model.py --format litert --preset my_preset --output deit.tflite --raw_image_size 480,640 --int8
-    python tools/export_model.py --format openvino --preset my_preset --output deit.xml --batch_size 8 --photographs a.jpg,b.jpg
+    python tools/export_model.py --format saved_model --preset deit_tiny_distilled_patch16_224
+    --output deit --raw_image_size any python tools/export_model.py --format onnx --preset
+    deit_tiny_distilled_patch16_224 --output deit.onnx --attention_scores python
+    tools/export_model.py --format litert --preset my_preset --output deit.tflite --raw_image_size
+    480,640 --int8 python tools/export_model.py --format openvino --preset my_preset --output
+    deit.xml --batch_size 8 --photographs a.jpg,b.jpg
 
-The input is `images`: what the preset's preprocessor makes of photographs, float32, or with --raw_image_size the photographs, uint8. The outputs
-are `logits` and, with --attention_scores, `block_0`, `block_1`, ... What was written is loaded in its own runtime and compared with Keras on
---photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to --output, which must not exist. The preset's labels
-are in a text file beside it. Prints a row of the table in docs/export.md, which says how to load each format without this package.
+The input is `images`: what the preset's preprocessor makes of photographs, float32, or with
+--raw_image_size the photographs, uint8. The outputs are `logits` and, with --attention_scores,
+`block_0`, `block_1`, ... What was written is loaded in its own runtime and compared with Keras on
+--photographs or, without, on smooth noise of a fixed seed; at most 1e-4 apart, it is moved to
+--output, which must not exist. The preset's labels are in a text file beside it. Prints a row of
+the table in docs/export.md, which says how to load each format without this package.
 """
 
 import importlib.util
@@ -26,7 +30,8 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -63,9 +68,14 @@ def load_litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))
-    large = [tensor["name"] for tensor in interpreter.get_tensor_details() if len(tensor["shape"]) > 4]
+    large = [
+        tensor["name"] for tensor in interpreter.get_tensor_details() if len(tensor["shape"]) > 4
+    ]
     if large:
-        raise ValueError(f"Mobile delegates take tensors of rank 4 at most. The file has others: {', '.join(large)}")
+        raise ValueError(
+            "Mobile delegates take tensors of rank 4 at most. The file has others: "
+            f"{', '.join(large)}"
+        )
     run = interpreter.get_signature_runner()
     return lambda images: run(images=images)
 
@@ -104,12 +114,23 @@ TIMED_CALLS = 20
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("format", None, list(FORMATS), "What to write.", required=True)
 flags.DEFINE_string("preset", None, "Handle of a preset.", required=True)
-flags.DEFINE_string("output", None, "A folder, or a file .onnx, .tflite or .xml (with a .bin beside it).", required=True)
-flags.DEFINE_string("raw_image_size", None, "Take raw images: HEIGHT,WIDTH, or any for saved_model. Default: converted images.")
+flags.DEFINE_string(
+    "output",
+    None,
+    "A folder, or a file .onnx, .tflite or .xml (with a .bin beside it).",
+    required=True,
+)
+flags.DEFINE_string(
+    "raw_image_size",
+    None,
+    "Take raw images: HEIGHT,WIDTH, or any for saved_model. Default: converted images.",
+)
 flags.DEFINE_integer("batch_size", None, "Images in a call. Default: any number.", 1)
 flags.DEFINE_bool("attention_scores", False, "Give the attention scores of every block, too.")
 flags.DEFINE_bool("int8", False, "Keep the weights in 8 bits; for litert.")
-flags.DEFINE_bool("load_weights", True, "Start from the preset's weights; without, size and speed are the same.")
+flags.DEFINE_bool(
+    "load_weights", True, "Start from the preset's weights; without, size and speed are the same."
+)
 flags.DEFINE_list("photographs", [], "Images to compare with Keras on.")
 
 
@@ -118,14 +139,20 @@ def check_flags():
     format, output = FORMATS[FLAGS.format], output_path()
     if keras.backend.backend() != "tensorflow":
         raise ValueError(
-            "Models are exported from TensorFlow, whichever backend trained them: start again with KERAS_BACKEND=tensorflow. "
+            "Models are exported from TensorFlow, whichever backend trained them: start again with "
+            "KERAS_BACKEND=tensorflow. "
             f"Received: KERAS_BACKEND={keras.backend.backend()}"
         )
     missing = [package for package in format.packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ValueError(f'--format {FLAGS.format} takes {" and ".join(missing)}: pip install ".[export]".')
+        raise ValueError(
+            f'--format {FLAGS.format} takes {" and ".join(missing)}: pip install ".[export]".'
+        )
     if format.suffix and output.suffix != format.suffix:
-        raise ValueError(f"--format {FLAGS.format} writes a file that ends in {format.suffix}. Received: --output {output}")
+        raise ValueError(
+            f"--format {FLAGS.format} writes a file that ends in {format.suffix}. Received: "
+            f"--output {output}"
+        )
     weights = [output.with_suffix(".bin")] if FLAGS.format == "openvino" else []
     for path in (output, *weights, labels_file(output)):
         if path.exists():
@@ -134,7 +161,8 @@ def check_flags():
         raise ValueError(f"--int8 is for --format litert. Received: --format {FLAGS.format}")
     if FLAGS.raw_image_size == ANY and FLAGS.format != "saved_model":
         raise ValueError(
-            f"--raw_image_size any is for --format saved_model: give HEIGHT,WIDTH. Received: --format {FLAGS.format}"
+            "--raw_image_size any is for --format saved_model: give HEIGHT,WIDTH. Received: "
+            f"--format {FLAGS.format}"
         )
 
 
@@ -152,24 +180,31 @@ def read_size(text):
     if text in (None, ANY):
         return text
     sides = text.split(",")
-    if len(sides) != 2 or not all(side.isdecimal() and 1 <= int(side) <= LARGEST_SIDE for side in sides):
+    if len(sides) != 2 or not all(
+        side.isdecimal() and 1 <= int(side) <= LARGEST_SIDE for side in sides
+    ):
         raise ValueError(
-            f"--raw_image_size is HEIGHT,WIDTH, each from 1 to {LARGEST_SIDE} pixels, such as 480,640. Received: {text}"
+            f"--raw_image_size is HEIGHT,WIDTH, each from 1 to {LARGEST_SIDE} pixels, such as "
+            f"480,640. Received: {text}"
         )
     return tuple(map(int, sides))
 
 
 def load_classifier():
-    classifier = DeiTImageClassifier.from_preset(FLAGS.preset, load_weights=FLAGS.load_weights, dtype="float32")
+    classifier = DeiTImageClassifier.from_preset(
+        FLAGS.preset, load_weights=FLAGS.load_weights, dtype="float32"
+    )
     converter = classifier.preprocessor
     if FLAGS.raw_image_size and not isinstance(converter, DeiTImageConverter):
         raise ValueError(
-            "--raw_image_size takes a preset with a `DeiTImageConverter` as its preprocessor. Save it with one, or leave the flag out. "
+            "--raw_image_size takes a preset with a `DeiTImageConverter` as its preprocessor. Save "
+            "it with one, or leave the flag out. "
             f"Received: preprocessor={converter!r}"
         )
     if FLAGS.photographs and converter is None:
         raise ValueError(
-            f"{FLAGS.preset} does not say how photographs are converted for it. Leave --photographs out, or save it with a `preprocessor`."
+            f"{FLAGS.preset} does not say how photographs are converted for it. Leave "
+            "--photographs out, or save it with a `preprocessor`."
         )
     return classifier
 
@@ -190,7 +225,9 @@ def exported_model(classifier, model, size):
         outputs = model(images)
     else:
         sides = (None, None) if size == ANY else size
-        shape = (shape[0], *sides) if converter.data_format == "channels_first" else (*sides, shape[2])
+        shape = (
+            (shape[0], *sides) if converter.data_format == "channels_first" else (*sides, shape[2])
+        )
         images = keras.Input(shape, FLAGS.batch_size, "uint8", name="images")
         outputs = model(converter(images) if size == ANY else converter.for_size(*size)(images))
     return keras.Model(images, outputs)
@@ -204,10 +241,14 @@ def images_to_compare(classifier, size):
     if converter is None:
         photographs = [np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")]
     else:
-        photographs = [read_photograph(path, channels) for path in FLAGS.photographs] or smooth_noise(channels)
+        photographs = [
+            read_photograph(path, channels) for path in FLAGS.photographs
+        ] or smooth_noise(channels)
         if size not in (None, ANY):
             photographs = [resized(photograph, size) for photograph in photographs]
-        photographs = [(image.transpose(2, 0, 1) if first else image)[None] for image in photographs]
+        photographs = [
+            (image.transpose(2, 0, 1) if first else image)[None] for image in photographs
+        ]
         if size is None:
             photographs = [ops.convert_to_numpy(converter(image)) for image in photographs]
     # Raw images may differ in size.
@@ -216,7 +257,9 @@ def images_to_compare(classifier, size):
 
 
 def batches(images):
-    """Of the size of the file, images repeated to fill it; or, if it takes any, one image and several."""
+    """Of the size of the file, images repeated to fill it; or, if it takes any, one image and
+    several.
+    """
     if FLAGS.batch_size is None:
         return [images[:1], repeated(images, len(images) + 1)]
     count = math.ceil(len(images) / FLAGS.batch_size)
@@ -240,14 +283,19 @@ def resized(image, size):
 
 
 def compare(run, expect, images):
-    """Largest |difference| of an output, as a share of `TOLERANCE` or `INT8_TOLERANCE` too, and the share of equal predictions."""
+    """Largest |difference| of an output, as a share of `TOLERANCE` or `INT8_TOLERANCE` too, and the
+    share of equal predictions.
+    """
     differences, shares, same = [], [], []
     for batch in images:
         found, expected = run(batch), expect(batch)
         for name in expected:
             difference = np.abs(found[name] - expected[name]).max()
             differences.append(difference)
-            shares.append(difference / (INT8_TOLERANCE * np.abs(expected[name]).max() if FLAGS.int8 else TOLERANCE))
+            shares.append(
+                difference
+                / (INT8_TOLERANCE * np.abs(expected[name]).max() if FLAGS.int8 else TOLERANCE)
+            )
         same.extend(found["logits"].argmax(axis=-1) == expected["logits"].argmax(axis=-1))
     # NumPy's maximum keeps what is not a number.
     return np.max(differences), np.max(shares), np.mean(same)
@@ -273,17 +321,22 @@ def write(model, path):
         options["optimizations"] = [tf.lite.Optimize.DEFAULT] if FLAGS.int8 else []
     try:
         # The signature that Keras makes of a model forgets a fixed batch.
-        signature = [keras.InputSpec(image.dtype, image.shape, name=image.name) for image in model.inputs]
+        signature = [
+            keras.InputSpec(image.dtype, image.shape, name=image.name) for image in model.inputs
+        ]
         if FLAGS.format == "saved_model":
             # Keras 3.15's `model.export` writes every weight twice.
             archive = keras.export.ExportArchive()
             archive.add_endpoint("serve", model, signature)
             archive.write_out(str(path), verbose=False)
         else:
-            model.export(str(path), format=FLAGS.format, verbose=False, input_signature=signature, **options)
+            model.export(
+                str(path), format=FLAGS.format, verbose=False, input_signature=signature, **options
+            )
         return FORMATS[FLAGS.format].load(path)
     except Exception as error:  # four writers and four readers, with errors of their own
-        why = textwrap.shorten(f"{type(error).__name__}: {error}", 1000)  # LiteRT's converter adds the whole graph
+        # LiteRT's converter adds the whole graph
+        why = textwrap.shorten(f"{type(error).__name__}: {error}", 1000)
         raise ValueError(f"{FLAGS.format} could not be written and read. {why}") from error
 
 
@@ -304,16 +357,26 @@ def export(size):
         run = write(exported_model(classifier, model, size), work / output.name)
         difference, share, same = compare(run, expect, images)
         if not share <= 1:
-            limit = f"{INT8_TOLERANCE:.0%} of the largest value" if FLAGS.int8 else f"{TOLERANCE:.0e}"
+            limit = (
+                f"{INT8_TOLERANCE:.0%} of the largest value" if FLAGS.int8 else f"{TOLERANCE:.0e}"
+            )
             raise ValueError(
-                f"{FLAGS.format} answers otherwise than Keras: the largest difference, {difference:.1e}, is above {limit}."
+                f"{FLAGS.format} answers otherwise than Keras: the largest difference, "
+                f"{difference:.1e}, is above {limit}."
             )
         mebibytes = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) / 2**20
-        row = [label(size), f"{mebibytes:.1f}", f"{milliseconds(run, images[0]):.1f}", f"{difference:.1e}", f"{same:.0%}"]
+        row = [
+            label(size),
+            f"{mebibytes:.1f}",
+            f"{milliseconds(run, images[0]):.1f}",
+            f"{difference:.1e}",
+            f"{same:.0%}",
+        ]
         if classifier.labels is not None:
             lines = [" ".join(label.split()) for label in classifier.labels]
             labels_file(work / output.name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        for path in sorted(work.iterdir(), key=lambda path: path.name == output.name):  # what belongs to it first
+        # What belongs to it first
+        for path in sorted(work.iterdir(), key=lambda path: path.name == output.name):
             os.rename(path, output.parent / path.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -330,7 +393,9 @@ def label(size):
 
 
 def quiet():
-    """Leaves out what TensorFlow and the writers tell of each step, and what Keras' ONNX writer asks of NumPy."""
+    """Leaves out what TensorFlow and the writers tell of each step, and what Keras' ONNX writer
+    asks of NumPy.
+    """
     logging.set_verbosity(logging.WARNING)
     warnings.filterwarnings("ignore", "In the future `np.object` will be defined", FutureWarning)
 

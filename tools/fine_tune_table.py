@@ -1,12 +1,16 @@
-"""Does fine-tuning on new classes beat a linear probe? Tries both on two small folders of images, and writes the table of docs/fine_tune.md.
+"""Does fine-tuning on new classes beat a linear probe? Tries both on two small folders of images,
+and writes the table of docs/fine_tune.md.
 
     pip install ".[examples,train]" && python tools/fine_tune_table.py
 
-Digits 5 to 9 of scikit-learn's, for a backbone that is first trained here on 0 to 4 alone: the preset that ships has seen all ten. And shapes,
-drawn here, for that preset. All go through `examples/train.py`, the last column with its defaults. What was trained stays in `--work`, and a run that was
-stopped goes on from there: a quarter of an hour on two busy cores with KERAS_BACKEND=jax.
+Digits 5 to 9 of scikit-learn's, for a backbone that is first trained here on 0 to 4 alone: the
+preset that ships has seen all ten. And shapes, drawn here, for that preset. All go through
+`examples/train.py`, the last column with its defaults. What was trained stays in `--work`, and a
+run that was stopped goes on from there: a quarter of an hour on two busy cores with
+KERAS_BACKEND=jax.
 
-`train` is learnt from; `val` chooses the epoch, and the C of the probe; `test` is for the score alone.
+`train` is learnt from; `val` chooses the epoch, and the C of the probe; `test` is for the score
+alone.
 """
 
 import os
@@ -14,7 +18,8 @@ import pathlib
 import subprocess
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -39,7 +44,9 @@ SHAPES_OF_EACH = {"train": 60, "val": 20, "test": 100}
 
 
 def draw_shape(name, rng):
-    """A gray image (32, 32) of one shape, filled or not, in noise; size, place, angle and brightness are random."""
+    """A gray image (32, 32) of one shape, filled or not, in noise; size, place, angle and
+    brightness are random.
+    """
     corners = SHAPES[name] * (2 if name == "star" else 1)
     radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
     angles = 2 * np.pi * np.arange(corners) / corners + rng.uniform(-0.3, 0.3)
@@ -48,8 +55,12 @@ def draw_shape(name, rng):
     dark, light = np.sort(rng.uniform(0, 255, 2) + [-40, 40]).clip(0, 255)
     image = Image.new("L", (128, 128), int(dark))
     fill = int(light) if rng.uniform() < 0.5 else None
-    ImageDraw.Draw(image).polygon([tuple(point) for point in points], fill=fill, outline=int(light), width=8)
-    pixels = np.asarray(image.resize((32, 32), Image.Resampling.BOX), float) + rng.normal(0, 8, (32, 32))
+    ImageDraw.Draw(image).polygon(
+        [tuple(point) for point in points], fill=fill, outline=int(light), width=8
+    )
+    pixels = np.asarray(image.resize((32, 32), Image.Resampling.BOX), float) + rng.normal(
+        0, 8, (32, 32)
+    )
     return pixels.clip(0, 255).astype("uint8")
 
 
@@ -64,11 +75,15 @@ def write_shapes(folder):
     rng = np.random.default_rng(0)
     for part in PARTS:
         for name in SHAPES:
-            write_images(folder, part, name, [draw_shape(name, rng) for _ in range(SHAPES_OF_EACH[part])])
+            write_images(
+                folder, part, name, [draw_shape(name, rng) for _ in range(SHAPES_OF_EACH[part])]
+            )
 
 
 def write_digits(folder, classes, every=1):
-    """scikit-learn's, of some classes: every so many of the first 1150 to train on, the next 287 to choose by, 360 to be scored on."""
+    """scikit-learn's, of some classes: every so many of the first 1150 to train on, the next 287 to
+    choose by, 360 to be scored on.
+    """
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype("uint8")
     rows = {"train": slice(0, 1150, every), "val": slice(1150, 1437), "test": slice(1437, 1797)}
@@ -80,20 +95,35 @@ def write_digits(folder, classes, every=1):
 def train(data, output, preset, **options):
     """`examples/train.py`, which goes on with what it began, or has nothing left to do."""
     given = {"data": data, "output": output, "preset": preset, **options}
-    command = [sys.executable, ROOT / "examples" / "train.py", *(f"--{name}={value}" for name, value in given.items())]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        ROOT / "examples" / "train.py",
+        *(f"--{name}={value}" for name, value in given.items()),
+    ]
+    subprocess.run(
+        command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+    )
 
 
 def read(folder):
     """(images (N, H, W, 1), 0 to 255; labels) of one part."""
     labels = sorted(path.name for path in folder.iterdir())
-    files = [(file, index) for index, label in enumerate(labels) for file in sorted((folder / label).iterdir())]
-    images = [keras.utils.img_to_array(keras.utils.load_img(file, color_mode="grayscale")) for file, _ in files]
+    files = [
+        (file, index)
+        for index, label in enumerate(labels)
+        for file in sorted((folder / label).iterdir())
+    ]
+    images = [
+        keras.utils.img_to_array(keras.utils.load_img(file, color_mode="grayscale"))
+        for file, _ in files
+    ]
     return np.stack(images), np.array([index for _, index in files])
 
 
 def probe(data, preset):
-    """Test accuracy of a logistic regression on what the head would read; its C is chosen by the validation images."""
+    """Test accuracy of a logistic regression on what the head would read; its C is chosen by the
+    validation images.
+    """
     classifier = DeiTImageClassifier.from_preset(preset)
     backbone, prefix = classifier.backbone, classifier.backbone.num_prefix_tokens
     sets = {}
@@ -110,17 +140,30 @@ def probe(data, preset):
 
 def accuracy(data, preset):
     images, labels = read(data / "test")
-    return float((DeiTImageClassifier.from_preset(preset).predict(images, verbose=0).argmax(-1) == labels).mean())
+    return float(
+        (
+            DeiTImageClassifier.from_preset(preset).predict(images, verbose=0).argmax(-1) == labels
+        ).mean()
+    )
 
 
 def row(title, data, preset, output):
-    """A line of the table: the probe, the published recipe for the same classes, the default recipe."""
+    """A line of the table: the probe, the published recipe for the same classes, the default
+    recipe.
+    """
     published = {"recipe": "deit3_base_fine_tune_224", "epochs": 20}
     train(data, output / "published", preset, **published)
     train(data, output / "default", preset)
-    found = [probe(data, preset), *(accuracy(data, output / kind / "best") for kind in ("published", "default"))]
+    found = [
+        probe(data, preset),
+        *(accuracy(data, output / kind / "best") for kind in ("published", "default")),
+    ]
     counts = [len(list(data.glob(f"{part}/*/*"))) for part in ("train", "test")]
-    return f"| {title} | {counts[0]} | {counts[1]} | " + " | ".join(f"{value:.1%}" for value in found) + " |"
+    return (
+        f"| {title} | {counts[0]} | {counts[1]} | "
+        + " | ".join(f"{value:.1%}" for value in found)
+        + " |"
+    )
 
 
 def main(_):
@@ -128,12 +171,20 @@ def main(_):
     write_digits(work / "digits_0_to_4", range(5))
     write_digits(work / "digits_5_to_9", range(5, 10), every=3)
     write_shapes(work / "shapes")
-    from_scratch = {"load_weights": False, "recipe": "new_classes", "learning_rate": 5e-4, "epochs": 50}
+    from_scratch = {
+        "load_weights": False,
+        "recipe": "new_classes",
+        "learning_rate": 5e-4,
+        "epochs": 50,
+    }
     train(work / "digits_0_to_4", work / "knows_0_to_4", NANO, **from_scratch)
     lines = [
-        "| new classes | images to learn from | scored on | linear probe | `deit3_base_fine_tune_224` | `new_classes` |",
+        "| new classes | images to learn from | scored on | linear probe | "
+        "`deit3_base_fine_tune_224` | `new_classes` |",
         "| --- | --- | --- | --- | --- | --- |",
-        row("digits 5 to 9", work / "digits_5_to_9", work / "knows_0_to_4" / "best", work / "digits"),
+        row(
+            "digits 5 to 9", work / "digits_5_to_9", work / "knows_0_to_4" / "best", work / "digits"
+        ),
         row("shapes", work / "shapes", NANO, work / "shapes_run"),
     ]
     table = "\n".join(lines)

@@ -22,7 +22,8 @@ import pathlib
 import sys
 import tempfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
@@ -35,8 +36,16 @@ from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("presets", None, "Names of the catalog. Every architecture by default; the _in21k presets share theirs.")
-flags.DEFINE_string("output", str(pathlib.Path(__file__).parent.parent / "docs" / "parity.json"), "File to update, or none.")
+flags.DEFINE_list(
+    "presets",
+    None,
+    "Names of the catalog. Every architecture by default; the _in21k presets share theirs.",
+)
+flags.DEFINE_string(
+    "output",
+    str(pathlib.Path(__file__).parent.parent / "docs" / "parity.json"),
+    "File to update, or none.",
+)
 
 TOLERANCE = 1e-4
 GRID = (24, 16)
@@ -74,7 +83,9 @@ def reference_model(row, backbone, tensors, image_size):
         "attn_implementation": "eager",
     }
     if row["distilled"]:
-        model = transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**arguments))
+        model = transformers.DeiTForImageClassificationWithTeacher(
+            transformers.DeiTConfig(**arguments)
+        )
     else:
         model = transformers.ViTForImageClassification(transformers.ViTConfig(**arguments))
     state = {key: torch.tensor(array) for key, array in transformers_tensors(row, tensors).items()}
@@ -88,7 +99,9 @@ def transformers_tensors(row, tensors):
     Written out here, and not with the package's own table, which this is a check of.
     """
     base = "deit" if row["distilled"] else "vit"
-    heads = ("cls_classifier", "distillation_classifier") if row["distilled"] else ("classifier", None)
+    heads = (
+        ("cls_classifier", "distillation_classifier") if row["distilled"] else ("classifier", None)
+    )
     tensors = dict(tensors)
     for key in [key for key in tensors if key.endswith("gamma")]:
         gamma = tensors.pop(key).astype("float64")
@@ -96,9 +109,13 @@ def transformers_tensors(row, tensors):
         layer = f"{block}.attn.proj" if scale == "ls1" else f"{block}.mlp.fc2"
         for part in ("weight", "bias"):
             array = tensors[f"{layer}.{part}"]
-            tensors[f"{layer}.{part}"] = (array * gamma.reshape(-1, *[1] * (array.ndim - 1))).astype("float32")
+            tensors[f"{layer}.{part}"] = (
+                array * gamma.reshape(-1, *[1] * (array.ndim - 1))
+            ).astype("float32")
     if row["version"] == "deit3":
-        tensors["pos_embed"] = np.concatenate([np.zeros_like(tensors["pos_embed"][:, :1]), tensors["pos_embed"]], axis=1)
+        tensors["pos_embed"] = np.concatenate(
+            [np.zeros_like(tensors["pos_embed"][:, :1]), tensors["pos_embed"]], axis=1
+        )
     modules = {
         "attn.proj": "attention.o_proj",
         "mlp.fc1": "mlp.fc1",
@@ -164,7 +181,9 @@ def reference_outputs(model, images):
         logits |= {"class": outputs.logits}
     return {
         "logits": {name: tensor.numpy() for name, tensor in logits.items()},
-        "attention_scores": {f"block_{index}": scores.numpy() for index, scores in enumerate(outputs.attentions)},
+        "attention_scores": {
+            f"block_{index}": scores.numpy() for index, scores in enumerate(outputs.attentions)
+        },
         "last_hidden_state": captured["last_hidden_state"].numpy(),
     }
 
@@ -189,7 +208,9 @@ def largest_difference(first, second):
             raise ValueError(f"{sorted(first)} is compared with {sorted(second)}.")
         return max(largest_difference(first[key], second[key]) for key in first)
     if first.shape != second.shape:
-        raise ValueError(f"An output of shape {first.shape} is compared with one of shape {second.shape}.")
+        raise ValueError(
+            f"An output of shape {first.shape} is compared with one of shape {second.shape}."
+        )
     difference = float(np.abs(first.astype("float64") - second.astype("float64")).max())
     if not np.isfinite(difference):
         raise ValueError("An output is not finite.")
@@ -209,12 +230,17 @@ def measure(name):
         write_folder(pathlib.Path(folder), row, tensors, reference)
         for size in (published, other):
             classifier = DeiTImageClassifier.from_preset(folder, image_shape=(*size, 3))
-            if size == other:  # transformers resamples positions in another way: it gets ours, which agree with timm's
+            # Transformers resamples positions in another way: it gets ours, which agree with timm's
+            if size == other:
                 positions = presets.timm_tensors(classifier)["pos_embed"]
-                reference = reference_model(row, model.backbone, {**tensors, "pos_embed": positions}, size)
+                reference = reference_model(
+                    row, model.backbone, {**tensors, "pos_embed": positions}, size
+                )
             images = rng.normal(size=(2, *size, 3)).astype("float32")
             expected, found = reference_outputs(reference, images), our_outputs(classifier, images)
-            differences[f"{size[0]}x{size[1]}"] = {key: largest_difference(expected[key], found[key]) for key in expected}
+            differences[f"{size[0]}x{size[1]}"] = {
+                key: largest_difference(expected[key], found[key]) for key in expected
+            }
             parameters = classifier.count_params()
             if size == published:
                 counted = parameters
@@ -225,7 +251,9 @@ def measure(name):
 
 def main(_):
     rows = DeiTImageClassifier.presets
-    names = FLAGS.presets or [name for name, row in rows.items() if "top1" in row and not row["in21k"]]
+    names = FLAGS.presets or [
+        name for name, row in rows.items() if "top1" in row and not row["in21k"]
+    ]
     backend = keras.backend.backend()
     results, worst = {}, 0.0
     for name in names:
@@ -233,7 +261,10 @@ def main(_):
         results[name] = {"parameters": parameters, "differences": differences}
         largest = max(value for outputs in differences.values() for value in outputs.values())
         worst = max(worst, largest)
-        print(f"{backend} {name}: {parameters:,} parameters, largest difference {largest:.1e} {differences}", flush=True)
+        print(
+            f"{backend} {name}: {parameters:,} parameters, largest difference {largest:.1e} {differences}",
+            flush=True,
+        )
         gc.collect()
         if FLAGS.output:
             update(pathlib.Path(FLAGS.output), backend, results)
@@ -243,11 +274,18 @@ def main(_):
 
 def update(path, backend, results):
     """Puts the results into the file, beside those of other backends and architectures."""
-    content = json.loads(path.read_text()) if path.exists() else {"backends": {}, "architectures": {}}
-    versions = {module.__name__: module.__version__ for module in (keras, torch, transformers, sys.modules[backend])}
+    content = (
+        json.loads(path.read_text()) if path.exists() else {"backends": {}, "architectures": {}}
+    )
+    versions = {
+        module.__name__: module.__version__
+        for module in (keras, torch, transformers, sys.modules[backend])
+    }
     content["backends"][backend] = versions
     for name, result in results.items():
-        entry = content["architectures"].setdefault(name, {"parameters": result["parameters"], "differences": {}})
+        entry = content["architectures"].setdefault(
+            name, {"parameters": result["parameters"], "differences": {}}
+        )
         entry["parameters"] = result["parameters"]
         entry["differences"][backend] = result["differences"]
     work = path.with_suffix(".new")

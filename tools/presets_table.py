@@ -1,4 +1,5 @@
-"""Writes the table of presets into README.md, from the catalog and from what tools/parity.py measured.
+"""Writes the table of presets into README.md, from the catalog and from what tools/parity.py
+measured.
 
 python tools/presets_table.py            # rewrites the table
 python tools/presets_table.py --check    # fails if it is out of date
@@ -9,7 +10,8 @@ import os
 import pathlib
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # less of TensorFlow's log among what this prints
+# Less of TensorFlow's log among what this prints
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
@@ -36,9 +38,17 @@ def table():
         top1 = f"{row['top1']:.3f}".rstrip("0").rstrip(".") if "top1" in row else "see below"
         measured = parity.get(name.removesuffix("_in21k"))
         if measured and measured["parameters"] != row["parameters"]:
-            sys.exit(f"{name} has {measured['parameters']:,} parameters, and {row['parameters']:,} are published.")
-        differences = [_largest(measured["differences"][backend]) if measured else "" for backend in BACKENDS]
-        lines.append(f"| `{name}` | {row['parameters']:,} | {row['image_size']} | {top1} | {' | '.join(differences)} |")
+            sys.exit(
+                f"{name} has {measured['parameters']:,} parameters, and {row['parameters']:,} are "
+                "published."
+            )
+        differences = [
+            _largest(measured["differences"][backend]) if measured else "" for backend in BACKENDS
+        ]
+        lines.append(
+            f"| `{name}` | {row['parameters']:,} | {row['image_size']} | {top1} | "
+            f"{' | '.join(differences)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -52,7 +62,9 @@ def main(_):
     _, after = rest.split(END)
     updated = before + START + "\n" + table() + "\n" + END + after
     if FLAGS.check:
-        sys.exit(0 if updated == text else f"{README} has another table: run tools/presets_table.py")
+        sys.exit(
+            0 if updated == text else f"{README} has another table: run tools/presets_table.py"
+        )
     README.write_text(updated, encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""What is measured: this package and its peers, each made from the same weights and run at its best setting.
+"""What is measured: this package and its peers, each made from the same weights and run at its best
+setting.
 
 A subject is a package in a runtime. Its function takes the run's `Request` and returns a `Subject`.
 It imports its library itself: an ImportError becomes a row that says so.
@@ -60,7 +61,9 @@ def package_of(subject):
 
 def runtime_of(subject, backend):
     """What computes it: an exported file's runtime, or the framework."""
-    return subject.removeprefix(f"{package_of(subject)}_") if subject.endswith(RUNTIMES) else backend
+    return (
+        subject.removeprefix(f"{package_of(subject)}_") if subject.endswith(RUNTIMES) else backend
+    )
 
 
 __all__ = [

@@ -44,7 +44,9 @@ def backbone_config(folder):
 
 
 def number_of_classes(folder):
-    return json.loads((pathlib.Path(folder) / "keras_deit" / "task.json").read_text())["num_classes"]
+    return json.loads((pathlib.Path(folder) / "keras_deit" / "task.json").read_text())[
+        "num_classes"
+    ]
 
 
 def image_size(request):

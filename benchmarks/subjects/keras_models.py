@@ -4,7 +4,14 @@ import numpy as np
 
 from benchmarks.frameworks import framework
 from benchmarks.precision import array_dtype, keras_dtype
-from benchmarks.subjects.base import Subject, backbone_config, path, random_images, random_labels, refuse
+from benchmarks.subjects.base import (
+    Subject,
+    backbone_config,
+    path,
+    random_images,
+    random_labels,
+    refuse,
+)
 
 
 def keras_deit(request):
@@ -16,7 +23,9 @@ def keras_deit(request):
         model.quantize("int8")
     else:
         dtype = keras_dtype(request.dtype)
-        model = DeiTImageClassifier.from_preset(path(request, "keras_deit"), preprocessor=None, dtype=dtype)
+        model = DeiTImageClassifier.from_preset(
+            path(request, "keras_deit"), preprocessor=None, dtype=dtype
+        )
     return _keras_subject(request, model, "mean", lambda: model.outputs_with_attention_scores)
 
 
@@ -30,7 +39,8 @@ def keras_hub(request):
     folder = str(path(request, "transformers"))
     model = keras_hub.models.DeiTImageClassifier.from_preset(folder, dtype=dtype, preprocessor=None)
     if request.dtype == "int8":
-        model(np.zeros((1, *model.input.shape[1:]), "float32"))  # its attention can be quantized once it was called
+        # Its attention can be quantized once it was called
+        model(np.zeros((1, *model.input.shape[1:]), "float32"))
         model.quantize("int8")
     return _keras_subject(request, model, "class")
 
@@ -65,7 +75,8 @@ def keras_cv(request):
             backbone.intermediate_dim,
             mlp_dropout=0.0,
             attention_dropout=0.0,
-            activation=lambda x: keras.activations.gelu(x),  # given `gelu` itself, it takes the approximate one
+            # Given `gelu` itself, it takes the approximate one
+            activation=lambda x: keras.activations.gelu(x),
         )
         for _ in backbone.blocks
     ]
@@ -87,8 +98,12 @@ def keras_cv(request):
         encoder.dense1.set_weights(block.mlp.intermediate.get_weights())
         encoder.dense2.set_weights(block.mlp.projection.get_weights())
         qkv = [np.split(weight, 3, axis=-1) for weight in block.attention.qkv.get_weights()]
-        parts = [part for pair in zip(*qkv) for part in pair] + block.attention.projection.get_weights()
-        encoder.attn.set_weights([part.reshape(weight.shape) for part, weight in zip(parts, encoder.attn.weights)])
+        parts = [
+            part for pair in zip(*qkv) for part in pair
+        ] + block.attention.projection.get_weights()
+        encoder.attn.set_weights(
+            [part.reshape(weight.shape) for part, weight in zip(parts, encoder.attn.weights)]
+        )
     norm.set_weights(backbone.final_norm.get_weights())
     head.set_weights(ours.head.get_weights())
     return _keras_subject(request, model, "mean")
@@ -102,7 +117,9 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
     if request.mode == "training":
         images, labels = run.place(images), run.place(random_labels(request))
         if request.backend == "torch":
-            return Subject(run, _torch_training(run, model, request.jit, images, labels), None, answers)
+            return Subject(
+                run, _torch_training(run, model, request.jit, images, labels), None, answers
+            )
         optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
         if request.dtype == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -133,4 +150,8 @@ def _torch_training(run, model, jit, images, labels):
 
 def _refuse_int8_without_kernel(request):
     slow = request.dtype == "int8" and request.backend == "torch" and request.device == "cpu"
-    refuse(request, slow, "Keras' int8 has no kernel on PyTorch's CPU (20 times slower than float32 there)")
+    refuse(
+        request,
+        slow,
+        "Keras' int8 has no kernel on PyTorch's CPU (20 times slower than float32 there)",
+    )

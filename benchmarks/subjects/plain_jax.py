@@ -1,7 +1,8 @@
 """The same model in plain JAX: what Keras' layers are measured against.
 
-Pure functions of `{path of keras_deit's variable: array}`, so this package's weights go in as they are. Each choice is the best known for
-a TPU but one: how query, key and value come out of their one kernel, where no form wins at every size. `FORMS` has them all.
+Pure functions of `{path of keras_deit's variable: array}`, so this package's weights go in as they
+are. Each choice is the best known for a TPU but one: how query, key and value come out of their one
+kernel, where no form wins at every size. `FORMS` has them all.
 """
 
 import math
@@ -9,23 +10,34 @@ import math
 import jax
 from jax import numpy as jnp
 
-# Three products over slices of the kernel; one product that is split; three products that come out with the heads as an axis.
+# Three products over slices of the kernel; one product that is split; three products that come out
+# with the heads as an axis.
 FORMS = ("slices", "split", "heads")
 
 
 def classify(
-    weights, images, config, form="slices", dtype="float32", training=False, return_attention_scores=False, attention="xla"
+    weights,
+    images,
+    config,
+    form="slices",
+    dtype="float32",
+    training=False,
+    return_attention_scores=False,
+    attention="xla",
 ):
     """Logits, the mean of both heads for a distilled model.
 
     Args:
         weights: dict, path to array.
         images: (batch, height, width, channels).
-        config: dict, of the `DeiTBackbone`; without dropout, DropPath and merging, which have no part in a comparison of compilers.
+        config: dict, of the `DeiTBackbone`; without dropout, DropPath and merging, which have no
+            part in a comparison of compilers.
         form: of `FORMS`.
         dtype: string, that of the computation.
-        training: bool. With `remat` in the config, training computes the blocks again on the way back.
-        return_attention_scores: bool. Whether each block's scores come out, too: `(logits, {"block_0": ...})`.
+        training: bool. With `remat` in the config, training computes the blocks again on the way
+            back.
+        return_attention_scores: bool. Whether each block's scores come out, too:
+            `(logits, {"block_0": ...})`.
         attention: `implementation` of `jax.nn.dot_product_attention`: `"cudnn"` for an NVIDIA GPU.
     """
     weights = {path: array.astype(dtype) for path, array in weights.items()}
@@ -35,7 +47,11 @@ def classify(
     for index in range(config["num_layers"]):
         name = f"block_{index}"
         last = index == config["num_layers"] - 1
-        of_block = {path.removeprefix(f"{name}/"): array for path, array in weights.items() if path.startswith(f"{name}/")}
+        of_block = {
+            path.removeprefix(f"{name}/"): array
+            for path, array in weights.items()
+            if path.startswith(f"{name}/")
+        }
 
         def block(weights, x, queries=prefix if last else None):
             return _block(weights, x, config, form, queries, return_attention_scores, attention)
@@ -50,7 +66,10 @@ def classify(
         if "head/kernel" in weights:
             logits = _dense(weights, "head", x[:, 0])
         else:
-            logits = (_dense(weights, "head/class_head", x[:, 0]) + _dense(weights, "head/distillation_head", x[:, 1])) / 2
+            logits = (
+                _dense(weights, "head/class_head", x[:, 0])
+                + _dense(weights, "head/distillation_head", x[:, 1])
+            ) / 2
     return (logits, scores) if return_attention_scores else logits
 
 
@@ -58,11 +77,17 @@ def _embed(weights, images, config):
     height, width = config["patch_size"]
     dim = config["hidden_dim"]
     with jax.named_scope("patch_embedding"):
-        kernel = weights["patch_embedding/projection/kernel"].reshape(height, width, images.shape[-1], dim)
-        x = jax.lax.conv_general_dilated(images, kernel, (height, width), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        kernel = weights["patch_embedding/projection/kernel"].reshape(
+            height, width, images.shape[-1], dim
+        )
+        x = jax.lax.conv_general_dilated(
+            images, kernel, (height, width), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         x = x.reshape(len(images), -1, dim) + weights["patch_embedding/projection/bias"]
     with jax.named_scope("token_position_embedding"):
-        tokens, positions = (weights[f"token_position_embedding/{name}"] for name in ("prefix_tokens", "positions"))
+        tokens, positions = (
+            weights[f"token_position_embedding/{name}"] for name in ("prefix_tokens", "positions")
+        )
         tokens = jnp.broadcast_to(tokens, (len(images), *tokens.shape))
         if config["position_scope"] == "patches":
             return jnp.concatenate([tokens, x + positions], axis=1)
@@ -70,13 +95,23 @@ def _embed(weights, images, config):
 
 
 def _block(weights, x, config, form, queries, return_attention_scores, attention):
-    """(tokens after the block, its scores); the first `queries` tokens, and all scores where they are asked for."""
+    """(tokens after the block, its scores); the first `queries` tokens, and all scores where they
+    are asked for.
+    """
     kept = x if queries is None else x[:, :queries]
     with jax.named_scope("attention_norm"):
         y = _norm(weights, "attention_norm", x, config)
     with jax.named_scope("attention"):
         all_queries = queries is None or return_attention_scores
-        y, scores = _attend(weights, y, config, form, None if all_queries else queries, return_attention_scores, attention)
+        y, scores = _attend(
+            weights,
+            y,
+            config,
+            form,
+            None if all_queries else queries,
+            return_attention_scores,
+            attention,
+        )
         y = y if queries is None else y[:, :queries]
     x = kept + _scaled(weights, "attention_scale", y)
     with jax.named_scope("mlp_norm"):
@@ -97,17 +132,26 @@ def _attend(weights, x, config, form, queries, return_attention_scores, attentio
         parts[0] = parts[0] if queries is None else parts[0][:, :queries]
     elif form == "slices":
         parts = [
-            source @ part + offset for source, part, offset in zip(sources, jnp.split(kernel, 3, axis=1), jnp.split(bias, 3))
+            source @ part + offset
+            for source, part, offset in zip(
+                sources, jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
+            )
         ]
     else:
         parts = [
-            jnp.einsum("btd,dhk->bthk", source, part.reshape(dim, heads, -1)) + offset.reshape(heads, -1)
-            for source, part, offset in zip(sources, jnp.split(kernel, 3, axis=1), jnp.split(bias, 3))
+            jnp.einsum("btd,dhk->bthk", source, part.reshape(dim, heads, -1))
+            + offset.reshape(heads, -1)
+            for source, part, offset in zip(
+                sources, jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
+            )
         ]
-    query, key, value = (part.reshape(*part.shape[:2], heads, dim // heads) for part in parts)  # (B, T, heads, head_dim)
+    # (B, T, heads, head_dim)
+    query, key, value = (part.reshape(*part.shape[:2], heads, dim // heads) for part in parts)
     scores = None
     if return_attention_scores:
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query / math.sqrt(dim // heads), key).astype("float32")
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query / math.sqrt(dim // heads), key).astype(
+            "float32"
+        )
         scores = jax.nn.softmax(logits).astype(x.dtype)
         x = jnp.einsum("bhqk,bkhd->bqhd", scores, value)
     else:
@@ -120,7 +164,9 @@ def _norm(weights, name, x, config):
     wide = x.astype("float32")
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.maximum((wide * wide).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
-    factor = weights[f"{name}/gamma"].astype("float32") * jax.lax.rsqrt(variance + config["layer_norm_epsilon"])
+    factor = weights[f"{name}/gamma"].astype("float32") * jax.lax.rsqrt(
+        variance + config["layer_norm_epsilon"]
+    )
     return ((wide - mean) * factor + weights[f"{name}/beta"].astype("float32")).astype(x.dtype)
 
 

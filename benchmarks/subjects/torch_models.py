@@ -6,7 +6,15 @@ import unittest.mock
 
 from benchmarks.frameworks import framework
 from benchmarks.precision import array_dtype
-from benchmarks.subjects.base import Subject, backbone_config, image_size, path, random_images, random_labels, refuse
+from benchmarks.subjects.base import (
+    Subject,
+    backbone_config,
+    image_size,
+    path,
+    random_images,
+    random_labels,
+    refuse,
+)
 
 
 def timm(request):
@@ -40,7 +48,9 @@ def _import_timm():
         import timm
 
         return timm
-    stand_ins = {f"torchvision{name}": unittest.mock.MagicMock(__path__=[], __spec__=None) for name in names}
+    stand_ins = {
+        f"torchvision{name}": unittest.mock.MagicMock(__path__=[], __spec__=None) for name in names
+    }
     stand_ins["torchvision.ops.misc"].FrozenBatchNorm2d = type("FrozenBatchNorm2d", (), {})
     sys.modules.update(stand_ins)
     try:
@@ -58,7 +68,9 @@ def transformers(request):
     distilled = "_distilled_" in request.preset
     cls = DeiTForImageClassificationWithTeacher if distilled else AutoModelForImageClassification
     with_scores = request.mode == "attention"
-    model = cls.from_pretrained(path(request, "transformers"), attn_implementation="eager" if with_scores else "sdpa")
+    model = cls.from_pretrained(
+        path(request, "transformers"), attn_implementation="eager" if with_scores else "sdpa"
+    )
     model.config.output_attentions = with_scores
     return _torch_subject(request, model, lambda outputs: outputs.logits)
 

@@ -20,7 +20,10 @@ def check_non_negative_int(name, value):
 
 def check_rate(name, value):
     if not _is_finite(value) or not 0 <= value < 1:
-        raise ValueError(f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: {name}={value!r}")
+        raise ValueError(
+            f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: "
+            f"{name}={value!r}"
+        )
     return float(value)
 
 
@@ -53,7 +56,10 @@ def check_pair(name, value):
     """An int, or a (height, width) pair of ints, as a pair."""
     pair = (value, value) if isinstance(value, numbers.Integral) else value
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise ValueError(f"`{name}` must be a positive integer or a (height, width) pair of them. Received: {name}={value!r}")
+        raise ValueError(
+            f"`{name}` must be a positive integer or a (height, width) pair of them. Received: "
+            f"{name}={value!r}"
+        )
     return tuple(check_positive_int(name, side) for side in pair)
 
 
@@ -61,7 +67,8 @@ def check_token_sequence(layer, input_shape):
     """(batch, tokens, width) with a known width."""
     if len(input_shape) != 3 or input_shape[-1] is None:
         raise ValueError(
-            f"`{layer}` takes tokens of shape (batch, tokens, hidden_dim) with a known `hidden_dim`. "
+            f"`{layer}` takes tokens of shape (batch, tokens, hidden_dim) with a known "
+            "`hidden_dim`. "
             f"Received: input shape {tuple(input_shape)}"
         )
 

@@ -1,12 +1,15 @@
 """What a layer made of Keras layers needs so that it saves and loads what has become of them.
 
-`quantize` changes the dtype policy of single sub-layers, and any of them may be frozen. A config that speaks of the layer alone would
-bring them back as float, which does not fit the file, and trainable. So three arguments of such a layer speak of its sub-layers, too,
-by their names, joined by "/". They are relative to the layer: where it stands in a model may differ between saving and loading.
+`quantize` changes the dtype policy of single sub-layers, and any of them may be frozen. A config
+that speaks of the layer alone would bring them back as float, which does not fit the file, and
+trainable. So three arguments of such a layer speak of its sub-layers, too, by their names, joined
+by "/". They are relative to the layer: where it stands in a model may differ between saving and
+loading.
 
     dtype                  a policy, or Keras' `DTypePolicyMap` with those of quantized sub-layers
-    trainable              a bool, or {"": the layer's own, name: that of a sub-layer which differs from the layer around it}
-    quantization_config    `None`, or {name: `keras.quantizers.QuantizationConfig` of a quantized sub-layer}
+    trainable              a bool, or {"": the layer's own, name: that of a sub-layer which differs
+    from the layer around it} quantization_config    `None`, or {name:
+    `keras.quantizers.QuantizationConfig` of a quantized sub-layer}
 """
 
 import keras
@@ -33,12 +36,16 @@ class SublayerArguments:
         self._quantization_config = quantization_config or {}
 
     def of(self, name, trainable=None):
-        """The arguments of the sub-layer `name`. `trainable`: whether the layer around it trains, if that has changed since."""
+        """The arguments of the sub-layer `name`. `trainable`: whether the layer around it trains,
+        if that has changed since.
+        """
         dtype = self._dtype_of(name)
         return {
             "name": name,
             "dtype": dtype,
-            "trainable": self._trainable_of(name, own_trainable(self._trainable) if trainable is None else trainable),
+            "trainable": self._trainable_of(
+                name, own_trainable(self._trainable) if trainable is None else trainable
+            ),
             **self._quantization_config_of(name, dtype),
         }
 
@@ -48,7 +55,11 @@ class SublayerArguments:
         if name in self._dtype:
             return self._dtype[name]
         inner = _below(name, self._dtype)
-        return DTypePolicyMap(self._dtype.default_policy, inner) if inner else self._dtype.default_policy
+        return (
+            DTypePolicyMap(self._dtype.default_policy, inner)
+            if inner
+            else self._dtype.default_policy
+        )
 
     def _trainable_of(self, name, default):
         given = self._trainable if isinstance(self._trainable, dict) else {}
@@ -56,20 +67,32 @@ class SublayerArguments:
         return {"": own, **inner} if inner else own
 
     def _quantization_config_of(self, name, dtype):
-        """Of a `Dense`, its own, if its policy is still that of a quantized layer; of another layer, those of its sub-layers."""
+        """Of a `Dense`, its own, if its policy is still that of a quantized layer; of another
+        layer, those of its sub-layers.
+        """
         config, inner = self._quantization_config.get(name), _below(name, self._quantization_config)
         if config is not None and dtype.quantization_mode is not None:
-            config = keras.saving.deserialize_keras_object(config) if isinstance(config, dict) else config
+            config = (
+                keras.saving.deserialize_keras_object(config)
+                if isinstance(config, dict)
+                else config
+            )
             return {"quantization_config": config}
         return {"quantization_config": inner} if inner else {}
 
 
 def _below(name, entries):
-    return {key.removeprefix(f"{name}/"): value for key, value in entries.items() if key.startswith(f"{name}/")}
+    return {
+        key.removeprefix(f"{name}/"): value
+        for key, value in entries.items()
+        if key.startswith(f"{name}/")
+    }
 
 
 def sublayers_config(layer, sublayers):
-    """The entries of a layer's config that bring its sub-layers back as they are: `dtype`, `trainable`, `quantization_config`."""
+    """The entries of a layer's config that bring its sub-layers back as they are: `dtype`,
+    `trainable`, `quantization_config`.
+    """
     policies, trainable, quantization = {}, {}, {}
     for path, sublayer, around in _walk(sublayers, layer):
         if sublayer.trainable != around.trainable:
@@ -81,7 +104,9 @@ def sublayers_config(layer, sublayers):
                 quantization[path] = keras.saving.serialize_keras_object(config)
     policy = layer.dtype_policy
     return {
-        "dtype": keras.dtype_policies.serialize(DTypePolicyMap(policy, policies) if policies else policy),
+        "dtype": keras.dtype_policies.serialize(
+            DTypePolicyMap(policy, policies) if policies else policy
+        ),
         "trainable": {"": layer.trainable, **trainable} if trainable else layer.trainable,
         "quantization_config": quantization or None,
     }
@@ -96,7 +121,9 @@ def _walk(sublayers, around, prefix=""):
 
 
 class CompositeLayer(keras.layers.Layer):
-    """Base of the layers made of Keras layers. Each makes its sub-layers with `self.name = ...(**self.sublayer("name"))`."""
+    """Base of the layers made of Keras layers. Each makes its sub-layers with
+    `self.name = ...(**self.sublayer("name"))`.
+    """
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None, **kwargs):
         super().__init__(dtype=own_policy(dtype), trainable=own_trainable(trainable), **kwargs)

@@ -11,8 +11,9 @@ from keras_deit.layers.initialization import deit_initializer
 class DistillationHead(CompositeLayer):
     """Classifies the class token and the distillation token, each with a dense layer of its own.
 
-    `class_logits = tokens[:, 0] @ class_head`, `distillation_logits = tokens[:, 1] @ distillation_head`. In training the first
-    learns from the labels and the second from the teacher; a prediction is the mean of the two.
+    `class_logits = tokens[:, 0] @ class_head`,
+    `distillation_logits = tokens[:, 1] @ distillation_head`. In training the first learns from the
+    labels and the second from the teacher; a prediction is the mean of the two.
 
     Args:
         num_classes: int.
@@ -47,8 +48,10 @@ class DistillationHead(CompositeLayer):
         check_token_sequence("DistillationHead", input_shape)
         if input_shape[1] is not None and input_shape[1] < 2:
             raise ValueError(
-                "`DistillationHead` reads a class token and a distillation token, so it needs at least 2 tokens: "
-                "set `num_prefix_tokens=2` on TokenPositionEmbedding or `use_distillation_token=True` on DeiTBackbone. "
+                "`DistillationHead` reads a class token and a distillation token, so it needs at "
+                "least 2 tokens: "
+                "set `num_prefix_tokens=2` on TokenPositionEmbedding or "
+                "`use_distillation_token=True` on DeiTBackbone. "
                 f"Received: input shape {tuple(input_shape)}"
             )
         self.class_head.build((None, input_shape[-1]))
@@ -63,7 +66,9 @@ class DistillationHead(CompositeLayer):
         return shape, shape
 
     def _dense(self, name):
-        return keras.layers.Dense(self.num_classes, kernel_initializer=deit_initializer(), **self.sublayer(name))
+        return keras.layers.Dense(
+            self.num_classes, kernel_initializer=deit_initializer(), **self.sublayer(name)
+        )
 
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes}

@@ -10,8 +10,9 @@ from keras_deit.layers.arguments import check_rate
 class DropPath(keras.layers.Dropout):
     """Drops a whole residual branch, one decision per sample, in training.
 
-    `outputs[b] = inputs[b] * keep[b] / (1 - rate)` with `keep[b]` 0 or 1 and `P(keep[b] = 0) = rate`; in inference,
-    `outputs = inputs`. It is `keras.layers.Dropout` with one mask value for each sample, whatever the rank.
+    `outputs[b] = inputs[b] * keep[b] / (1 - rate)` with `keep[b]` 0 or 1 and
+    `P(keep[b] = 0) = rate`; in inference, `outputs = inputs`. It is `keras.layers.Dropout` with one
+    mask value for each sample, whatever the rank.
 
     Args:
         rate: float in [0, 1). Probability that a sample loses the branch.
@@ -42,7 +43,9 @@ class DropPath(keras.layers.Dropout):
         if not training or self.rate == 0:
             return inputs
         noise_shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
-        return keras.random.dropout(inputs, self.rate, noise_shape=noise_shape, seed=self.seed_generator)
+        return keras.random.dropout(
+            inputs, self.rate, noise_shape=noise_shape, seed=self.seed_generator
+        )
 
     def get_config(self):
         config = super().get_config()

@@ -1,4 +1,6 @@
-"""DeiT's initialization: truncated normal of standard deviation 0.02 for every kernel, token and position; zero biases."""
+"""DeiT's initialization: truncated normal of standard deviation 0.02 for every kernel, token and
+position; zero biases.
+"""
 
 import contextlib
 import contextvars
@@ -17,7 +19,9 @@ def deit_initializer():
 
 @contextlib.contextmanager
 def weights_follow():
-    """Layers made within start at zero, for trained weights to take their place: random values take seconds, and are lost."""
+    """Layers made within start at zero, for trained weights to take their place: random values take
+    seconds, and are lost.
+    """
     token = _weights_follow.set(True)
     try:
         yield

@@ -36,7 +36,9 @@ class LayerScale(keras.layers.Layer):
 
     def build(self, input_shape):
         self.gamma = self.add_weight(
-            shape=(input_shape[-1],), initializer=keras.initializers.Constant(self.init_value), name="gamma"
+            shape=(input_shape[-1],),
+            initializer=keras.initializers.Constant(self.init_value),
+            name="gamma",
         )
         self.built = True
 

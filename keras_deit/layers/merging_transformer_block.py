@@ -11,34 +11,42 @@ from keras_deit.layers.transformer_block import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_deit", name="MergingTransformerBlock")
 class MergingTransformerBlock(TransformerBlock):
-    """A `TransformerBlock` that merges similar tokens (`TokenMerging`) between attention and MLP: faster, a little less accurate.
+    """A `TransformerBlock` that merges similar tokens (`TokenMerging`) between attention and MLP:
+    faster, a little less accurate.
 
-    `x = x + attention(norm(x), token_sizes)`, then `x, token_sizes = merge(x, token_sizes)`, then `x = x + mlp(norm(x))`, with drop
-    path and LayerScale as in `TransformerBlock`, whose weights it has. How similar two tokens are is measured on their keys.
+    `x = x + attention(norm(x), token_sizes)`, then `x, token_sizes = merge(x, token_sizes)`, then
+    `x = x + mlp(norm(x))`, with drop path and LayerScale as in `TransformerBlock`, whose weights it
+    has. How similar two tokens are is measured on their keys.
 
     Args:
         num_heads, intermediate_dim: as of `TransformerBlock`.
-        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the patch tokens can go.
+        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the
+            patch tokens can go.
         num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
         **kwargs: the other arguments of `TransformerBlock`.
 
     Call arguments:
         inputs: tokens.
-        token_sizes: how many patches each token stands for, from the block before. Defaults to `None`: one each.
+        token_sizes: how many patches each token stands for, from the block before. Defaults to
+            `None`: one each.
         training: bool. Whether dropout and drop path are active.
         return_attention_scores: bool. Whether to return the scores, too. Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; none of them is merged. Defaults to `None`: every token does.
+        num_queries: int. How many tokens, from the first, get an output; none of them is merged.
+            Defaults to `None`: every token does.
 
     Input shape:
-        inputs: (batch, tokens, hidden_dim), with a known number of tokens. token_sizes: (batch, tokens).
+        inputs: (batch, tokens, hidden_dim), with a known number of tokens. token_sizes: (batch,
+            tokens).
 
     Output shape:
-        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged). With
-        `return_attention_scores=True`, `(outputs, scores, token_sizes)`, scores (batch, num_heads, tokens, tokens). With `num_queries`
-        outputs and token_sizes have that many tokens, and scores that many rows.
+        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged).
+        With `return_attention_scores=True`, `(outputs, scores, token_sizes)`, scores (batch,
+        num_heads, tokens, tokens). With `num_queries` outputs and token_sizes have that many
+        tokens, and scores that many rows.
 
     Raises:
-        ValueError: an argument out of range, an unknown number of tokens, or `num_heads` that does not divide the width.
+        ValueError: an argument out of range, an unknown number of tokens, or `num_heads` that does
+            not divide the width.
 
     Example:
 
@@ -52,9 +60,13 @@ class MergingTransformerBlock(TransformerBlock):
     Reference: [Bolya et al., 2023](https://arxiv.org/abs/2210.09461), section 3.
     """
 
-    def __init__(self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs):
+    def __init__(
+        self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs
+    ):
         super().__init__(num_heads, intermediate_dim, **kwargs)
-        self.token_merging = TokenMerging(num_merged_tokens, num_prefix_tokens, **self.sublayer("token_merging"))
+        self.token_merging = TokenMerging(
+            num_merged_tokens, num_prefix_tokens, **self.sublayer("token_merging")
+        )
         self.num_merged_tokens = self.token_merging.num_merged_tokens
         self.num_prefix_tokens = self.token_merging.num_prefix_tokens
 
@@ -62,22 +74,46 @@ class MergingTransformerBlock(TransformerBlock):
         super().build(input_shape)
         self.token_merging.build(input_shape)
 
-    def call(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
+    def call(
+        self,
+        inputs,
+        token_sizes=None,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+    ):
         def compute(inputs, token_sizes=None):
-            query, key, value = self.attention.heads(kernels.layer_norm(self.attention_norm, inputs), num_queries=num_queries)
+            query, key, value = self.attention.heads(
+                kernels.layer_norm(self.attention_norm, inputs), num_queries=num_queries
+            )
             attended = self.attention.attend(
-                query, key, value, token_sizes, training=training, return_attention_scores=return_attention_scores
+                query,
+                key,
+                value,
+                token_sizes,
+                training=training,
+                return_attention_scores=return_attention_scores,
             )
             branch, *scores = attended if return_attention_scores else (attended,)
             if num_queries is None:
                 x = self._add_attention(inputs, branch, training)
-                x, token_sizes = self.token_merging(x, ops.mean(key, axis=2), token_sizes=token_sizes)
+                x, token_sizes = self.token_merging(
+                    x, ops.mean(key, axis=2), token_sizes=token_sizes
+                )
             else:
                 x = self._add_attention(inputs[:, :num_queries], branch, training)
-                token_sizes = ops.ones_like(x[..., 0]) if token_sizes is None else token_sizes[:, :num_queries]
+                token_sizes = (
+                    ops.ones_like(x[..., 0])
+                    if token_sizes is None
+                    else token_sizes[:, :num_queries]
+                )
             return (self._add_mlp(x, training), *scores, token_sizes)
 
-        return self._run(compute, *([inputs] if token_sizes is None else [inputs, token_sizes]), training=training)
+        return self._run(
+            compute,
+            *([inputs] if token_sizes is None else [inputs, token_sizes]),
+            training=training,
+        )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
@@ -87,8 +123,17 @@ class MergingTransformerBlock(TransformerBlock):
         scores = (scores_shape,) if return_attention_scores else ()
         return (outputs_shape, *scores, outputs_shape[:2])
 
-    def compute_output_spec(self, inputs, token_sizes=None, training=None, return_attention_scores=False, num_queries=None):
-        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
+    def compute_output_spec(
+        self,
+        inputs,
+        token_sizes=None,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+    ):
+        return output_specs(
+            self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
+        )
 
     def get_config(self):
         return {
@@ -98,6 +143,7 @@ class MergingTransformerBlock(TransformerBlock):
         }
 
 
-# Keras 3.15 files a layer's weights under the name of its class. By this name a model that merges reads the weights of one that does
-# not (`from_preset(..., num_merged_tokens=13)`), and those that version 0.1 wrote.
+# Keras 3.15 files a layer's weights under the name of its class. By this name a model that merges
+# reads the weights of one that does not (`from_preset(..., num_merged_tokens=13)`), and those that
+# version 0.1 wrote.
 MergingTransformerBlock.__name__ = TransformerBlock.__name__

@@ -10,12 +10,16 @@ from keras_deit.layers.kernels import dense, gelu
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class MLP(CompositeLayer):
-    """Two dense layers with an activation between, applied to each token: `activation(x @ intermediate) @ projection`.
+    """Two dense layers with an activation between, applied to each token:
+    `activation(x @ intermediate) @ projection`.
 
     Args:
-        intermediate_dim: int. Width between the two layers; DeiT has 4 times the width of the tokens.
-        activation: name or callable. Defaults to `"gelu"`, the exact one (`keras_deit.layers.gelu`).
-        dropout_rate: float in [0, 1). Dropout after each of the two layers, in training. Defaults to 0.0.
+        intermediate_dim: int. Width between the two layers; DeiT has 4 times the width of the
+            tokens.
+        activation: name or callable. Defaults to `"gelu"`, the exact one
+            (`keras_deit.layers.gelu`).
+        dropout_rate: float in [0, 1). Dropout after each of the two layers, in training. Defaults
+            to 0.0.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -45,14 +49,21 @@ class MLP(CompositeLayer):
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
         self.intermediate = keras.layers.Dense(
-            intermediate_dim, activation=self.activation, kernel_initializer=deit_initializer(), **self.sublayer("intermediate")
+            intermediate_dim,
+            activation=self.activation,
+            kernel_initializer=deit_initializer(),
+            **self.sublayer("intermediate"),
         )
-        self.intermediate_dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("intermediate_dropout"))
+        self.intermediate_dropout = keras.layers.Dropout(
+            dropout_rate, **self.sublayer("intermediate_dropout")
+        )
         self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]
-        self.projection = keras.layers.Dense(hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection"))
+        self.projection = keras.layers.Dense(
+            hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection")
+        )
         self.intermediate.build((None, hidden_dim))
         self.projection.build((None, self.intermediate_dim))
         self.intermediate_dropout.build((None, self.intermediate_dim))
@@ -71,6 +82,8 @@ class MLP(CompositeLayer):
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
-            "activation": "gelu" if self.activation is gelu else keras.activations.serialize(self.activation),
+            "activation": "gelu"
+            if self.activation is gelu
+            else keras.activations.serialize(self.activation),
             "dropout_rate": self.dropout_rate,
         }

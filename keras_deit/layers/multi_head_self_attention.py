@@ -4,7 +4,12 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
-from keras_deit.layers.arguments import check_bool, check_positive_int, check_rate, check_token_sequence
+from keras_deit.layers.arguments import (
+    check_bool,
+    check_positive_int,
+    check_rate,
+    check_token_sequence,
+)
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 
@@ -16,29 +21,34 @@ class MultiHeadSelfAttention(CompositeLayer):
     `q, k, v = split(x @ qkv)`, then per head `scores = softmax(q @ k.T / sqrt(head_dim))` and
     `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
 
-    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the backend's fused kernel, where that is
-    faster, whenever nothing needs the scores: not when they are asked for, nor in training with `attention_dropout_rate > 0`.
+    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the
+    backend's fused kernel, where that is faster, whenever nothing needs the scores: not when they
+    are asked for, nor in training with `attention_dropout_rate > 0`.
 
-    A call is two steps, which other layers may take one by one: `query, key, value = layer.heads(inputs)` and
-    `layer.attend(query, key, value)`.
+    A call is two steps, which other layers may take one by one:
+    `query, key, value = layer.heads(inputs)` and `layer.attend(query, key, value)`.
 
     Args:
         num_heads: int. Must divide the width of the tokens.
         use_bias: bool. Whether `qkv` and `projection` have biases. Defaults to `True`.
         dropout_rate: float in [0, 1). Dropout on the outputs, in training. Defaults to 0.0.
-        attention_dropout_rate: float in [0, 1). Dropout on the scores, in training. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the scores, in training. Defaults to
+            0.0.
 
     Call arguments:
         inputs: tokens.
         training: bool. Whether dropout is active.
-        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; they attend to all. Defaults to `None`: every token does.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`.
+            Defaults to `False`.
+        num_queries: int. How many tokens, from the first, get an output; they attend to all.
+            Defaults to `None`: every token does.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
-        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax and before
+        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens),
+            after the softmax and before
         dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`.
 
     Raises:
@@ -54,7 +64,9 @@ class MultiHeadSelfAttention(CompositeLayer):
     Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762).
     """
 
-    def __init__(self, num_heads, use_bias=True, dropout_rate=0.0, attention_dropout_rate=0.0, **kwargs):
+    def __init__(
+        self, num_heads, use_bias=True, dropout_rate=0.0, attention_dropout_rate=0.0, **kwargs
+    ):
         num_heads = check_positive_int("num_heads", num_heads)
         use_bias = check_bool("use_bias", use_bias)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
@@ -64,7 +76,9 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.use_bias = use_bias
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
-        self.attention_dropout = keras.layers.Dropout(attention_dropout_rate, **self.sublayer("attention_dropout"))
+        self.attention_dropout = keras.layers.Dropout(
+            attention_dropout_rate, **self.sublayer("attention_dropout")
+        )
         self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
 
     def build(self, input_shape):
@@ -75,47 +89,65 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.projection = self._dense(hidden_dim, "projection")
         self.qkv.build((None, hidden_dim))
         self.projection.build((None, hidden_dim))
-        self.attention_dropout.build((input_shape[0], self.num_heads, input_shape[1], input_shape[1]))
+        self.attention_dropout.build(
+            (input_shape[0], self.num_heads, input_shape[1], input_shape[1])
+        )
         self.dropout.build(input_shape)
         self.built = True
 
     def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
         if self._needs_scores(training, return_attention_scores):
             heads = self.heads(inputs, num_queries=num_queries)
-            return self.attend(*heads, training=training, return_attention_scores=return_attention_scores)
+            return self.attend(
+                *heads, training=training, return_attention_scores=return_attention_scores
+            )
         _check_num_queries(num_queries)
-        return self._project(kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training), training)
+        return self._project(
+            kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training),
+            training,
+        )
 
     def heads(self, inputs, num_queries=None):
         """Query, key and value of each head, without scale.
 
         Args:
             inputs: tokens (batch, tokens, hidden_dim).
-            num_queries: int. How many tokens, from the first, have a query. Defaults to `None`: all.
+            num_queries: int. How many tokens, from the first, have a query. Defaults to `None`:
+                all.
 
         Returns:
-            query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens, num_heads, head_dim).
+            query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens,
+            num_heads, head_dim).
         """
         _check_num_queries(num_queries)
         return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
 
-    def attend(self, query, key, value, token_sizes=None, training=None, return_attention_scores=False):
+    def attend(
+        self, query, key, value, token_sizes=None, training=None, return_attention_scores=False
+    ):
         """What the layer returns, from what `heads` gave.
 
         Args:
             query, key, value: as `heads` returns them.
-            token_sizes: (batch, tokens). How many tokens each stands for, as `TokenMerging` returns them: it is attended to as that many
-                would be, `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one each.
+            token_sizes: (batch, tokens). How many tokens each stands for, as `TokenMerging` returns
+                them: it is attended to as that many would be,
+                    `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one
+                    each.
             training, return_attention_scores: as when the layer is called.
 
         Returns:
             `outputs`, or `(outputs, scores)`.
         """
-        bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]  # (B, 1, 1, T)
+        # (B, 1, 1, T)
+        bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]
         scores = None
         if self._needs_scores(training, return_attention_scores):
             x, scores = kernels.attention_and_scores(
-                query, key, value, bias, lambda scores: self.attention_dropout(scores, training=training)
+                query,
+                key,
+                value,
+                bias,
+                lambda scores: self.attention_dropout(scores, training=training),
             )
         else:
             x = kernels.attention(query, key, value, bias, training)
@@ -130,16 +162,29 @@ class MultiHeadSelfAttention(CompositeLayer):
         return self.dropout(kernels.dense(self.projection, x), training=training)
 
     def _dense(self, units, name):
-        return keras.layers.Dense(units, use_bias=self.use_bias, kernel_initializer=deit_initializer(), **self.sublayer(name))
+        return keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            kernel_initializer=deit_initializer(),
+            **self.sublayer(name),
+        )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         batch, tokens, hidden_dim = input_shape
         queries = tokens if num_queries is None else num_queries
         outputs_shape = (batch, queries, hidden_dim)
-        return (outputs_shape, (batch, self.num_heads, queries, tokens)) if return_attention_scores else outputs_shape
+        return (
+            (outputs_shape, (batch, self.num_heads, queries, tokens))
+            if return_attention_scores
+            else outputs_shape
+        )
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
+    def compute_output_spec(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None
+    ):
+        return output_specs(
+            self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
+        )
 
     def get_config(self):
         return {
@@ -154,7 +199,8 @@ class MultiHeadSelfAttention(CompositeLayer):
 def check_heads_divide(num_heads, hidden_dim):
     if hidden_dim % num_heads:
         raise ValueError(
-            f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of {num_heads}. "
+            f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of "
+            f"{num_heads}. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
         )
 
@@ -165,14 +211,23 @@ def _check_num_queries(num_queries):
 
 
 def output_specs(layer, shapes):
-    """Symbolic tensors of what a layer returns, of a shape or a tuple of them, where a model can be made of them."""
-    outputs = keras.tree.map_shape_structure(lambda shape: keras.KerasTensor(shape, dtype=layer.compute_dtype), shapes)
+    """Symbolic tensors of what a layer returns, of a shape or a tuple of them, where a model can be
+    made of them.
+    """
+    outputs = keras.tree.map_shape_structure(
+        lambda shape: keras.KerasTensor(shape, dtype=layer.compute_dtype), shapes
+    )
     first_call = getattr(layer, "output", None)
-    if first_call is not None and len(keras.tree.flatten(first_call)) < len(keras.tree.flatten(outputs)):
+    if first_call is not None and len(keras.tree.flatten(first_call)) < len(
+        keras.tree.flatten(outputs)
+    ):
         raise ValueError(
-            f"The layer {layer.name!r} is in a graph without its scores, and Keras 3.15 refuses models through a later call with more "
-            "outputs than the first. `keras_deit.visualization.attention_model(model)` gives the scores of a model that is made, trained or "
-            "not; in a graph that is not made yet, give `return_attention_scores=True` in the first call of the layer. See "
+            f"The layer {layer.name!r} is in a graph without its scores, and Keras 3.15 refuses "
+            "models through a later call with more "
+            "outputs than the first. `keras_deit.visualization.attention_model(model)` gives the "
+            "scores of a model that is made, trained or "
+            "not; in a graph that is not made yet, give `return_attention_scores=True` in the "
+            "first call of the layer. See "
             "docs/troubleshooting.md."
         )
     return outputs

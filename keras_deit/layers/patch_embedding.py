@@ -13,16 +13,19 @@ from keras_deit.layers.kernels import embed_patches
 class PatchEmbedding(CompositeLayer):
     """Cuts images into patches that do not overlap and projects each to a token.
 
-    `token[i] = patch[i] @ kernel + bias`, patches in row-major order. It equals a convolution whose stride is its kernel size;
-    as one matrix product it is quantized and takes LoRA as any `Dense` does.
+    `token[i] = patch[i] @ kernel + bias`, patches in row-major order. It equals a convolution whose
+    stride is its kernel size; as one matrix product it is quantized and takes LoRA as any `Dense`
+    does.
 
     Args:
         hidden_dim: int. Width D of a token.
         patch_size: int or (height, width), in pixels. Must divide the image.
-        data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
 
     Input shape:
-        (batch, height, width, channels), or (batch, channels, height, width) with `"channels_first"`. Any number of channels.
+        (batch, height, width, channels), or (batch, channels, height, width) with
+        `"channels_first"`. Any number of channels.
 
     Output shape:
         (batch, height / patch height * width / patch width, hidden_dim).
@@ -48,7 +51,9 @@ class PatchEmbedding(CompositeLayer):
         self.hidden_dim = hidden_dim
         self.patch_size = patch_size
         self.data_format = data_format
-        self.projection = keras.layers.Dense(hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection"))
+        self.projection = keras.layers.Dense(
+            hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection")
+        )
 
     def build(self, input_shape):
         _, _, channels = self._image_shape(input_shape)
@@ -70,14 +75,17 @@ class PatchEmbedding(CompositeLayer):
     def compute_output_shape(self, input_shape):
         height, width, _ = self._image_shape(input_shape)
         known = height is not None and width is not None
-        num_patches = (height // self.patch_size[0]) * (width // self.patch_size[1]) if known else None
+        num_patches = (
+            (height // self.patch_size[0]) * (width // self.patch_size[1]) if known else None
+        )
         return (input_shape[0], num_patches, self.hidden_dim)
 
     def _image_shape(self, input_shape):
         """(height, width, channels) of images that the patch size divides."""
         if len(input_shape) != 4:
             raise ValueError(
-                "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. "
+                "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single "
+                "one. "
                 f"Received: input shape {tuple(input_shape)}"
             )
         if self.data_format == "channels_first":
@@ -89,9 +97,11 @@ class PatchEmbedding(CompositeLayer):
                 smaller, larger = size // patch * patch, -(-size // patch) * patch
                 advice = f"{smaller} or {larger}" if smaller else f"{larger}"
                 raise ValueError(
-                    f"`patch_size` must divide the image: {side} {size} is not a multiple of {patch}. "
+                    f"`patch_size` must divide the image: {side} {size} is not a multiple of "
+                    f"{patch}. "
                     f"Use {advice}, or resize first. "
-                    f"Received: input shape {tuple(input_shape)}, data_format={self.data_format!r}, "
+                    f"Received: input shape {tuple(input_shape)}, "
+                    f"data_format={self.data_format!r}, "
                     f"patch_size={self.patch_size}"
                 )
         return height, width, channels

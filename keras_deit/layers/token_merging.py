@@ -5,30 +5,37 @@ import numpy as np
 from keras import ops
 
 from keras_deit.layers import kernels
-from keras_deit.layers.arguments import check_non_negative_int, check_positive_int, check_token_sequence
+from keras_deit.layers.arguments import (
+    check_non_negative_int,
+    check_positive_int,
+    check_token_sequence,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class TokenMerging(keras.layers.Layer):
     """Merges the most similar pairs of tokens, so that what follows has less to do.
 
-    The patch tokens are dealt into two sets in turns. Each token of the first finds its most similar one in the second, by the cosine
-    of their attention keys, and the `num_merged_tokens` best pairs become their mean, weighted by how many patches each token stands
-    for already. Prefix tokens (class, distillation) stay as they are, in front. The others come in another order; attention does not
-    mind.
+    The patch tokens are dealt into two sets in turns. Each token of the first finds its most
+    similar one in the second, by the cosine of their attention keys, and the `num_merged_tokens`
+    best pairs become their mean, weighted by how many patches each token stands for already. Prefix
+    tokens (class, distillation) stay as they are, in front. The others come in another order;
+    attention does not mind.
 
     Args:
-        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the patch tokens can go.
+        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the
+            patch tokens can go.
         num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
 
     Call arguments:
         inputs: tokens.
-        keys: what similarity is measured on, as `MultiHeadSelfAttention` returns it with `return_keys=True`. Defaults to `None`: the
-            tokens themselves.
+        keys: what similarity is measured on, as `MultiHeadSelfAttention` returns it with
+            `return_keys=True`. Defaults to `None`: the tokens themselves.
         token_sizes: how many patches each token stands for. Defaults to `None`: one each.
 
     Input shape:
-        inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens, head_dim). token_sizes: (batch, tokens).
+        inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens,
+            head_dim). token_sizes: (batch, tokens).
 
     Output shape:
         `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged).
@@ -63,7 +70,9 @@ class TokenMerging(keras.layers.Layer):
         token_sizes = ops.cast(token_sizes, self.compute_dtype)
         keys = ops.normalize(inputs if keys is None else keys, axis=-1)
         merge = _merge_all_at_once if kernels.copies_rows_one_by_one(inputs) else _merge_what_moves
-        return merge(inputs, keys, token_sizes, self.num_prefix_tokens, self._num_merged(inputs.shape))
+        return merge(
+            inputs, keys, token_sizes, self.num_prefix_tokens, self._num_merged(inputs.shape)
+        )
 
     def _num_merged(self, shape):
         check_token_sequence("TokenMerging", shape)
@@ -80,7 +89,10 @@ class TokenMerging(keras.layers.Layer):
         return (batch, tokens, hidden_dim), (batch, tokens)
 
     def compute_output_spec(self, inputs, keys=None, token_sizes=None):
-        return tuple(keras.KerasTensor(shape, dtype=self.compute_dtype) for shape in self.compute_output_shape(inputs.shape))
+        return tuple(
+            keras.KerasTensor(shape, dtype=self.compute_dtype)
+            for shape in self.compute_output_shape(inputs.shape)
+        )
 
     def get_config(self):
         return {
@@ -90,28 +102,35 @@ class TokenMerging(keras.layers.Layer):
         }
 
 
-# Two forms of one computation. On a CPU the first takes half the second's time (benchmarks/LOG.md). On a TPU, where slices with steps
-# are copies, a model that merges 13 tokens a block takes 27.6M cycles with the first, and 21.8M with the second.
+# Two forms of one computation. On a CPU the first takes half the second's time (benchmarks/LOG.md).
+# On a TPU, where slices with steps are copies, a model that merges 13 tokens a block takes 27.6M
+# cycles with the first, and 21.8M with the second.
 
 
 def _merge_what_moves(inputs, keys, token_sizes, prefix, merged):
     """Every other token apart: the sources, and the targets that they may join."""
-    similarity = ops.matmul(keys[:, prefix::2], ops.transpose(keys[:, prefix + 1 :: 2], (0, 2, 1)))  # (B, sources, targets)
+    # (B, sources, targets)
+    similarity = ops.matmul(keys[:, prefix::2], ops.transpose(keys[:, prefix + 1 :: 2], (0, 2, 1)))
     _, sources, targets = similarity.shape
     kept = sources - merged
     best, partner = kernels.best_of_each_row(similarity)  # (B, sources)
     rank = _rank(best)
     # Where each source goes, the sources that stay being in front of the targets.
     place = ops.where(rank < merged, kept + partner, rank - merged)
-    here = ops.equal(place[:, None], np.arange(kept + targets, dtype="int32")[:, None])  # (B, kept + targets, sources)
+    # (B, kept + targets, sources)
+    here = ops.equal(place[:, None], np.arange(kept + targets, dtype="int32")[:, None])
     shares = ops.cast(here, inputs.dtype) * token_sizes[:, None, prefix::2]
 
     moved_sizes, target_sizes = ops.sum(shares, axis=-1), token_sizes[:, prefix + 1 :: 2]
-    new_sizes = ops.concatenate([moved_sizes[:, :kept], moved_sizes[:, kept:] + target_sizes], axis=1)
+    new_sizes = ops.concatenate(
+        [moved_sizes[:, :kept], moved_sizes[:, kept:] + target_sizes], axis=1
+    )
     # As one product: gathering rows takes longer on a CPU.
     moved = ops.matmul(shares / new_sizes[..., None], inputs[:, prefix::2])
     stayed = inputs[:, prefix + 1 :: 2] * (target_sizes / new_sizes[:, kept:])[..., None]
-    outputs = ops.concatenate([inputs[:, :prefix], moved[:, :kept], moved[:, kept:] + stayed], axis=1)
+    outputs = ops.concatenate(
+        [inputs[:, :prefix], moved[:, :kept], moved[:, kept:] + stayed], axis=1
+    )
     return outputs, ops.concatenate([token_sizes[:, :prefix], new_sizes], axis=1)
 
 
@@ -121,7 +140,8 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
     place = np.arange(tokens) - prefix
     is_source, is_target = (place >= 0) & (place % 2 == 0), (place >= 0) & (place % 2 == 1)
     similarity = ops.matmul(keys, ops.transpose(keys, (0, 2, 1)))  # (B, T, T)
-    similarity = ops.where(is_source[:, None] & is_target, similarity, -2.0)  # a cosine is -1 at least
+    # A cosine is -1 at least
+    similarity = ops.where(is_source[:, None] & is_target, similarity, -2.0)
     best, partner = kernels.best_of_each_row(similarity)  # (B, T)
     rank = _rank(best)
     # The row that each token goes to: behind the prefix the sources that stay, then the targets.
@@ -129,14 +149,17 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
     rows = np.where(is_target, first_target + place // 2, np.arange(tokens)).astype("int32")
     row = ops.where(rank < merged, first_target + (partner - prefix) // 2, prefix + rank - merged)
     row = ops.where(is_source, row, rows)
-    here = ops.equal(row[:, None], np.arange(tokens - merged, dtype="int32")[:, None])  # (B, T - merged, T)
+    # (B, T - merged, T)
+    here = ops.equal(row[:, None], np.arange(tokens - merged, dtype="int32")[:, None])
     shares = ops.cast(here, inputs.dtype) * token_sizes[:, None]
     new_sizes = ops.sum(shares, axis=-1)
     return ops.matmul(shares / new_sizes[..., None], inputs), new_sizes
 
 
 def _rank(best):
-    """How many are better, (B, S): 0 is the best. Of equals the earlier is. A count, for not every runtime can sort."""
+    """How many are better, (B, S): 0 is the best. Of equals the earlier is. A count, for not every
+    runtime can sort.
+    """
     earlier = np.tri(best.shape[1], k=-1, dtype=bool)
     ahead = ops.where(earlier, best[:, None] >= best[..., None], best[:, None] > best[..., None])
     return ops.sum(ops.cast(ahead, "int32"), axis=-1)

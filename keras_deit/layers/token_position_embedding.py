@@ -14,13 +14,16 @@ POSITION_SCOPES = ("all", "patches")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class TokenPositionEmbedding(CompositeLayer):
-    """Prepends learned prefix tokens (class, then distillation) to the patch tokens and adds learned positions.
+    """Prepends learned prefix tokens (class, then distillation) to the patch tokens and adds
+    learned positions.
 
-    With `position_scope="all"` (DeiT) every token has a position, `concat(prefix, patches) + positions`. With `"patches"`
-    (DeiT III) only the patches have, `concat(prefix, patches + positions)`.
+    With `position_scope="all"` (DeiT) every token has a position,
+    `concat(prefix, patches) + positions`. With `"patches"` (DeiT III) only the patches have,
+    `concat(prefix, patches + positions)`.
 
     Args:
-        num_prefix_tokens: int, 0 or more. 1 is the class token; 2 are the class and the distillation token, in this order.
+        num_prefix_tokens: int, 0 or more. 1 is the class token; 2 are the class and the
+            distillation token, in this order.
         grid_size: int or (rows, columns). Patches along the height and the width of the image.
         position_scope: `"all"` or `"patches"`. Defaults to `"all"`.
         dropout_rate: float in [0, 1). Dropout on the result, in training. Defaults to 0.0.
@@ -42,13 +45,21 @@ class TokenPositionEmbedding(CompositeLayer):
 
     References:
         [Touvron et al., 2021](https://arxiv.org/abs/2012.12877), section 4 (distillation token);
-        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III), `models_v2.py` of facebookresearch/deit at 7e160fe.
+        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III), `models_v2.py` of
+        facebookresearch/deit at 7e160fe.
     """
 
-    def __init__(self, num_prefix_tokens, grid_size, position_scope="all", dropout_rate=0.0, **kwargs):
-        if isinstance(num_prefix_tokens, bool) or not isinstance(num_prefix_tokens, numbers.Integral) or num_prefix_tokens < 0:
+    def __init__(
+        self, num_prefix_tokens, grid_size, position_scope="all", dropout_rate=0.0, **kwargs
+    ):
+        if (
+            isinstance(num_prefix_tokens, bool)
+            or not isinstance(num_prefix_tokens, numbers.Integral)
+            or num_prefix_tokens < 0
+        ):
             raise ValueError(
-                "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 with the distillation token. "
+                "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 "
+                "with the distillation token. "
                 f"Received: num_prefix_tokens={num_prefix_tokens!r}"
             )
         grid_size = check_pair("grid_size", grid_size)
@@ -67,17 +78,24 @@ class TokenPositionEmbedding(CompositeLayer):
         num_patches = self.grid_size[0] * self.grid_size[1]
         if tokens is not None and tokens != num_patches:
             raise ValueError(
-                f"`grid_size` must match the patches: {self.grid_size[0]} x {self.grid_size[1]} = {num_patches}, "
+                f"`grid_size` must match the patches: {self.grid_size[0]} x {self.grid_size[1]} = "
+                f"{num_patches}, "
                 f"but {tokens} came. Give the (rows, columns) that the image and patch size make. "
                 f"Received: input shape {tuple(input_shape)}, grid_size={self.grid_size}"
             )
-        num_positions = num_patches + (self.num_prefix_tokens if self.position_scope == "all" else 0)
+        num_positions = num_patches + (
+            self.num_prefix_tokens if self.position_scope == "all" else 0
+        )
         self.prefix_tokens = None
         if self.num_prefix_tokens:
             self.prefix_tokens = self.add_weight(
-                shape=(self.num_prefix_tokens, hidden_dim), initializer=deit_initializer(), name="prefix_tokens"
+                shape=(self.num_prefix_tokens, hidden_dim),
+                initializer=deit_initializer(),
+                name="prefix_tokens",
             )
-        self.positions = self.add_weight(shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions")
+        self.positions = self.add_weight(
+            shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions"
+        )
         self.dropout.build(self.compute_output_shape(input_shape))
         # A single patch would broadcast to all positions.
         self.input_spec = keras.InputSpec(ndim=3, axes={1: num_patches, -1: hidden_dim})

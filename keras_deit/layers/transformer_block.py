@@ -3,7 +3,13 @@
 import keras
 
 from keras_deit.layers import kernels
-from keras_deit.layers.arguments import check_bool, check_positive_int, check_positive_number, check_rate, check_token_sequence
+from keras_deit.layers.arguments import (
+    check_bool,
+    check_positive_int,
+    check_positive_number,
+    check_rate,
+    check_token_sequence,
+)
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale
@@ -21,26 +27,33 @@ class TransformerBlock(CompositeLayer):
     Args:
         num_heads: int. Must divide the width of the tokens.
         intermediate_dim: int. Width inside the MLP.
-        dropout_rate: float in [0, 1). Dropout inside the MLP and after the attention, in training. Defaults to 0.0.
-        attention_dropout_rate: float in [0, 1). Dropout on the attention scores, in training. Defaults to 0.0.
-        drop_path_rate: float in [0, 1). Probability that a sample skips a branch, in training. Defaults to 0.0.
-        layer_scale_init_value: float above 0, or `None` for no LayerScale. DeiT III has 1e-4. Defaults to `None`.
+        dropout_rate: float in [0, 1). Dropout inside the MLP and after the attention, in training.
+            Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the attention scores, in training.
+            Defaults to 0.0.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a branch, in training.
+            Defaults to 0.0.
+        layer_scale_init_value: float above 0, or `None` for no LayerScale. DeiT III has 1e-4.
+            Defaults to `None`.
         layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
-        remat: bool. Whether training keeps only the block's input, and computes the rest again for the gradient: less memory, more time,
-            the same numbers. Defaults to `False`.
+        remat: bool. Whether training keeps only the block's input, and computes the rest again for
+            the gradient: less memory, more time, the same numbers. Defaults to `False`.
 
     Call arguments:
         inputs: tokens.
         training: bool. Whether dropout and drop path are active.
-        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`. Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; they attend to all. A last block of which only the prefix
-            tokens are read saves most of its work so. Defaults to `None`: every token does.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`.
+            Defaults to `False`.
+        num_queries: int. How many tokens, from the first, get an output; they attend to all. A last
+            block of which only the prefix tokens are read saves most of its work so. Defaults to
+            `None`: every token does.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
-        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens), after the softmax. Without
+        outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens),
+            after the softmax. Without
         `num_queries` that is `tokens`.
 
     Raises:
@@ -74,7 +87,9 @@ class TransformerBlock(CompositeLayer):
         drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
         layer_norm_epsilon = check_positive_number("layer_norm_epsilon", layer_norm_epsilon)
         if layer_scale_init_value is not None:
-            layer_scale_init_value = check_positive_number("layer_scale_init_value", layer_scale_init_value)
+            layer_scale_init_value = check_positive_number(
+                "layer_scale_init_value", layer_scale_init_value
+            )
         remat = check_bool("remat", remat)
         super().__init__(**kwargs)
         self.num_heads = num_heads
@@ -86,17 +101,26 @@ class TransformerBlock(CompositeLayer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
 
-        self.attention_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("attention_norm"))
+        self.attention_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, **self.sublayer("attention_norm")
+        )
         self.attention = MultiHeadSelfAttention(
-            num_heads, dropout_rate=dropout_rate, attention_dropout_rate=attention_dropout_rate, **self.sublayer("attention")
+            num_heads,
+            dropout_rate=dropout_rate,
+            attention_dropout_rate=attention_dropout_rate,
+            **self.sublayer("attention"),
         )
         self.attention_drop_path = DropPath(drop_path_rate, **self.sublayer("attention_drop_path"))
-        self.mlp_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **self.sublayer("mlp_norm"))
+        self.mlp_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, **self.sublayer("mlp_norm")
+        )
         self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, **self.sublayer("mlp"))
         self.mlp_drop_path = DropPath(drop_path_rate, **self.sublayer("mlp_drop_path"))
         self.attention_scale = self.mlp_scale = None
         if layer_scale_init_value is not None:
-            self.attention_scale = LayerScale(layer_scale_init_value, **self.sublayer("attention_scale"))
+            self.attention_scale = LayerScale(
+                layer_scale_init_value, **self.sublayer("attention_scale")
+            )
             self.mlp_scale = LayerScale(layer_scale_init_value, **self.sublayer("mlp_scale"))
 
     def build(self, input_shape):
@@ -124,13 +148,17 @@ class TransformerBlock(CompositeLayer):
                 num_queries=num_queries,
             )
             branch, *scores = attended if return_attention_scores else (attended,)
-            x = self._add_attention(inputs if num_queries is None else inputs[:, :num_queries], branch, training)
+            x = self._add_attention(
+                inputs if num_queries is None else inputs[:, :num_queries], branch, training
+            )
             return (self._add_mlp(x, training), *scores) if scores else self._add_mlp(x, training)
 
         return self._run(compute, inputs, training=training)
 
     def _run(self, compute, *inputs, training):
-        return rematerialized(self, compute, *inputs) if self.remat and training else compute(*inputs)
+        return (
+            rematerialized(self, compute, *inputs) if self.remat and training else compute(*inputs)
+        )
 
     def _add_attention(self, x, branch, training):
         if self.attention_scale is not None:
@@ -144,10 +172,16 @@ class TransformerBlock(CompositeLayer):
         return x + self.mlp_drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
-        return self.attention.compute_output_shape(input_shape, return_attention_scores, num_queries)
+        return self.attention.compute_output_shape(
+            input_shape, return_attention_scores, num_queries
+        )
 
-    def compute_output_spec(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        return output_specs(self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries))
+    def compute_output_spec(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None
+    ):
+        return output_specs(
+            self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
+        )
 
     def get_config(self):
         return {
@@ -168,6 +202,8 @@ class TransformerBlock(CompositeLayer):
         # Up to version 0.1 a block merged tokens by itself.
         if cls is TransformerBlock and "num_merged_tokens" in config:
             if config["num_merged_tokens"]:
-                return keras.saving.get_registered_object("keras_deit>MergingTransformerBlock").from_config(config)
+                return keras.saving.get_registered_object(
+                    "keras_deit>MergingTransformerBlock"
+                ).from_config(config)
             del config["num_merged_tokens"], config["num_prefix_tokens"]
         return super().from_config(config)

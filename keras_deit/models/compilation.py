@@ -9,14 +9,18 @@ class AutomaticCompilation:
     """Mixed into a model with `activation` and `num_classes`: `compile()` is enough for `fit`."""
 
     def compile(self, optimizer="auto", loss="auto", loss_weights=None, metrics="auto", **kwargs):
-        """As of `keras.Model`, with what is usual for classification where `"auto"` stands: `compile()` is enough for fine-tuning.
+        """As of `keras.Model`, with what is usual for classification where `"auto"` stands:
+        `compile()` is enough for fine-tuning.
 
         Args:
-            optimizer: `"auto"` is `AdamW(1e-4)`: a rate for fine-tuning, low enough for a trained backbone. For more accuracy,
-                `keras_deit.training.RECIPES["new_classes"]` has a schedule, and a higher rate for the head.
-            loss: `"auto"` is `SparseCategoricalCrossentropy`, of labels (batch,) that are indices of classes, for logits or `"softmax"`; with
-                `activation="sigmoid"` it is `BinaryCrossentropy`, of labels (batch, num_classes) from 0 to 1. `None` is no loss.
-            metrics: `"auto"` is the accuracy if the loss is `"auto"`, and nothing for a loss of your own.
+            optimizer: `"auto"` is `AdamW(1e-4)`: a rate for fine-tuning, low enough for a trained
+                backbone. For more accuracy, `keras_deit.training.RECIPES["new_classes"]` has a
+                schedule, and a higher rate for the head.
+            loss: `"auto"` is `SparseCategoricalCrossentropy`, of labels (batch,) that are indices
+                of classes, for logits or `"softmax"`; with `activation="sigmoid"` it is
+                `BinaryCrossentropy`, of labels (batch, num_classes) from 0 to 1. `None` is no loss.
+            metrics: `"auto"` is the accuracy if the loss is `"auto"`, and nothing for a loss of
+                your own.
             loss_weights, **kwargs: as of `keras.Model.compile`.
 
         Raises:

@@ -1,4 +1,6 @@
-"""Batches of raw images from wherever they come, converted as they are read: all at once, thousands of photographs would not fit in memory."""
+"""Batches of raw images from wherever they come, converted as they are read: all at once, thousands
+of photographs would not fit in memory.
+"""
 
 import operator
 
@@ -87,7 +89,11 @@ class ConvertedPictures(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         pictures = self._pictures[index * self._batch_size : (index + 1) * self._batch_size]
-        return (np.concatenate([to_numpy(self._converter(self._read(picture)[None])) for picture in pictures]),)
+        return (
+            np.concatenate(
+                [to_numpy(self._converter(self._read(picture)[None])) for picture in pictures]
+            ),
+        )
 
     def _read(self, picture):
         if not is_picture(picture):
@@ -116,14 +122,19 @@ class ConvertedLoader(keras.utils.PyDataset):
 
 
 def convert_loaded(converter, batch):
-    """As `convert_batch`, of tensors of PyTorch, which may be another backend's guests, to arrays."""
+    """As `convert_batch`, of tensors of PyTorch, which may be another backend's guests, to
+    arrays.
+    """
     return map_arrays(to_numpy, convert_batch(converter, map_arrays(from_torch, batch)))
 
 
 def is_loader(data):
     """Whether this is a PyTorch `DataLoader`, told without importing PyTorch."""
     parents = type(data).__mro__
-    return any(parent.__name__ == "DataLoader" and parent.__module__.startswith("torch.utils.data") for parent in parents)
+    return any(
+        parent.__name__ == "DataLoader" and parent.__module__.startswith("torch.utils.data")
+        for parent in parents
+    )
 
 
 def has_length(loader):
@@ -138,7 +149,9 @@ def from_torch(tensor):
 
 def map_arrays(function, arrays):
     """`function` of each array in a structure that may hold `None`."""
-    return keras.tree.map_structure(lambda array: None if array is None else function(array), arrays)
+    return keras.tree.map_structure(
+        lambda array: None if array is None else function(array), arrays
+    )
 
 
 def to_numpy(array):

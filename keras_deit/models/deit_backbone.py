@@ -7,8 +7,19 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_non_negative_int, check_pair, check_positive_int, check_rate
-from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
+from keras_deit.layers.arguments import (
+    check_choice,
+    check_non_negative_int,
+    check_pair,
+    check_positive_int,
+    check_rate,
+)
+from keras_deit.layers.composite import (
+    SublayerArguments,
+    own_policy,
+    own_trainable,
+    sublayers_config,
+)
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.naming import unique_name
 from keras_deit.layers.patch_embedding import PatchEmbedding
@@ -29,42 +40,53 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTBackbone(PresetModel):
-    """A DeiT without its head: normalised images to tokens, as a functional graph over the layers of `keras_deit.layers`.
+    """A DeiT without its head: normalised images to tokens, as a functional graph over the layers
+    of `keras_deit.layers`.
 
-    `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`, `LayerNormalization`. The defaults are those
-    of DeiT; DeiT III has `position_scope="patches"`, `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
+    `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`,
+    `LayerNormalization`. The defaults are those of DeiT; DeiT III has `position_scope="patches"`,
+    `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
 
     Args:
-        image_shape: (height, width, channels), or (channels, height, width) with `"channels_first"`; pixels. Need not be square.
+        image_shape: (height, width, channels), or (channels, height, width) with
+            `"channels_first"`; pixels. Need not be square.
         patch_size: int or (height, width), in pixels. Must divide the image.
         num_layers: int. Number of transformer blocks.
         num_heads: int. Attention heads of a block. Must divide `hidden_dim`.
         hidden_dim: int. Width D of a token.
         intermediate_dim: int. Width inside the MLP of a block.
-        use_distillation_token: bool. Whether a distillation token follows the class token. Defaults to `False`.
-        position_scope: `"all"` (DeiT: prefix tokens have positions too) or `"patches"` (DeiT III). Defaults to `"all"`.
-        dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each attention. Defaults to 0.0.
+        use_distillation_token: bool. Whether a distillation token follows the class token. Defaults
+            to `False`.
+        position_scope: `"all"` (DeiT: prefix tokens have positions too) or `"patches"` (DeiT III).
+            Defaults to `"all"`.
+        dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each
+            attention. Defaults to 0.0.
         attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
-        drop_path_rate: float in [0, 1). Probability that a sample skips a residual branch. Defaults to 0.0.
-        drop_path_schedule: `"linear"` (from 0 in the first block to `drop_path_rate` in the last) or `"constant"` (the same in
-            all). Defaults to `"linear"`.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a residual branch. Defaults
+            to 0.0.
+        drop_path_schedule: `"linear"` (from 0 in the first block to `drop_path_rate` in the last)
+            or `"constant"` (the same in all). Defaults to `"linear"`.
         layer_scale_init_value: float above 0, or `None` for no LayerScale. Defaults to `None`.
         layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
-        num_merged_tokens: int, 0 or more. How many tokens each block merges into others that are alike (`TokenMerging`): faster, a
-            little less accurate, and no training needed. Defaults to 0.
-        remat: bool. Whether training keeps only the blocks' inputs, and computes the rest again for the gradient: less memory, more
-            time, the same numbers. Defaults to `False`.
-        data_format: `"channels_last"` or `"channels_first"`. Defaults to `keras.config.image_data_format()`.
+        num_merged_tokens: int, 0 or more. How many tokens each block merges into others that are
+            alike (`TokenMerging`): faster, a little less accurate, and no training needed. Defaults
+            to 0.
+        remat: bool. Whether training keeps only the blocks' inputs, and computes the rest again for
+            the gradient: less memory, more time, the same numbers. Defaults to `False`.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
         name: string. Defaults to a generated one.
         trainable: bool. `False` freezes every layer. Defaults to `True`.
-        quantization_config: what `quantize` was told of each layer, as `get_config` writes it. Defaults to `None`.
+        quantization_config: what `quantize` was told of each layer, as `get_config` writes it.
+            Defaults to `None`.
 
     Input shape:
         (batch, *image_shape), normalised as `DeiTImageConverter` does.
 
     Output shape:
-        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm. Each block has `num_merged_tokens` fewer.
+        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm. Each
+        block has `num_merged_tokens` fewer.
 
     Raises:
         ValueError: an argument out of range, or sizes that do not divide.
@@ -124,7 +146,8 @@ class DeiTBackbone(PresetModel):
             data_format=data_format,
             **sublayer("patch_embedding"),
         )
-        patch_embedding.build((None, *image_shape))  # refuses an image that the patch size does not divide
+        # Refuses an image that the patch size does not divide
+        patch_embedding.build((None, *image_shape))
         height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
         grid_size = (height // patch_size[0], width // patch_size[1])
         num_prefix_tokens = 2 if use_distillation_token else 1
@@ -139,7 +162,11 @@ class DeiTBackbone(PresetModel):
             drop_path_rates = np.linspace(0.0, drop_path_rate, num_layers)
         else:
             drop_path_rates = np.full(num_layers, drop_path_rate)
-        merging = {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens} if num_merged_tokens else {}
+        merging = (
+            {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
+            if num_merged_tokens
+            else {}
+        )
         block_class = MergingTransformerBlock if num_merged_tokens else TransformerBlock
         blocks = [
             block_class(
@@ -156,7 +183,9 @@ class DeiTBackbone(PresetModel):
             )
             for index, rate in enumerate(drop_path_rates)
         ]
-        final_norm = keras.layers.LayerNormalization(epsilon=layer_norm_epsilon, **sublayer("final_norm"))
+        final_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, **sublayer("final_norm")
+        )
 
         inputs = keras.Input(image_shape, name="images")
         # What enters each block: tokens, and their sizes after a merge.
@@ -166,7 +195,9 @@ class DeiTBackbone(PresetModel):
             states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
         outputs = final_norm(states[-1][0])
         name = name or unique_name("deit_backbone")
-        super().__init__(inputs=inputs, outputs=outputs, name=name, trainable=own_trainable(trainable))
+        super().__init__(
+            inputs=inputs, outputs=outputs, name=name, trainable=own_trainable(trainable)
+        )
 
         self.dtype_policy = own_policy(dtype)
         self.patch_embedding = patch_embedding
@@ -192,27 +223,35 @@ class DeiTBackbone(PresetModel):
         self.num_merged_tokens = num_merged_tokens
         self.remat = bool(remat)
         self.data_format = data_format
-        self._block_outputs = {block.name: tokens for block, (tokens, *_) in zip(blocks, states[1:])}
+        self._block_outputs = {
+            block.name: tokens for block, (tokens, *_) in zip(blocks, states[1:])
+        }
         self._embeddings = states[0][0]
         self._last_block_inputs = states[-2]
 
     @property
     def block_outputs(self):
-        """`{"block_0": (batch, tokens, hidden_dim), ...}`: the residual stream after each block, as symbolic tensors."""
+        """`{"block_0": (batch, tokens, hidden_dim), ...}`: the residual stream after each block, as
+        symbolic tensors.
+        """
         return dict(self._block_outputs)
 
     @property
     def attention_scores(self):
-        """`{"block_0": (batch, num_heads, tokens, tokens), ...}`: each block's scores after the softmax, as symbolic tensors.
+        """`{"block_0": (batch, num_heads, tokens, tokens), ...}`: each block's scores after the
+        softmax, as symbolic tensors.
 
-        `keras.Model(backbone.input, backbone.attention_scores)` computes them; the backbone itself does not.
+        `keras.Model(backbone.input, backbone.attention_scores)` computes them; the backbone itself
+        does not.
         """
         attention_scores, _ = self._scored
         return dict(attention_scores)
 
     @functools.cached_property
     def _scored(self):
-        """(attention scores, what leaves the last block), on a path of their own, so that the model keeps the fused attention."""
+        """(attention scores, what leaves the last block), on a path of their own, so that the model
+        keeps the fused attention.
+        """
         state, attention_scores = [self._embeddings], {}
         for block in self.blocks:
             tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
@@ -221,16 +260,20 @@ class DeiTBackbone(PresetModel):
 
     @functools.cached_property
     def _prefix_output(self):
-        """The prefix tokens of the output, without the patch tokens' part of the last block, which they do not need."""
+        """The prefix tokens of the output, without the patch tokens' part of the last block, which
+        they do not need.
+        """
         outputs = self.blocks[-1](*self._last_block_inputs, num_queries=self.num_prefix_tokens)
         return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
 
     @functools.cached_property
     def pyramid_outputs(self):
-        """`{"P4": (batch, rows, columns, hidden_dim)}`: the final patch tokens as a feature map, as a symbolic tensor.
+        """`{"P4": (batch, rows, columns, hidden_dim)}`: the final patch tokens as a feature map, as
+        a symbolic tensor.
 
-        The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. With
-        `"channels_first"` the map is (batch, hidden_dim, rows, columns). Blocks that merge tokens leave no feature map.
+        The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14
+        pixels, `"P2"` for 4. With `"channels_first"` the map is (batch, hidden_dim, rows, columns).
+        Blocks that merge tokens leave no feature map.
         """
         if self.num_merged_tokens:
             return _NoFeatureMaps(self.num_merged_tokens)
@@ -246,28 +289,36 @@ class DeiTBackbone(PresetModel):
         """A backbone by name or from a directory.
 
         Args:
-            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging Face Hub (the digits model's are in
-                the package); `"hf://owner/repo"`; or a directory. Repositories and directories are as `save_to_preset` writes them
-                or as timm and transformers do (weights in safetensors; no pickle is opened). A classifier's serves, too.
-            load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
-            **overrides: any argument of `DeiTBackbone`. `dtype` defaults to the global policy, whatever the weights were saved in; a
-                quantized preset keeps its own. With another `image_shape` the trained positions are resampled; another
-                `data_format` alone turns it. What would make another model of the trained weights, as another `num_heads`, needs
-                `load_weights=False`.
+            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging
+                Face Hub (the digits model's are in the package); `"hf://owner/repo"`; or a
+                directory. Repositories and directories are as `save_to_preset` writes them or as
+                timm and transformers do (weights in safetensors; no pickle is opened). A
+                classifier's serves, too.
+            load_weights: bool. `False` gives the architecture with random weights. Defaults to
+                `True`.
+            **overrides: any argument of `DeiTBackbone`. `dtype` defaults to the global policy,
+                whatever the weights were saved in; a quantized preset keeps its own. With another
+                `image_shape` the trained positions are resampled; another `data_format` alone turns
+                it. What would make another model of the trained weights, as another `num_heads`,
+                needs `load_weights=False`.
 
         Raises:
-            ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights
-                cannot take.
+            ValueError: no such preset, files that are not as their writer left them, or an override
+                that the trained weights cannot take.
             ConnectionError: the hub cannot be reached, and the weights are not in its cache.
             OSError: the download is not what the hub promises.
         """
         check_overrides(overrides, argument_names(cls))
-        return load_backbone(cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}")
+        return load_backbone(
+            cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}"
+        )
 
     def save_to_preset(self, directory):
-        """Writes the backbone as a directory of plain files, which `from_preset` reads and `huggingface_hub.upload_folder` publishes.
+        """Writes the backbone as a directory of plain files, which `from_preset` reads and
+        `huggingface_hub.upload_folder` publishes.
 
-        A preset that is there is replaced, whole or not at all; its README.md, the model card, stays if you have edited it.
+        A preset that is there is replaced, whole or not at all; its README.md, the model card,
+        stays if you have edited it.
 
         Raises:
             ValueError: `directory` is a file, or holds files that are not of a preset.
@@ -276,16 +327,18 @@ class DeiTBackbone(PresetModel):
 
     @staticmethod
     def get_layout_map(device_mesh, model_parallel_dim_name="model"):
-        """How the weights of a backbone, and of all that contains one, are split over devices; the rest is on each of them.
+        """How the weights of a backbone, and of all that contains one, are split over devices; the
+        rest is on each of them.
 
-        Attention and the inside of the MLP are split: what enters by columns, what leaves by rows. For
-        `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. What the devices send each other is counted in
-        docs/sharding.md.
+        Attention and the inside of the MLP are split: what enters by columns, what leaves by rows.
+        For `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. What the
+        devices send each other is counted in docs/sharding.md.
 
         Args:
             device_mesh: `keras.distribution.DeviceMesh`.
-            model_parallel_dim_name: name of its axis to split over. Its size must divide `hidden_dim` and `intermediate_dim`, and
-                should divide `num_heads`: else every block gathers its heads on each device.
+            model_parallel_dim_name: name of its axis to split over. Its size must divide
+                `hidden_dim` and `intermediate_dim`, and should divide `num_heads`: else every block
+                gathers its heads on each device.
 
         Returns:
             `keras.distribution.LayoutMap`.
@@ -297,7 +350,8 @@ class DeiTBackbone(PresetModel):
         """
         if model_parallel_dim_name not in device_mesh.axis_names:
             raise ValueError(
-                f"The device mesh must have an axis {model_parallel_dim_name!r}. Received: axes {', '.join(device_mesh.axis_names)}"
+                f"The device mesh must have an axis {model_parallel_dim_name!r}. Received: axes "
+                f"{', '.join(device_mesh.axis_names)}"
             )
         layout = keras.distribution.LayoutMap(device_mesh)
         for entry in ("attention/qkv", "mlp/intermediate"):
@@ -310,7 +364,15 @@ class DeiTBackbone(PresetModel):
     def get_config(self):
         return {
             "name": self.name,
-            **sublayers_config(self, [self.patch_embedding, self.token_position_embedding, *self.blocks, self.final_norm]),
+            **sublayers_config(
+                self,
+                [
+                    self.patch_embedding,
+                    self.token_position_embedding,
+                    *self.blocks,
+                    self.final_norm,
+                ],
+            ),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "num_layers": self.num_layers,
@@ -332,16 +394,24 @@ class DeiTBackbone(PresetModel):
 
 
 def _check_image_shape(image_shape, data_format):
-    axes = "(channels, height, width)" if data_format == "channels_first" else "(height, width, channels)"
+    axes = (
+        "(channels, height, width)"
+        if data_format == "channels_first"
+        else "(height, width, channels)"
+    )
     if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        raise ValueError(f"`image_shape` must be {axes} for data_format={data_format!r}. Received: image_shape={image_shape!r}")
+        raise ValueError(
+            f"`image_shape` must be {axes} for data_format={data_format!r}. Received: "
+            f"image_shape={image_shape!r}"
+        )
     return tuple(check_positive_int("image_shape", size) for size in image_shape)
 
 
 class _NoFeatureMaps(dict):
     """Of a backbone that merges: empty, and says why when a level is asked for.
 
-    Not an error of the property itself, which PyTorch's tracer reads of every model that it exports.
+    Not an error of the property itself, which PyTorch's tracer reads of every model that it
+    exports.
     """
 
     def __init__(self, num_merged_tokens):
@@ -350,6 +420,7 @@ class _NoFeatureMaps(dict):
 
     def __missing__(self, level):
         raise ValueError(
-            "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
+            "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone "
+            "with `num_merged_tokens=0`. "
             f"Received: num_merged_tokens={self.num_merged_tokens}"
         )

@@ -20,43 +20,51 @@ _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTDistiller(RawImageInputs, keras.Model):
-    """Trains a two-headed student with plain `compile` and `fit`: its class head on the labels, its distillation head on a teacher.
+    """Trains a two-headed student with plain `compile` and `fit`: its class head on the labels, its
+    distillation head on a teacher.
 
-    `loss = (1 - alpha) * loss(labels, class logits) + alpha * distillation(teacher logits, distillation logits)`, where the first
-    is the `loss` of `compile`. Metrics, `evaluate` and what the student predicts are of the mean of the two heads. The log has `class_loss`
-    and `distillation_loss` beside their sum.
+    `loss = (1 - alpha) * loss(labels, class logits) + alpha * distillation(teacher logits,
+    distillation logits)`, where the first is the `loss` of `compile`. Metrics, `evaluate` and what
+    the student predicts are of the mean of the two heads. The log has `class_loss` and
+    `distillation_loss` beside their sum.
 
-    Unlike `keras.distillation.Distiller` it knows the distillation token, takes sample and class weights, and distils by hard labels.
-    The student trained here is `student`, an ordinary classifier; nothing of the distiller is needed after.
+    Unlike `keras.distillation.Distiller` it knows the distillation token, takes sample and class
+    weights, and distils by hard labels. The student trained here is `student`, an ordinary
+    classifier; nothing of the distiller is needed after.
 
     Args:
         student: `DeiTImageClassifier` with a distillation head, and no `activation`.
-        teacher: what gives logits (batch, num_classes) for images: a Keras model, or any callable of the backend's tensors. Of
-            probabilities, as the models of `keras.applications` give by default, the logarithm is taken. Keras models are frozen
-            (`trainable=False`) and run in inference mode, once a step. With a student that has a preprocessor, the teacher takes raw
-            images too: its own `preprocessor` converts them, at its own size, or the callable does. `None` where the data bring
-            `teacher_logits`.
-        distillation_type: `"hard"` (`HardDistillationLoss`) or `"soft"` (`SoftDistillationLoss`). Defaults to `"hard"`.
+        teacher: what gives logits (batch, num_classes) for images: a Keras model, or any callable
+            of the backend's tensors. Of probabilities, as the models of `keras.applications` give
+            by default, the logarithm is taken. Keras models are frozen (`trainable=False`) and run
+            in inference mode, once a step. With a student that has a preprocessor, the teacher
+            takes raw images too: its own `preprocessor` converts them, at its own size, or the
+            callable does. `None` where the data bring `teacher_logits`.
+        distillation_type: `"hard"` (`HardDistillationLoss`) or `"soft"` (`SoftDistillationLoss`).
+            Defaults to `"hard"`.
         alpha: float in [0, 1]. Share of the teacher in the loss. Defaults to 0.5.
         temperature: float above 0, of `"soft"`. Defaults to 1.0.
-        kl_reduction: `"batchmean"` or `"mean"` (the official code's), of `"soft"`. Defaults to `"batchmean"`.
-        save_teacher: bool. Whether the teacher is saved with the distiller; it must be a Keras model then. A distiller that was saved
-            without goes on after `set_teacher`. Defaults to `False`.
+        kl_reduction: `"batchmean"` or `"mean"` (the official code's), of `"soft"`. Defaults to
+            `"batchmean"`.
+        save_teacher: bool. Whether the teacher is saved with the distiller; it must be a Keras
+            model then. A distiller that was saved without goes on after `set_teacher`. Defaults to
+            `False`.
         **kwargs: `name`, `trainable`.
 
     Call arguments:
-        inputs: images, or `{"images": ...}` with, for training, `"teacher_images"` (the teacher's, converted for it) or `"teacher_logits"`,
-            (batch, num_classes), computed before.
+        inputs: images, or `{"images": ...}` with, for training, `"teacher_images"` (the teacher's,
+            converted for it) or `"teacher_logits"`, (batch, num_classes), computed before.
 
     Input shape:
         What `student.fit` takes.
 
     Output shape:
-        `{"class": (batch, num_classes), "distillation": (batch, num_classes), "mean": (batch, num_classes)}`, logits.
+        `{"class": (batch, num_classes), "distillation": (batch, num_classes), "mean": (batch,
+        num_classes)}`, logits.
 
     Raises:
-        ValueError: an argument out of range, a student with one head, a teacher with another number of classes, labels that do not fit
-            the loss, NaN in the arrays.
+        ValueError: an argument out of range, a student with one head, a teacher with another number
+            of classes, labels that do not fit the loss, NaN in the arrays.
 
     Example:
 
@@ -69,7 +77,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     >>> distiller.predict(images, verbose=0)["mean"].shape
     (8, 10)
 
-    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2012.12877), section 4; `losses.py` of facebookresearch/deit at 7e160fe.
+    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2012.12877), section 4; `losses.py` of
+        facebookresearch/deit at 7e160fe.
     """
 
     _takes_named_images = True
@@ -119,7 +128,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     @property
     def variables(self):
-        # The teacher's are of the step, so JAX takes them as arguments. Saving goes by attributes, and leaves them out.
+        # The teacher's are of the step, so JAX takes them as arguments. Saving goes by attributes,
+        # and leaves them out.
         own = super().variables
         known = {id(variable) for variable in own}
         return own + [variable for variable in self._teacher.variables if id(variable) not in known]
@@ -128,8 +138,12 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         return self._heads(_named(inputs)["images"], training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """As of `keras.Model`, with one `loss`, of logits. It defaults to `SparseCategoricalCrossentropy(from_logits=True)`."""
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
+        """As of `keras.Model`, with one `loss`, of logits. It defaults to
+        `SparseCategoricalCrossentropy(from_logits=True)`.
+        """
+        loss = (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
+        )
         _check_loss(loss)
         super().compile(optimizer, loss, **kwargs)
 
@@ -151,19 +165,25 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         if not training:
             return super().compute_loss(x, y, y_pred["mean"], sample_weight, training)
         class_loss = super().compute_loss(x, y, y_pred["class"], sample_weight, training)
-        distillation_loss = self._distillation_loss(self._teacher_logits(_named(x)), y_pred["distillation"], sample_weight)
+        distillation_loss = self._distillation_loss(
+            self._teacher_logits(_named(x)), y_pred["distillation"], sample_weight
+        )
         batch_size = ops.shape(y_pred["mean"])[0]
-        # Under `tf.distribute` Keras divides every loss by the number of replicas, one of 1, too. The log should not show that.
+        # Under `tf.distribute` Keras divides every loss by the number of replicas, one of 1, too.
+        # The log should not show that.
         share = keras.losses.MeanAbsoluteError()(ops.zeros((1, 1)), ops.ones((1, 1)))
         self._class_loss_tracker.update_state(class_loss / share, sample_weight=batch_size)
-        self._distillation_loss_tracker.update_state(distillation_loss / share, sample_weight=batch_size)
+        self._distillation_loss_tracker.update_state(
+            distillation_loss / share, sample_weight=batch_size
+        )
         return (1 - self.alpha) * class_loss + self.alpha * distillation_loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, y, y_pred["mean"], sample_weight)
 
     def test_step(self, *args):
-        # The two losses are of training alone: `evaluate` does not ask the teacher. JAX's step returns its state beside the logs.
+        # The two losses are of training alone: `evaluate` does not ask the teacher. JAX's step
+        # returns its state beside the logs.
         result = super().test_step(*args)
         logs, *state = result if isinstance(result, tuple) else (result,)
         of_training = (self._class_loss_tracker.name, self._distillation_loss_tracker.name)
@@ -182,7 +202,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     def _check_there_is_a_teacher(self, inputs):
         if self._teacher.function is None and "teacher_logits" not in inputs:
             raise ValueError(
-                "There is no teacher to learn from: give one with `distiller.set_teacher(teacher)`, or its logits beside the images, "
+                "There is no teacher to learn from: give one with "
+                "`distiller.set_teacher(teacher)`, or its logits beside the images, "
                 '{"images": ..., "teacher_logits": ...}.'
             )
 
@@ -201,7 +222,9 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     def _convert_for_both(self, inputs):
         named = _named(inputs)
         converted = {**named, "images": self.preprocessor(named["images"])}
-        if self._teacher.function is not None and not {"teacher_images", "teacher_logits"} & set(named):
+        if self._teacher.function is not None and not {"teacher_images", "teacher_logits"} & set(
+            named
+        ):
             converted["teacher_images"] = self._teacher.convert(named["images"])
         return converted
 
@@ -209,7 +232,9 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         saves = self.save_teacher and self._teacher.function is not None
         return {
             "student": keras.saving.serialize_keras_object(self.student),
-            "teacher": keras.saving.serialize_keras_object(self._teacher.function) if saves else None,
+            "teacher": keras.saving.serialize_keras_object(self._teacher.function)
+            if saves
+            else None,
             "distillation_type": self.distillation_type,
             "alpha": self.alpha,
             "temperature": self.temperature,
@@ -221,32 +246,45 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("student", "teacher")}
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in ("student", "teacher")
+        }
         return cls(**{**config, **parts})
 
 
 class _Teacher:
-    """What answers for images. No Keras object, so that Keras does not track it and the distiller is saved without it."""
+    """What answers for images. No Keras object, so that Keras does not track it and the distiller
+    is saved without it.
+    """
 
     def __init__(self, function, student, must_be_saved):
         is_layer = isinstance(function, keras.layers.Layer)
         if function is not None and not callable(function):
-            raise ValueError(f"`teacher` must be a Keras model or a callable of images. Received: teacher={function!r}")
+            raise ValueError(
+                "`teacher` must be a Keras model or a callable of images. Received: "
+                f"teacher={function!r}"
+            )
         if must_be_saved and function is not None and not is_layer:
             raise ValueError(
-                f"With `save_teacher=True` the teacher must be a Keras model, which can be saved. Received: teacher={function!r}"
+                "With `save_teacher=True` the teacher must be a Keras model, which can be saved. "
+                f"Received: teacher={function!r}"
             )
         self.function = function
         self._preprocessor = getattr(function, "preprocessor", None)
         if self._preprocessor is not None and student.preprocessor is None:
             raise ValueError(
-                "The teacher has a preprocessor and the student has none, so that no images suit both. Give the student one, and both "
-                "take raw images; or give the teacher `preprocessor=None`, and both take the same converted images."
+                "The teacher has a preprocessor and the student has none, so that no images suit "
+                "both. Give the student one, and both "
+                "take raw images; or give the teacher `preprocessor=None`, and both take the same "
+                "converted images."
             )
         self._arguments = {}
         self.variables = []
         if is_layer and not function.built:
-            raise ValueError("`teacher` must be built, as a trained one is: call it on a batch of images first.")
+            raise ValueError(
+                "`teacher` must be built, as a trained one is: call it on a batch of images first."
+            )
         with contextlib.suppress(AttributeError):  # a model of a class of its own does not know
             _check_logits(function.output_shape, student.num_classes)
         if is_layer:
@@ -276,33 +314,42 @@ def _named(inputs):
 def _without_softmax(outputs):
     """The logarithm of probabilities, whose softmax they are; logits as they come.
 
-    Told by their values, for a teacher may be any callable, or computed before: none is negative, and each row sums to one.
+    Told by their values, for a teacher may be any callable, or computed before: none is negative,
+    and each row sums to one.
     """
     outputs = ops.cast(outputs, "float32")
     sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1) < 1e-2  # as rounded as bfloat16 has them
     are_probabilities = ops.logical_and(ops.all(outputs >= 0), ops.all(sums_to_one))
-    return ops.where(are_probabilities, ops.log(ops.maximum(outputs, np.finfo("float32").tiny)), outputs)
+    return ops.where(
+        are_probabilities, ops.log(ops.maximum(outputs, np.finfo("float32").tiny)), outputs
+    )
 
 
 def _check_logits(shape, num_classes):
     if len(shape) != 2 or shape[-1] != num_classes:
         raise ValueError(
-            f"The teacher must give logits of shape (batch, {num_classes}), as many classes as the student has. "
+            f"The teacher must give logits of shape (batch, {num_classes}), as many classes as the "
+            "student has. "
             f"Received: shape {tuple(shape)}"
         )
 
 
 def _check_student(student):
     if not isinstance(student, DeiTImageClassifier):
-        raise ValueError(f"`student` must be a `DeiTImageClassifier`. Received: student={student!r}")
+        raise ValueError(
+            f"`student` must be a `DeiTImageClassifier`. Received: student={student!r}"
+        )
     if not student.use_distillation_head:
         raise ValueError(
-            "`student` must have a distillation head, which learns from the teacher. Use a backbone with `use_distillation_token=True`, or "
-            "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. Received: a student with one head"
+            "`student` must have a distillation head, which learns from the teacher. Use a "
+            "backbone with `use_distillation_token=True`, or "
+            "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. Received: a "
+            "student with one head"
         )
     if student.activation is not keras.activations.linear:
         raise ValueError(
-            f"`student` must give logits: use `activation=None`. Received: activation={keras.activations.serialize(student.activation)!r}"
+            "`student` must give logits: use `activation=None`. Received: "
+            f"activation={keras.activations.serialize(student.activation)!r}"
         )
 
 
@@ -316,14 +363,20 @@ def _check_loss(loss):
         of_probabilities = "from_logits" in inspect.signature(function).parameters
     if of_probabilities:
         raise ValueError(
-            "`loss` must take logits, such as `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
+            "`loss` must take logits, such as "
+            "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
             f"Received: loss={loss!r}"
         )
 
 
 def _check_finite(x):
     for array in keras.tree.flatten(x):
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and not np.isfinite(array).all():
+        if (
+            isinstance(array, np.ndarray)
+            and array.dtype.kind == "f"
+            and not np.isfinite(array).all()
+        ):
             raise ValueError(
-                f"Images and teacher logits must be finite. Received: {int((~np.isfinite(array)).sum())} values that are NaN or infinite"
+                "Images and teacher logits must be finite. Received: "
+                f"{int((~np.isfinite(array)).sum())} values that are NaN or infinite"
             )

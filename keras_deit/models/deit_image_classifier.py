@@ -8,7 +8,12 @@ from absl import logging
 from keras import ops
 
 from keras_deit.layers.arguments import check_choice, check_positive_int, check_rate
-from keras_deit.layers.composite import SublayerArguments, own_policy, own_trainable, sublayers_config
+from keras_deit.layers.composite import (
+    SublayerArguments,
+    own_policy,
+    own_trainable,
+    sublayers_config,
+)
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer, weights_follow
@@ -37,31 +42,39 @@ _GIVEN_APART = ("backbone", "preprocessor", "labels")
 class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     """A DeiT image classifier: a backbone and its head, as a functional graph.
 
-    With a distillation token in the backbone, each of the two prefix tokens has a head of its own and the output is the mean of
-    their logits. Without, or with `use_distillation_head=False`, there is one head, and `pooling` says what it reads.
+    With a distillation token in the backbone, each of the two prefix tokens has a head of its own
+    and the output is the mean of their logits. Without, or with `use_distillation_head=False`,
+    there is one head, and `pooling` says what it reads.
 
     `compile()` is enough for `fit`: it has the usual optimizer, loss and metrics.
 
-    With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier takes converted ones,
-    `classifier(classifier.preprocessor(images))`. Raw images are levels from 0 to 255, in batches; floats that never exceed 1 get a
-    warning. Images and labels that do not fit are refused before anything is compiled. They come as arrays, `tf.data`,
-    `keras.utils.PyDataset`, PyTorch's `DataLoader` or a generator; to `predict` also as a path, an image of Pillow, or a list of these
-    and of arrays (height, width, channels), each of a size of its own.
+    With a preprocessor, `fit`, `evaluate` and `predict` take raw images; calling the classifier
+    takes converted ones, `classifier(classifier.preprocessor(images))`. Raw images are levels from
+    0 to 255, in batches; floats that never exceed 1 get a warning. Images and labels that do not
+    fit are refused before anything is compiled. They come as arrays, `tf.data`,
+    `keras.utils.PyDataset`, PyTorch's `DataLoader` or a generator; to `predict` also as a path, an
+    image of Pillow, or a list of these and of arrays (height, width, channels), each of a size of
+    its own.
 
     Args:
         backbone: `DeiTBackbone`.
         num_classes: int, 1 or more. Without a head, for features, use the backbone.
-        preprocessor: Keras layer from raw images to the backbone's input, as `DeiTImageConverter` is. Defaults to `None`.
-        pooling: `"token"` (the class token) or `"mean"` (the mean of the patch tokens). Defaults to `"token"`.
-        use_distillation_head: bool. Whether the distillation token has a head of its own. `False` is a distilled backbone fine-tuned on
-            labels alone, as transformers' `DeiTForImageClassification`. Defaults to whether the backbone has that token.
+        preprocessor: Keras layer from raw images to the backbone's input, as `DeiTImageConverter`
+            is. Defaults to `None`.
+        pooling: `"token"` (the class token) or `"mean"` (the mean of the patch tokens). Defaults to
+            `"token"`.
+        use_distillation_head: bool. Whether the distillation token has a head of its own. `False`
+            is a distilled backbone fine-tuned on labels alone, as transformers'
+            `DeiTForImageClassification`. Defaults to whether the backbone has that token.
         dropout_rate: float in [0, 1). Dropout before the head, in training. Defaults to 0.0.
-        activation: name or callable, applied to the logits. Defaults to `None`: the output is logits.
+        activation: name or callable, applied to the logits. Defaults to `None`: the output is
+            logits.
         labels: sequence of `num_classes` strings, for `decode_predictions`. Defaults to `None`.
         dtype: dtype policy of the head. Defaults to the backbone's.
         name: string. Defaults to a generated one.
         trainable: bool. `False` freezes the backbone, too. Defaults to `True`.
-        quantization_config: what `quantize` was told of the head's layers, as `get_config` writes it. Defaults to `None`.
+        quantization_config: what `quantize` was told of the head's layers, as `get_config` writes
+            it. Defaults to `None`.
 
     Input shape:
         (batch, *backbone.image_shape).
@@ -70,8 +83,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         (batch, num_classes).
 
     Raises:
-        ValueError: an argument out of range, `pooling="mean"` with two heads, a distillation head without its token, or labels of
-            another number.
+        ValueError: an argument out of range, `pooling="mean"` with two heads, a distillation head
+            without its token, or labels of another number.
 
     Example:
 
@@ -102,15 +115,19 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         quantization_config=None,
     ):
         if not isinstance(backbone, DeiTBackbone):
-            raise ValueError(f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}")
+            raise ValueError(
+                f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}"
+            )
         num_classes = _check_num_classes(num_classes)
         check_choice("pooling", pooling, POOLINGS)
         if use_distillation_head is None:
             use_distillation_head = backbone.use_distillation_token
         if use_distillation_head and not backbone.use_distillation_token:
             raise ValueError(
-                "The distillation head reads the distillation token, which the backbone lacks. Use a backbone with "
-                f"`use_distillation_token=True`. Received: use_distillation_head={use_distillation_head!r}"
+                "The distillation head reads the distillation token, which the backbone lacks. Use "
+                "a backbone with "
+                "`use_distillation_token=True`. Received: "
+                f"use_distillation_head={use_distillation_head!r}"
             )
         if pooling == "mean" and use_distillation_head:
             raise ValueError(
@@ -120,7 +137,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         if pooling == "mean" and backbone.num_merged_tokens:
             raise ValueError(
                 'The mean of merged tokens is not that of the patches: use `pooling="token"`, or a backbone with '
-                f"`num_merged_tokens=0`. Received: pooling='mean', num_merged_tokens={backbone.num_merged_tokens}"
+                "`num_merged_tokens=0`. Received: pooling='mean', "
+                f"num_merged_tokens={backbone.num_merged_tokens}"
             )
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
@@ -129,12 +147,16 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
                 f"Received: preprocessor={preprocessor!r}"
             )
         if isinstance(labels, str):
-            raise ValueError(f"`labels` must be a sequence of strings, one for each class. Received: labels={labels!r}")
+            raise ValueError(
+                "`labels` must be a sequence of strings, one for each class. Received: "
+                f"labels={labels!r}"
+            )
         if labels is not None:
             labels = [str(label) for label in labels]
             if len(labels) != num_classes:
                 raise ValueError(
-                    f"`labels` must have one string for each of the {num_classes} classes. Received: {len(labels)} labels"
+                    f"`labels` must have one string for each of the {num_classes} classes. "
+                    f"Received: {len(labels)} labels"
                 )
         dtype = backbone.dtype_policy if dtype is None else dtype
         for_head = SublayerArguments(dtype, trainable, quantization_config).of("head")
@@ -145,7 +167,9 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             head = DistillationHead(num_classes, **for_head)
             mean_logits = keras.layers.Average(dtype=dtype, name="mean_logits")
         else:
-            head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), **for_head)
+            head = keras.layers.Dense(
+                num_classes, kernel_initializer=deit_initializer(), **for_head
+            )
         activation = keras.activations.get(activation)
         activation_layer = None
         if activation is not keras.activations.linear:
@@ -157,12 +181,18 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             token_logits = {"class": class_logits, "distillation": distillation_logits}
             logits = mean_logits([class_logits, distillation_logits])
         else:
-            pooled = features[:, 0] if pooling == "token" else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+            pooled = (
+                features[:, 0]
+                if pooling == "token"
+                else ops.mean(features[:, backbone.num_prefix_tokens :], axis=1)
+            )
             logits = head(dropout(pooled))
             token_logits = {"class": logits}
         outputs = logits if activation_layer is None else activation_layer(logits)
         name = name or unique_name("deit_image_classifier")
-        super().__init__(inputs=backbone.input, outputs=outputs, name=name, trainable=own_trainable(trainable))
+        super().__init__(
+            inputs=backbone.input, outputs=outputs, name=name, trainable=own_trainable(trainable)
+        )
         if trainable is False:
             backbone.trainable = False
 
@@ -171,7 +201,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         self.head = head
         self.num_classes = num_classes
         if preprocessor is not None and not preprocessor.built:
-            preprocessor.build((None, *backbone.image_shape))  # `quantize` refuses layers that are not built
+            # `quantize` refuses layers that are not built
+            preprocessor.build((None, *backbone.image_shape))
         self.preprocessor = preprocessor
         self.pooling = pooling
         self.use_distillation_head = bool(use_distillation_head)
@@ -183,17 +214,21 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     @property
     def token_logits(self):
-        """`{"class": (batch, num_classes), "distillation": (batch, num_classes)}`: each head's logits, as symbolic tensors.
+        """`{"class": (batch, num_classes), "distillation": (batch, num_classes)}`: each head's
+        logits, as symbolic tensors.
 
-        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a distillation head there is `"class"` alone.
+        `keras.Model(classifier.input, classifier.token_logits)` computes them. Without a
+        distillation head there is `"class"` alone.
         """
         return dict(self._token_logits)
 
     @property
     def outputs_with_attention_scores(self):
-        """`{"outputs": (batch, num_classes), "attention_scores": {"block_0": (batch, num_heads, tokens, tokens), ...}}`, as symbolic tensors.
+        """`{"outputs": (batch, num_classes), "attention_scores": {"block_0": (batch, num_heads,
+        tokens, tokens), ...}}`, as symbolic tensors.
 
-        `keras.Model(classifier.input, classifier.outputs_with_attention_scores)` computes both in one pass.
+        `keras.Model(classifier.input, classifier.outputs_with_attention_scores)` computes both in
+        one pass.
         """
         return {"outputs": self._scored_outputs, "attention_scores": self.backbone.attention_scores}
 
@@ -212,20 +247,22 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             top: int. How many classes to name, at most `num_classes`. Defaults to 5.
 
         Returns:
-            A list for each image of `(label, probability)`, the most likely first. With an `activation`, what it made of the logits
-            stands in place of the probability.
+            A list for each image of `(label, probability)`, the most likely first. With an
+            `activation`, what it made of the logits stands in place of the probability.
 
         Raises:
             ValueError: no labels are known, or `logits` has another shape.
         """
         if self.labels is None:
             raise ValueError(
-                "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or `from_preset`."
+                "The labels of the classes are not known. Give `labels=[...]` to "
+                "`DeiTImageClassifier` or `from_preset`."
             )
         logits = ops.convert_to_numpy(logits).astype("float64")
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(
-                f"`logits` must be what `predict` returns, (batch, {self.num_classes}). Received: shape {logits.shape}"
+                f"`logits` must be what `predict` returns, (batch, {self.num_classes}). Received: "
+                f"shape {logits.shape}"
             )
         top = min(check_positive_int("top", top), self.num_classes)
         scores = logits
@@ -237,25 +274,30 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     @classmethod
     def from_preset(cls, handle, load_weights=True, **overrides):
-        """A classifier by name or from a directory, with the preprocessing that its weights were trained for.
+        """A classifier by name or from a directory, with the preprocessing that its weights were
+        trained for.
 
         Args:
-            handle: a name of `DeiTImageClassifier.presets`, whose original weights come from the Hugging Face Hub (the digits model's are in
-                the package); `"hf://owner/repo"`; or a directory. Repositories and directories are as `save_to_preset` writes them
-                or as timm and transformers do (weights in safetensors; no pickle is opened). A backbone's takes `num_classes=` and
-                gets a fresh head.
-            load_weights: bool. `False` gives the architecture with random weights. Defaults to `True`.
-            **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is the classifier's; `dtype` is for
-                both), and of `DeiTImageConverter` for the preprocessor. With another `num_classes` the head is fresh and has no labels,
-                which a log line says; with the preset's own number it is the trained one, with its labels. Give `labels=` for
-                classes of your own. `dtype` defaults to the global policy, whatever the weights were saved in; a quantized preset keeps
-                its own. With another `image_shape` the trained positions are resampled and the preprocessor follows; another
-                `data_format` alone turns it.
-                What would make another model of the trained weights, as another `num_heads`, needs `load_weights=False`.
+            handle: a name of `DeiTImageClassifier.presets`, whose original weights come from the
+                Hugging Face Hub (the digits model's are in the package); `"hf://owner/repo"`; or a
+                directory. Repositories and directories are as `save_to_preset` writes them or as
+                timm and transformers do (weights in safetensors; no pickle is opened). A backbone's
+                takes `num_classes=` and gets a fresh head.
+            load_weights: bool. `False` gives the architecture with random weights. Defaults to
+                `True`.
+            **overrides: any argument of `DeiTImageClassifier` and `DeiTBackbone` (`dropout_rate` is
+                the classifier's; `dtype` is for both), and of `DeiTImageConverter` for the
+                preprocessor. With another `num_classes` the head is fresh and has no labels, which
+                a log line says; with the preset's own number it is the trained one, with its
+                labels. Give `labels=` for classes of your own. `dtype` defaults to the global
+                policy, whatever the weights were saved in; a quantized preset keeps its own. With
+                another `image_shape` the trained positions are resampled and the preprocessor
+                follows; another `data_format` alone turns it. What would make another model of the
+                trained weights, as another `num_heads`, needs `load_weights=False`.
 
         Raises:
-            ValueError: no such preset, files that are not as their writer left them, or an override that the trained weights
-                cannot take.
+            ValueError: no such preset, files that are not as their writer left them, or an override
+                that the trained weights cannot take.
             ConnectionError: the hub cannot be reached, and the weights are not in its cache.
             OSError: the download is not what the hub promises.
         """
@@ -264,22 +306,29 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             _check_num_classes(own["num_classes"])  # before anything is downloaded
         if "preprocessor" in own and for_converter:
             raise ValueError(
-                "Overrides of the preset's preprocessor and another `preprocessor=` exclude each other. "
+                "Overrides of the preset's preprocessor and another `preprocessor=` exclude each "
+                "other. "
                 f"Received: preprocessor={own['preprocessor']!r} and {for_converter}"
             )
         preset = find_preset(handle)
         source = f"preset {str(handle)!r}"
         saved = preset.task_config(cls, _GIVEN_APART)
         if saved is None and "num_classes" not in own:
-            raise ValueError(f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one.")
+            raise ValueError(
+                f"The {source} is a backbone without a head. Give `num_classes=` for a fresh one."
+            )
         config = {**(saved or {}), **own}
         saved_backbone = preset.backbone_config(DeiTBackbone)
-        adds_token = for_backbone.get("use_distillation_token") and not saved_backbone.get("use_distillation_token")
+        adds_token = for_backbone.get("use_distillation_token") and not saved_backbone.get(
+            "use_distillation_token"
+        )
         if adds_token and "use_distillation_head" not in own:
             config["use_distillation_head"] = True  # who asks for the token asks for its head
         backbone = load_backbone(DeiTBackbone, preset, load_weights, for_backbone, source)
         if "preprocessor" not in own:
-            config["preprocessor"] = _preprocessor(preset.preprocessor_config(), backbone, for_backbone, for_converter)
+            config["preprocessor"] = _preprocessor(
+                preset.preprocessor_config(), backbone, for_backbone, for_converter
+            )
         same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
         if "labels" not in own and same_classes:
             config["labels"] = preset.labels(saved["num_classes"])
@@ -294,20 +343,27 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             _load_head(classifier, preset, saved, saved_backbone, source)
             if "num_classes" in own and "labels" not in own:
                 logging.warning(
-                    "The head for %d classes is the trained one, with its labels: the %s has as many. Give `labels=` for classes of "
+                    "The head for %d classes is the trained one, with its labels: the %s has as "
+                    "many. Give `labels=` for classes of "
                     "your own.",
                     classifier.num_classes,
                     source,
                 )
         elif load_weights:
-            logging.warning("The head for %d classes is fresh: the %s has none of that size.", classifier.num_classes, source)
+            logging.warning(
+                "The head for %d classes is fresh: the %s has none of that size.",
+                classifier.num_classes,
+                source,
+            )
         return classifier
 
     def save_to_preset(self, directory):
-        """Writes the classifier as a directory of plain files: backbone, head, preprocessing, labels, and a model card.
+        """Writes the classifier as a directory of plain files: backbone, head, preprocessing,
+        labels, and a model card.
 
-        `from_preset` reads it, and `huggingface_hub.upload_folder` publishes it as it is. A preset that is there is replaced, whole
-        or not at all; its README.md, the model card, stays if you have edited it.
+        `from_preset` reads it, and `huggingface_hub.upload_folder` publishes it as it is. A preset
+        that is there is replaced, whole or not at all; its README.md, the model card, stays if you
+        have edited it.
 
         Raises:
             ValueError: `directory` is a file, or holds files that are not of a preset.
@@ -333,7 +389,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         serialize = keras.saving.serialize_keras_object
         of_head = sublayers_config(self, [self.head])
         if of_head["trainable"] is False:
-            # A bare `False` would freeze the whole backbone, whose own config says what of it is frozen.
+            # A bare `False` would freeze the whole backbone, whose own config says what of it is
+            # frozen.
             of_head["trainable"] = {"": False}
         return {
             "name": self.name,
@@ -353,14 +410,17 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         config = dict(config)
         for key in ("backbone", "preprocessor"):
             if isinstance(config.get(key), dict):
-                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+                config[key] = keras.saving.deserialize_keras_object(
+                    config[key], custom_objects=custom_objects
+                )
         return cls(**config)
 
 
 def _check_num_classes(num_classes):
     if num_classes == 0 and not isinstance(num_classes, bool):
         raise ValueError(
-            "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, 0]` is the class token, or give the "
+            "A classifier has a head. For features alone use `DeiTBackbone`, whose "
+            "`backbone(images)[:, 0]` is the class token, or give the "
             "number of classes. Received: num_classes=0"
         )
     return check_positive_int("num_classes", num_classes)
@@ -370,7 +430,11 @@ def _sort_overrides(cls, overrides):
     """Who takes which override: (classifier's, backbone's, converter's)."""
     converter_names = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "mean", "std")
     classifier_names = [name for name in argument_names(cls) if name != "backbone"]
-    backbone_names = [name for name in argument_names(DeiTBackbone) if name not in classifier_names or name == "dtype"]
+    backbone_names = [
+        name
+        for name in argument_names(DeiTBackbone)
+        if name not in classifier_names or name == "dtype"
+    ]
     check_overrides(overrides, {*classifier_names, *backbone_names, *converter_names})
     return (
         {key: value for key, value in overrides.items() if key in classifier_names},
@@ -383,17 +447,21 @@ def _load_head(classifier, preset, saved, saved_backbone, source):
     """The preset's trained head; a second one starts as the first where the preset has one."""
     if classifier.pooling != saved.get("pooling", "token"):
         raise ValueError(
-            f"The head of the {source} was trained with another `pooling`. Leave the override out, or give `load_weights=False`. "
+            f"The head of the {source} was trained with another `pooling`. Leave the override out, "
+            "or give `load_weights=False`. "
             f"Received: pooling={classifier.pooling!r}"
         )
     had_two = has_two_heads(saved, saved_backbone)
     if had_two and not classifier.use_distillation_head:
         raise ValueError(
-            f"The {source} has two heads that answer together; one alone is another model. Leave out `use_distillation_head=False`, "
+            f"The {source} has two heads that answer together; one alone is another model. Leave "
+            "out `use_distillation_head=False`, "
             "or take `token_logits` apart."
         )
     with weights_follow():
-        state = preset.head_state(lambda: type(classifier)(DeiTBackbone.from_config(saved_backbone), **saved)._head_model)
+        state = preset.head_state(
+            lambda: type(classifier)(DeiTBackbone.from_config(saved_backbone), **saved)._head_model
+        )
     if had_two != classifier.use_distillation_head:
         state = adapt_head(state, source)
     weights.assign(state, classifier._head_model, source)
@@ -404,16 +472,24 @@ def _preprocessor(config, backbone, for_backbone, for_converter):
     if config is None:
         if for_converter:
             raise ValueError(
-                f"The preset has no preprocessor to override. Give `preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
+                "The preset has no preprocessor to override. Give "
+                f"`preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
             )
         return None
     changes = dict(for_converter)
     if "image_shape" in for_backbone or "data_format" in for_backbone:
         channels_first = backbone.data_format == "channels_first"
-        changes["image_size"] = backbone.image_shape[1:] if channels_first else backbone.image_shape[:2]
-        changes["data_format"] = backbone.data_format
-    if changes and config.get("registered_name") != keras.saving.get_registered_name(DeiTImageConverter):
-        raise ValueError(
-            f"The preset's preprocessor is a {config.get('class_name')}, which cannot follow {changes}. Give `preprocessor=` as well."
+        changes["image_size"] = (
+            backbone.image_shape[1:] if channels_first else backbone.image_shape[:2]
         )
-    return keras.saving.deserialize_keras_object({**config, "config": {**config["config"], **changes}})
+        changes["data_format"] = backbone.data_format
+    if changes and config.get("registered_name") != keras.saving.get_registered_name(
+        DeiTImageConverter
+    ):
+        raise ValueError(
+            f"The preset's preprocessor is a {config.get('class_name')}, which cannot follow "
+            f"{changes}. Give `preprocessor=` as well."
+        )
+    return keras.saving.deserialize_keras_object(
+        {**config, "config": {**config["config"], **changes}}
+    )

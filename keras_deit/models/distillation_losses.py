@@ -26,30 +26,37 @@ class HardDistillationLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         taught = ops.argmax(y_true, axis=-1)
-        return keras.losses.sparse_categorical_crossentropy(taught, ops.cast(y_pred, "float32"), from_logits=True)
+        return keras.losses.sparse_categorical_crossentropy(
+            taught, ops.cast(y_pred, "float32"), from_logits=True
+        )
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class SoftDistillationLoss(keras.losses.Loss):
-    """Kullback-Leibler divergence of the teacher's distribution from the student's, both softened by a temperature.
+    """Kullback-Leibler divergence of the teacher's distribution from the student's, both softened
+    by a temperature.
 
-    `T**2 * sum(p * (log(p) - log(q)))` over classes, with `p = softmax(teacher / T)` and `q = softmax(student / T)`; then the mean over
-    samples. `T**2` keeps the size of the gradients as T changes.
+    `T**2 * sum(p * (log(p) - log(q)))` over classes, with `p = softmax(teacher / T)` and
+    `q = softmax(student / T)`; then the mean over samples. `T**2` keeps the size of the gradients
+    as T changes.
 
     Args:
         temperature: float above 0. Defaults to 1.0.
-        kl_reduction: `"batchmean"`, the mean over samples of the sum over classes, or `"mean"`, the mean over samples and classes, as
-            the official code has it: smaller by the number of classes. Defaults to `"batchmean"`.
+        kl_reduction: `"batchmean"`, the mean over samples of the sum over classes, or `"mean"`, the
+            mean over samples and classes, as the official code has it: smaller by the number of
+            classes. Defaults to `"batchmean"`.
 
     Call arguments:
         y_true: the teacher's logits, (batch, num_classes).
         y_pred: the student's logits, (batch, num_classes).
 
-    Reference: [Hinton et al., 2015](https://arxiv.org/abs/1503.02531); `losses.py` of facebookresearch/deit at 7e160fe,
-        `distillation_type="soft"`.
+    Reference: [Hinton et al., 2015](https://arxiv.org/abs/1503.02531); `losses.py` of
+        facebookresearch/deit at 7e160fe, `distillation_type="soft"`.
     """
 
-    def __init__(self, temperature=1.0, kl_reduction="batchmean", name="soft_distillation_loss", **kwargs):
+    def __init__(
+        self, temperature=1.0, kl_reduction="batchmean", name="soft_distillation_loss", **kwargs
+    ):
         temperature = check_positive_number("temperature", temperature)
         check_choice("kl_reduction", kl_reduction, KL_REDUCTIONS)
         super().__init__(name=name, **kwargs)
@@ -64,4 +71,8 @@ class SoftDistillationLoss(keras.losses.Loss):
         return self.temperature**2 * over_classes(terms, axis=-1)
 
     def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature, "kl_reduction": self.kl_reduction}
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "kl_reduction": self.kl_reduction,
+        }

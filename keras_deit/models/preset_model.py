@@ -1,4 +1,6 @@
-"""What the backbone and the classifier share about presets, and how trained weights meet another grid."""
+"""What the backbone and the classifier share about presets, and how trained weights meet another
+grid.
+"""
 
 import difflib
 import gc
@@ -14,8 +16,9 @@ from keras_deit.presets import catalog, weights
 from keras_deit.presets.adaptation import adapt_backbone
 from keras_deit.presets.layout import pair
 
-# The arguments of a backbone that trained weights bear to differ: they adapt, as to another `image_shape`, or the argument is of the
-# training or the machine. Another value of the rest makes another function of the same weights.
+# The arguments of a backbone that trained weights bear to differ: they adapt, as to another
+# `image_shape`, or the argument is of the training or the machine. Another value of the rest makes
+# another function of the same weights.
 _ADAPTABLE = (
     "image_shape",
     "use_distillation_token",
@@ -51,7 +54,11 @@ def argument_names(cls):
 def check_overrides(overrides, allowed):
     unknown = sorted(set(overrides) - set(allowed))
     if unknown:
-        close = [match for name in unknown for match in difflib.get_close_matches(name, sorted(allowed), n=1, cutoff=0.75)]
+        close = [
+            match
+            for name in unknown
+            for match in difflib.get_close_matches(name, sorted(allowed), n=1, cutoff=0.75)
+        ]
         meant = f"Did you mean {' and '.join(close)}? " if close else ""
         raise ValueError(
             f"`from_preset` got an override that nothing takes: {', '.join(unknown)}. {meant}"
@@ -60,21 +67,38 @@ def check_overrides(overrides, allowed):
 
 
 def check_as_trained(cls, saved_config, overrides, source):
-    """Refuses overrides that would make another function of the weights of a `cls` with `saved_config`."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
+    """Refuses overrides that would make another function of the weights of a `cls` with
+    `saved_config`.
+    """
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(cls.__init__).parameters.items()
+    }
     trained = {**defaults, **saved_config}
-    changed = [name for name, value in overrides.items() if _comparable(value) != _comparable(trained[name])]
+    changed = [
+        name
+        for name, value in overrides.items()
+        if _comparable(value) != _comparable(trained[name])
+    ]
     if changed:
         raise ValueError(
-            f"The weights of {source} were trained with {_listed(trained, changed)}: with another value they are another model, "
-            "which nobody trained. Leave the override out, or give `load_weights=False` for random weights. "
+            f"The weights of {source} were trained with {_listed(trained, changed)}: with another "
+            "value they are another model, "
+            "which nobody trained. Leave the override out, or give `load_weights=False` for random "
+            "weights. "
             f"Received: {_listed(overrides, changed)}"
         )
 
 
 def loaded_dtype(*saved_configs):
-    """The `dtype` to load the first of these with: what quantized weights were saved with, or `None`, Keras' global policy."""
-    return saved_configs[0].get("dtype") if any(_is_quantized(config.get("dtype")) for config in saved_configs) else None
+    """The `dtype` to load the first of these with: what quantized weights were saved with, or
+    `None`, Keras' global policy.
+    """
+    return (
+        saved_configs[0].get("dtype")
+        if any(_is_quantized(config.get("dtype")) for config in saved_configs)
+        else None
+    )
 
 
 def _is_quantized(dtype):
@@ -103,21 +127,34 @@ def _listed(values, names):
 
 
 def load_backbone(cls, preset, load_weights, overrides, source):
-    """The preset's backbone, a `cls`, with its trained weights adapted to the overrides, or with random ones."""
+    """The preset's backbone, a `cls`, with its trained weights adapted to the overrides, or with
+    random ones.
+    """
     saved_config = preset.backbone_config(cls)
     config = {**saved_config, "dtype": loaded_dtype(saved_config), **overrides}
-    if "image_shape" not in overrides and _is_channels_first(config) != _is_channels_first(saved_config):
+    if "image_shape" not in overrides and _is_channels_first(config) != _is_channels_first(
+        saved_config
+    ):
         config["image_shape"] = _turned(saved_config)
     if not load_weights:
-        # Random weights are neither quantized (int8 kernels would be zeros that do not train) nor frozen.
+        # Random weights are neither quantized (int8 kernels would be zeros that do not train) nor
+        # frozen.
         trainable = overrides.get("trainable", True)
-        return cls.from_config({**config, "dtype": own_policy(overrides.get("dtype")), "trainable": trainable})
-    check_as_trained(cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source)
+        return cls.from_config(
+            {**config, "dtype": own_policy(overrides.get("dtype")), "trainable": trainable}
+        )
+    check_as_trained(
+        cls, saved_config, {k: v for k, v in overrides.items() if k not in _ADAPTABLE}, source
+    )
     with weights_follow():
         state = preset.backbone_state(lambda: cls.from_config(saved_config))
-        gc.collect()  # a model of HDF5 weights is a web of references; two models at once would be twice the memory
+        # A model of HDF5 weights is a web of references; two models at once would be twice the
+        # memory
+        gc.collect()
         backbone = cls.from_config(config)
-        state = adapt_backbone(state, saved_config, {**config, "data_format": backbone.data_format}, source)
+        state = adapt_backbone(
+            state, saved_config, {**config, "data_format": backbone.data_format}, source
+        )
         weights.assign(state, backbone, source)
     backbone._origin = preset.origin
     return backbone

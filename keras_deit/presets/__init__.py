@@ -1,4 +1,6 @@
-"""Published and saved models: the catalog, where a handle's files come from, reading and writing directories and checkpoints."""
+"""Published and saved models: the catalog, where a handle's files come from, reading and writing
+directories and checkpoints.
+"""
 
 from keras_deit.presets.checkpoints import assign_tensors, timm_tensors, transformers_tensors
 from keras_deit.presets.handles import find_preset

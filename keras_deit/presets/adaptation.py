@@ -14,19 +14,30 @@ POSITIONS = "token_position_embedding/positions"
 
 
 def adapt_backbone(state, saved_config, config, source):
-    """Changes the `state` of a backbone with `saved_config` into what one with `config` wants, and returns it.
+    """Changes the `state` of a backbone with `saved_config` into what one with `config` wants, and
+    returns it.
 
-    Positions are resampled to the new grid. The patch kernel sums its channels for one channel, and repeats them, scaled to keep
-    the size of the sum, for other numbers. A distillation token that was not trained starts as the class token, which a log line
-    says. Whatever else differs stays as it is, for `weights.assign` to refuse.
+    Positions are resampled to the new grid. The patch kernel sums its channels for one channel, and
+    repeats them, scaled to keep the size of the sum, for other numbers. A distillation token that
+    was not trained starts as the class token, which a log line says. Whatever else differs stays as
+    it is, for `weights.assign` to refuse.
     """
-    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = layout(saved_config), layout(config)
+    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = (
+        layout(saved_config),
+        layout(config),
+    )
     scope_is_all = saved_config.get("position_scope", "all") == "all"
-    state[POSITIONS] = resample_positions(state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid)
+    state[POSITIONS] = resample_positions(
+        state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid
+    )
     if channels != new_channels:
         state[KERNEL] = _adapt_channels(state[KERNEL], channels, new_channels)
     if (prefix, new_prefix) == (1, 2):
-        logging.warning("The distillation token is not trained: the %s has none, so it starts as the class token.", source)
+        logging.warning(
+            "The distillation token is not trained: the %s has none, so it starts as the class "
+            "token.",
+            source,
+        )
         state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
         if scope_is_all:
             state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
@@ -34,14 +45,25 @@ def adapt_backbone(state, saved_config, config, source):
 
 
 def adapt_head(state, source):
-    """`state` of one head as two want it: the distillation head starts as the class head, which a log line says."""
-    logging.warning("The distillation head is not trained: the %s has one head, of which it starts as a copy.", source)
+    """`state` of one head as two want it: the distillation head starts as the class head, which a
+    log line says.
+    """
+    logging.warning(
+        "The distillation head is not trained: the %s has one head, of which it starts as a copy.",
+        source,
+    )
     names = {path.removeprefix("head/"): array for path, array in state.items()}
-    return {f"head/{head}/{name}": array for head in ("class_head", "distillation_head") for name, array in names.items()}
+    return {
+        f"head/{head}/{name}": array
+        for head in ("class_head", "distillation_head")
+        for name, array in names.items()
+    }
 
 
 def _adapt_channels(kernel, channels, new_channels):
-    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first convolution."""
+    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first
+    convolution.
+    """
     kernel = kernel.reshape(-1, channels, kernel.shape[-1])
     if new_channels == 1:
         kernel = kernel.sum(axis=1, keepdims=True)

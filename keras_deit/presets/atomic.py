@@ -9,9 +9,11 @@ import tempfile
 
 @contextlib.contextmanager
 def atomic_directory(directory, replaceable):
-    """Yields an empty folder that becomes `directory` when the block ends, and is gone if the block fails.
+    """Yields an empty folder that becomes `directory` when the block ends, and is gone if the block
+    fails.
 
-    A process killed at any moment leaves the old directory or none, and at worst a hidden folder beside it.
+    A process killed at any moment leaves the old directory or none, and at worst a hidden folder
+    beside it.
 
     Args:
         directory: path. Its parents are made; an existing directory is replaced.
@@ -48,9 +50,14 @@ def _check_replaceable(directory, replaceable):
         return
     if not directory.is_dir():
         raise ValueError(f"A preset is a directory, but {directory} is a file. Give another path.")
-    others = sorted(entry.name for entry in directory.iterdir() if entry.name not in replaceable or not entry.is_file())
+    others = sorted(
+        entry.name
+        for entry in directory.iterdir()
+        if entry.name not in replaceable or not entry.is_file()
+    )
     if others:
         raise ValueError(
-            f"Saving would replace the directory {directory}, which holds files that are not of a preset: "
+            f"Saving would replace the directory {directory}, which holds files that are not of a "
+            "preset: "
             f"{', '.join(others[:5])}. Give another path, or an empty directory."
         )

@@ -50,7 +50,14 @@ def model_card(name, backbone_config, task_config, parameters, has_preprocessor,
     """
     row = published(origin)
     task = "image-feature-extraction" if task_config is None else "image-classification"
-    front_matter = ["library_name: keras_deit", f"pipeline_tag: {task}", "tags:", "- keras", "- deit", "- vision-transformer"]
+    front_matter = [
+        "library_name: keras_deit",
+        f"pipeline_tag: {task}",
+        "tags:",
+        "- keras",
+        "- deit",
+        "- vision-transformer",
+    ]
     if row is not None:
         front_matter += ["license: apache-2.0", f"base_model: {row.timm_repository}"]
     elif origin is not None:
@@ -75,10 +82,19 @@ def _usage(task, has_preprocessor):
 
 def _summary(backbone, task, parameters):
     height_width_channels = " x ".join(map(str, backbone["image_shape"]))
-    what = "A DeiT backbone" if task is None else f"A DeiT image classifier for {task['num_classes']} classes"
-    tokens = "a class token and a distillation token" if backbone["use_distillation_token"] else "a class token"
+    what = (
+        "A DeiT backbone"
+        if task is None
+        else f"A DeiT image classifier for {task['num_classes']} classes"
+    )
+    tokens = (
+        "a class token and a distillation token"
+        if backbone["use_distillation_token"]
+        else "a class token"
+    )
     return (
-        f"{what}: {parameters:,} parameters, images of {height_width_channels}, {backbone['num_layers']} blocks of "
+        f"{what}: {parameters:,} parameters, images of {height_width_channels}, "
+        f"{backbone['num_layers']} blocks of "
         f"{backbone['num_heads']} heads, width {backbone['hidden_dim']}, {tokens}."
     )
 
@@ -91,7 +107,8 @@ def _source(row, origin):
     return (
         f"The weights go back to `{origin}`, those of "
         f"[{row.timm_repository}](https://huggingface.co/{row.timm_repository}), which come from "
-        "[facebookresearch/deit](https://github.com/facebookresearch/deit). If they were trained since, state here on what, and how."
+        "[facebookresearch/deit](https://github.com/facebookresearch/deit). If they were trained "
+        "since, state here on what, and how."
     )
 
 
@@ -99,8 +116,10 @@ def _accuracy(row):
     if row is None:
         return "Not measured. State here the figure, the data, and the preprocessing."
     return (
-        f"The published classifier has {row.top1} % top-1 on ImageNet-1k's validation set as its authors measured it, and "
-        f"{row.timm_top1} % as timm does. That is the starting point; it was not measured again for this folder."
+        f"The published classifier has {row.top1} % top-1 on ImageNet-1k's validation set as its "
+        "authors measured it, and "
+        f"{row.timm_top1} % as timm does. That is the starting point; it was not measured again "
+        "for this folder."
     )
 
 

@@ -1,7 +1,8 @@
 """Every published model, in one table.
 
-Names, sources and figures: facebookresearch/deit at 7e160fe (README_deit.md, README_revenge.md) and the model cards of timm's
-repositories on the Hugging Face Hub. Parameters are counted on timm 1.0.31.
+Names, sources and figures: facebookresearch/deit at 7e160fe (README_deit.md, README_revenge.md) and
+the model cards of timm's repositories on the Hugging Face Hub. Parameters are counted on timm
+1.0.31.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ SIZES = {
 class Architecture:
     """A row of the table: what tells one published model from the others.
 
-    `top1` is the accuracy on ImageNet-1k's validation set, in percent, that the authors publish; `timm_top1` is timm's figure for
-    the same weights (results-imagenet.csv), with timm's crop ratio.
+    `top1` is the accuracy on ImageNet-1k's validation set, in percent, that the authors publish;
+    `timm_top1` is timm's figure for the same weights (results-imagenet.csv), with timm's crop
+    ratio.
     """
 
     version: str  # "deit" or "deit3"
@@ -39,7 +41,9 @@ class Architecture:
     @property
     def name(self):
         distilled, in21k = "_distilled" * self.distilled, "_in21k" * self.in21k
-        return f"{self.version}_{self.size}{distilled}_patch{self.patch_size}_{self.image_size}{in21k}"
+        return (
+            f"{self.version}_{self.size}{distilled}_patch{self.patch_size}_{self.image_size}{in21k}"
+        )
 
     @property
     def timm_repository(self):
@@ -64,7 +68,9 @@ class Architecture:
             "data_format": "channels_last",
         }
         if self.version == "deit3":
-            config.update(position_scope="patches", drop_path_schedule="constant", layer_scale_init_value=1e-4)
+            config.update(
+                position_scope="patches", drop_path_schedule="constant", layer_scale_init_value=1e-4
+            )
         return config
 
     @property
@@ -109,7 +115,8 @@ _TABLE = (
 # A view, not a dict: a catalog that a caller could change would lie to the next one.
 ARCHITECTURES = types.MappingProxyType({row.name: row for row in _TABLE})
 
-# Presets whose directory, weights included, is inside the package. This one reads handwritten digits: no accuracy on ImageNet.
+# Presets whose directory, weights included, is inside the package. This one reads handwritten
+# digits: no accuracy on ImageNet.
 BUILT_IN = types.MappingProxyType(
     {
         "deit_nano_distilled_patch4_32_digits": {
@@ -134,7 +141,9 @@ METADATA = types.MappingProxyType(
 
 
 def published(handle):
-    """The row that a handle of `from_preset` names, also as a repository of timm's or facebook's on the hub; or `None`."""
+    """The row that a handle of `from_preset` names, also as a repository of timm's or facebook's on
+    the hub; or `None`.
+    """
     if handle in ARCHITECTURES:
         return ARCHITECTURES[handle]
     for row in ARCHITECTURES.values():

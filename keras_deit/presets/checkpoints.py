@@ -1,4 +1,6 @@
-"""Weights of PyTorch checkpoints into a model, and back: facebookresearch's, timm's and transformers' layouts."""
+"""Weights of PyTorch checkpoints into a model, and back: facebookresearch's, timm's and
+transformers' layouts.
+"""
 
 from keras_deit.presets import weights
 from keras_deit.presets.matching import check_match
@@ -17,12 +19,15 @@ def assign_tensors(model, tensors, source, origin=None):
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier` of the checkpoint's architecture.
-        tensors: {name: NumPy array} in the layout of facebookresearch/deit, timm or transformers (versions 4 and 5).
+        tensors: {name: NumPy array} in the layout of facebookresearch/deit, timm or transformers
+            (versions 4 and 5).
         source: string, what the tensors are called in errors.
-        origin: name of the preset whose published weights these are known to be, for the model card. Defaults to `None`.
+        origin: name of the preset whose published weights these are known to be, for the model
+            card. Defaults to `None`.
 
     Raises:
-        ValueError: tensors that are missing, left over, twice there or of another shape; all are listed.
+        ValueError: tensors that are missing, left over, twice there or of another shape; all are
+            listed.
     """
     tensors = to_timm_names(tensors)
     backbone = _backbone(model)
@@ -33,47 +38,61 @@ def assign_tensors(model, tensors, source, origin=None):
 
 
 def timm_tensors(model):
-    """A model's weights as timm names and lays them out: what its `load_state_dict(strict=True)` takes.
+    """A model's weights as timm names and lays them out: what its `load_state_dict(strict=True)`
+    takes.
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier`.
 
     Returns:
-        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the bit.
+        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the
+        bit.
 
     Raises:
-        ValueError: a model that timm does not have: quantized, `pooling="mean"`, or one head on a distilled backbone.
+        ValueError: a model that timm does not have: quantized, `pooling="mean"`, or one head on a
+            distilled backbone.
     """
     backbone = _backbone(model)
-    if model is not backbone and (model.pooling, model.use_distillation_head) != ("token", backbone.use_distillation_token):
+    if model is not backbone and (model.pooling, model.use_distillation_head) != (
+        "token",
+        backbone.use_distillation_token,
+    ):
         raise ValueError(
-            "timm's DeiT reads its class token, and its distillation token if it has one, each with a head. "
-            f"Received: pooling={model.pooling!r}, use_distillation_head={model.use_distillation_head!r}, "
+            "timm's DeiT reads its class token, and its distillation token if it has one, each "
+            "with a head. "
+            f"Received: pooling={model.pooling!r}, "
+            f"use_distillation_head={model.use_distillation_head!r}, "
             f"use_distillation_token={backbone.use_distillation_token!r}"
         )
     return _tensors(model)
 
 
 def transformers_tensors(model):
-    """A model's weights as transformers' DeiT and ViT have them in the hub's files (the names of version 4).
+    """A model's weights as transformers' DeiT and ViT have them in the hub's files (the names of
+    version 4).
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier`.
 
     Returns:
-        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the bit.
+        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the
+        bit.
 
     Raises:
-        ValueError: a model that transformers does not have: quantized, `pooling="mean"`, or DeiT III.
+        ValueError: a model that transformers does not have: quantized, `pooling="mean"`, or DeiT
+            III.
     """
     backbone = _backbone(model)
     if backbone.layer_scale_init_value is not None or backbone.position_scope != "all":
         raise ValueError(
             "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
-            f"Received: layer_scale_init_value={backbone.layer_scale_init_value!r}, position_scope={backbone.position_scope!r}"
+            f"Received: layer_scale_init_value={backbone.layer_scale_init_value!r}, "
+            f"position_scope={backbone.position_scope!r}"
         )
     if model is not backbone and model.pooling != "token":
-        raise ValueError(f"transformers' classifiers read the class token. Received: pooling={model.pooling!r}")
+        raise ValueError(
+            f"transformers' classifiers read the class token. Received: pooling={model.pooling!r}"
+        )
     return to_transformers_names(_tensors(model))
 
 

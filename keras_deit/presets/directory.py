@@ -9,7 +9,8 @@
     metadata.json          versions, and each weights file's checksum
     README.md              the model card
 
-A backbone alone has the first two and the last two. Version 0.1 wrote HDF5, which still loads: model.weights.h5, task.weights.h5.
+A backbone alone has the first two and the last two. Version 0.1 wrote HDF5, which still loads:
+model.weights.h5, task.weights.h5.
 """
 
 import inspect
@@ -34,18 +35,22 @@ PREPROCESSOR = "preprocessor.json"
 LABELS = "labels.json"
 METADATA = "metadata.json"
 CARD = "README.md"
-HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}  # what version 0.1 wrote in their place
+# What version 0.1 wrote in their place
+HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}
 FILES = (CONFIG, WEIGHTS, TASK, HEAD_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD, *HDF5.values())
 
 FORMAT = 2
 HDF5_FORMAT = 1
 
 
-def write_preset(directory, backbone, task_config=None, head=None, preprocessor=None, labels=None, origin=None):
+def write_preset(
+    directory, backbone, task_config=None, head=None, preprocessor=None, labels=None, origin=None
+):
     """Writes a preset directory, whole or not at all.
 
     Args:
-        directory: path. A preset that is there is replaced, but for a model card that someone has edited; anything else is refused.
+        directory: path. A preset that is there is replaced, but for a model card that someone has
+            edited; anything else is refused.
         backbone: the backbone model.
         task_config: dict, the classifier's own arguments; `None` for a backbone alone.
         head: model of the classifier's layers after the backbone.
@@ -69,7 +74,14 @@ def write_preset(directory, backbone, task_config=None, head=None, preprocessor=
             _write_json(folder / LABELS, list(labels))
         names = sorted(file.name for file in folder.iterdir())
         parameters = backbone.count_params() + (0 if head is None else head.count_params())
-        card = model_card(directory.name, backbone.get_config(), task_config, parameters, preprocessor is not None, origin)
+        card = model_card(
+            directory.name,
+            backbone.get_config(),
+            task_config,
+            parameters,
+            preprocessor is not None,
+            origin,
+        )
         (folder / CARD).write_text(card, encoding="utf-8")
         metadata = {
             "format": FORMAT,
@@ -91,14 +103,17 @@ class PresetDirectory:
         self._files = files
         if files.find(CONFIG) is None or files.find(METADATA) is None:
             raise ValueError(
-                f"{files} is not a preset: a preset has {CONFIG} and {METADATA}, as `save_to_preset` writes them, or the "
+                f"{files} is not a preset: a preset has {CONFIG} and {METADATA}, as "
+                "`save_to_preset` writes them, or the "
                 f"{CONFIG} of timm or transformers. Found: {files.listing()}"
             )
         metadata = self._read(METADATA)
         if not _is_metadata(metadata):
             raise ValueError(
-                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and the weights with their checksums. "
-                "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
+                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and "
+                "the weights with their checksums. "
+                "It was changed, or a later version of keras_deit wrote it: save the preset again, "
+                "or upgrade."
             )
         self._weights = metadata["weights"]
         self._is_hdf5 = metadata["format"] == HDF5_FORMAT
@@ -107,16 +122,22 @@ class PresetDirectory:
         self.origin = origin if published(origin) else files.handle or origin
         self._lists_labels = LABELS in metadata["files"]
         for name in metadata["files"]:
-            # Without its preprocessor or head a model would be another one. Labels may be given anew: see `labels`.
+            # Without its preprocessor or head a model would be another one. Labels may be given
+            # anew: see `labels`.
             if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
                 raise ValueError(
-                    f"The preset lacks one of its files: {self._files.where(name)} does not exist. Copy the preset again."
+                    f"The preset lacks one of its files: {self._files.where(name)} does not exist. "
+                    "Copy the preset again."
                 )
 
     def backbone_config(self, cls):
         content = self._read(CONFIG)
         name = keras.saving.get_registered_name(cls)
-        if not isinstance(content, dict) or content.get("class_name") != name or "config" not in content:
+        if (
+            not isinstance(content, dict)
+            or content.get("class_name") != name
+            or "config" not in content
+        ):
             raise ValueError(
                 f"{self._files.where(CONFIG)} must hold the `config` of a {name}. Received: "
                 f"{content.get('class_name') if isinstance(content, dict) else content!r}"
@@ -125,7 +146,9 @@ class PresetDirectory:
         return content["config"]
 
     def task_config(self, cls, given_apart):
-        """The classifier's own arguments, or `None`. `given_apart`: arguments of `cls` that are not in this file."""
+        """The classifier's own arguments, or `None`. `given_apart`: arguments of `cls` that are not
+        in this file.
+        """
         config = self._read(TASK)
         if config is not None:
             _check_arguments(config, cls, self._files.where(TASK), given_apart)
@@ -134,22 +157,30 @@ class PresetDirectory:
     def preprocessor_config(self):
         """The serialized preprocessor, or `None`."""
         config = self._read(PREPROCESSOR)
-        if config is not None and not (isinstance(config, dict) and isinstance(config.get("config"), dict)):
-            raise ValueError(f"{self._files.where(PREPROCESSOR)} must hold a serialized Keras layer. Received: {config!r}")
+        if config is not None and not (
+            isinstance(config, dict) and isinstance(config.get("config"), dict)
+        ):
+            raise ValueError(
+                f"{self._files.where(PREPROCESSOR)} must hold a serialized Keras layer. Received: "
+                f"{config!r}"
+            )
         return config
 
     def labels(self, num_classes):
         labels = self._read(LABELS)
         if labels is None and self._lists_labels:
             raise ValueError(
-                f"The preset lacks its labels: {self._files.where(LABELS)} does not exist. Copy the preset again, or give `labels=[...]`, "
+                f"The preset lacks its labels: {self._files.where(LABELS)} does not exist. Copy "
+                "the preset again, or give `labels=[...]`, "
                 "or `labels=None` to do without."
             )
         if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
             count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
             raise ValueError(
-                f"{self._files.where(LABELS)} must list one label for each of the {num_classes} classes in {TASK}. "
-                f"Received: {count}. Correct the list, or give `labels=[...]`, or `labels=None` to do without."
+                f"{self._files.where(LABELS)} must list one label for each of the {num_classes} "
+                f"classes in {TASK}. "
+                f"Received: {count}. Correct the list, or give `labels=[...]`, or `labels=None` to "
+                "do without."
             )
         return labels
 
@@ -164,7 +195,9 @@ class PresetDirectory:
     def _state(self, name, build_saved):
         name = HDF5[name] if self._is_hdf5 else name
         if name not in self._weights:
-            raise ValueError(f"{self._files.where(METADATA)} has no checksum for {name}. Save the preset again.")
+            raise ValueError(
+                f"{self._files.where(METADATA)} has no checksum for {name}. Save the preset again."
+            )
         entry, source = self._weights[name], self._files.where(name)
         if not self._is_hdf5:
             return weights.read_weights(self._files.find(name), entry, source)
@@ -200,11 +233,16 @@ def _is_entry(entry, is_hdf5):
     if not is_hdf5:
         return True
     variables = entry.get("variables")
-    return isinstance(variables, dict) and all(isinstance(shape, list) for shape in variables.values())
+    return isinstance(variables, dict) and all(
+        isinstance(shape, list) for shape in variables.values()
+    )
 
 
 def _class_and_config(model):
-    return {"class_name": keras.saving.get_registered_name(type(model)), "config": model.get_config()}
+    return {
+        "class_name": keras.saving.get_registered_name(type(model)),
+        "config": model.get_config(),
+    }
 
 
 def _write_json(file, content):
@@ -220,7 +258,9 @@ def _check_arguments(config, cls, file, given_apart=()):
         if name != "self" and name not in given_apart
     }
     unknown = sorted(set(config) - set(parameters))
-    missing = [name for name, p in parameters.items() if p.default is p.empty and name not in config]
+    missing = [
+        name for name, p in parameters.items() if p.default is p.empty and name not in config
+    ]
     if unknown or missing:
         raise ValueError(
             f"{file} does not hold the arguments of {cls.__name__}. "

@@ -32,20 +32,24 @@ class Folder:
     def listing(self):
         if not self.path.is_dir():
             return "a file"
-        return ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8]) or "an empty directory"
+        return (
+            ", ".join(sorted(entry.name for entry in self.path.iterdir())[:8])
+            or "an empty directory"
+        )
 
 
 class Repository:
     """Files on the Hugging Face Hub, each downloaded when it is first asked for, all of one commit.
 
-    The hub is asked once which commit is the newest. Repositories of published weights do not change: with `published=True`, what is
-    in the cache is used unasked.
+    The hub is asked once which commit is the newest. Repositories of published weights do not
+    change: with `published=True`, what is in the cache is used unasked.
     """
 
     def __init__(self, name, published=False):
         if not is_repository_name(name):
             raise ValueError(
-                f"A preset on the Hugging Face Hub is named by its owner and repository, '{HUB}owner/repo'. Received: '{HUB}{name}'"
+                "A preset on the Hugging Face Hub is named by its owner and repository, "
+                f"'{HUB}owner/repo'. Received: '{HUB}{name}'"
             )
         self.name = name
         self.handle = f"{HUB}{name}"
@@ -94,4 +98,6 @@ def read_json(files, name):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{files.where(name)} is not valid JSON: {error}. Restore it, or save the preset again.") from error
+        raise ValueError(
+            f"{files.where(name)} is not valid JSON: {error}. Restore it, or save the preset again."
+        ) from error

@@ -19,8 +19,9 @@ def find_preset(handle):
     """The preset that a handle names.
 
     Args:
-        handle: a name of `Cls.presets`, `"hf://owner/repo"`, or the path of a directory: as `save_to_preset` wrote it, or timm's
-            or transformers'. The directory's config.json tells which.
+        handle: a name of `Cls.presets`, `"hf://owner/repo"`, or the path of a directory: as
+            `save_to_preset` wrote it, or timm's or transformers'. The directory's config.json tells
+            which.
 
     Returns:
         `OriginalPreset` for PyTorch weights, `PresetDirectory` for this package's own.
@@ -30,7 +31,8 @@ def find_preset(handle):
     """
     if not isinstance(handle, (str, os.PathLike)):
         raise ValueError(
-            f"A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. Received: {handle!r}"
+            "A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. "
+            f"Received: {handle!r}"
         )
     if isinstance(handle, str):
         if handle in BUILT_IN:
@@ -49,20 +51,27 @@ def find_preset(handle):
 def _of_hub(files):
     row = published(files.handle)
     if row is not None and files.name == row.transformers_repository:
-        # facebook's configs have another epsilon than the training, and some another preprocessing: the catalog knows better.
+        # facebook's configs have another epsilon than the training, and some another preprocessing:
+        # the catalog knows better.
         return _published(row, files, origin=files.handle)
     return _by_config(files)
 
 
 def _published(row, files, origin):
     return OriginalPreset(
-        files, origin, row.backbone_config, row.classifier_config, lambda: row.converter_config, list(imagenet_labels())
+        files,
+        origin,
+        row.backbone_config,
+        row.classifier_config,
+        lambda: row.converter_config,
+        list(imagenet_labels()),
     )
 
 
 def _by_config(files):
     config = read_json(files, "config.json")
-    # In this order: transformers' config of a wrapped timm model has both keys, and is transformers' to refuse.
+    # In this order: transformers' config of a wrapped timm model has both keys, and is
+    # transformers' to refuse.
     if isinstance(config, dict) and "model_type" in config:
         return transformers_preset(files, config)
     if isinstance(config, dict) and "architecture" in config:
@@ -72,7 +81,11 @@ def _by_config(files):
 
 def _unknown(handle):
     names = (*BUILT_IN, *ARCHITECTURES)
-    close = [f"{HUB}{handle}"] if is_repository_name(handle) else difflib.get_close_matches(handle, names, n=3)
+    close = (
+        [f"{HUB}{handle}"]
+        if is_repository_name(handle)
+        else difflib.get_close_matches(handle, names, n=3)
+    )
     known = f"Did you mean {' or '.join(close)}?" if close else f"Known names: {', '.join(names)}."
     return (
         "A preset handle is a built-in name, 'hf://owner/repo' or a directory, "

@@ -1,4 +1,6 @@
-"""Files from the Hugging Face Hub, with its own client: cache, progress bars, offline mode and HF_ENDPOINT are as users know them."""
+"""Files from the Hugging Face Hub, with its own client: cache, progress bars, offline mode and
+HF_ENDPOINT are as users know them.
+"""
 
 import functools
 import os
@@ -9,9 +11,12 @@ from keras_deit.presets.weights import checksum
 
 
 def download(repository, file, revision=None):
-    """The path of a repository's file in the hub's cache, downloaded where it is not there yet; `None` if the hub has no such file.
+    """The path of a repository's file in the hub's cache, downloaded where it is not there yet;
+    `None` if the hub has no such file.
 
-    Of a `revision` (a commit) that the cache has, nothing is asked. Large files are stored under their SHA-256, which is compared with the content; a file that differs is removed from the cache.
+    Of a `revision` (a commit) that the cache has, nothing is asked. Large files are stored under
+    their SHA-256, which is compared with the content; a file that differs is removed from the
+    cache.
 
     Raises:
         ValueError: no such repository, or no right to read it.
@@ -32,22 +37,29 @@ def download(repository, file, revision=None):
             _reach(constants.ENDPOINT)
         path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
     except errors.GatedRepoError as error:
-        raise ValueError(f"{where} needs its authors' consent: ask on its page, then `hf auth login`. {error}") from error
+        raise ValueError(
+            f"{where} needs its authors' consent: ask on its page, then `hf auth login`. {error}"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
-            f"There is no {where}, or it is private. Check the name; for a private one, `hf auth login` or set HF_TOKEN. {error}"
+            f"There is no {where}, or it is private. Check the name; for a private one, `hf auth "
+            f"login` or set HF_TOKEN. {error}"
         ) from error
     except (errors.LocalEntryNotFoundError, ConnectionError) as error:
         if is_known_to_be_missing:
             return None
         raise ConnectionError(
-            f"{where} is not in the cache and cannot be downloaded. Check the connection, HF_ENDPOINT and HF_HUB_OFFLINE. {error}"
+            f"{where} is not in the cache and cannot be downloaded. Check the connection, "
+            f"HF_ENDPOINT and HF_HUB_OFFLINE. {error}"
         ) from error
     except errors.EntryNotFoundError:
         return None
-    # Of the HTTP library (time-outs, refused connections, other status codes), and of the Xet storage.
+    # Of the HTTP library (time-outs, refused connections, other status codes), and of the Xet
+    # storage.
     except (errors.HTTPError, RuntimeError) as error:
-        raise ConnectionError(f"The download of {where} failed: {error}. What arrived is kept: load again to go on.") from error
+        raise ConnectionError(
+            f"The download of {where} failed: {error}. What arrived is kept: load again to go on."
+        ) from error
     _verify(path, where)
     return path
 
@@ -68,7 +80,9 @@ def _reach(endpoint):
 
 
 def cached_revision(repository, file):
-    """The commit of the cached repository that a download would give without a connection, or `None`."""
+    """The commit of the cached repository that a download would give without a connection, or
+    `None`.
+    """
     import huggingface_hub
 
     path = huggingface_hub.try_to_load_from_cache(repository, file)
@@ -90,5 +104,6 @@ def _verify(path, where):
         for name in (path, blob):
             pathlib.Path(name).unlink(missing_ok=True)  # another process may have found it, too
         raise OSError(
-            f"{where} came with SHA-256 {found}, and the hub promises {promised}. It was removed from the cache: load again."
+            f"{where} came with SHA-256 {found}, and the hub promises {promised}. It was removed "
+            "from the cache: load again."
         )

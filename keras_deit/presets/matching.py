@@ -2,15 +2,20 @@
 
 
 def check_match(found, expected, problem):
-    """Raises a ValueError that starts with `problem`, unless the {name: shape} that came is the one expected."""
+    """Raises a ValueError that starts with `problem`, unless the {name: shape} that came is the one
+    expected.
+    """
     missing = [f"{name} {shape}" for name, shape in expected.items() if name not in found]
     left_over = [f"{name} {shape}" for name, shape in found.items() if name not in expected]
     misshapen = [
-        f"{name} is {found[name]}, not {shape}" for name, shape in expected.items() if name in found and found[name] != shape
+        f"{name} is {found[name]}, not {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
     ]
     if missing or left_over or misshapen:
         raise ValueError(
-            f"{problem}\nMissing: {_listed(missing)}\nLeft over: {_listed(left_over)}\nOther shape: {_listed(misshapen)}"
+            f"{problem}\nMissing: {_listed(missing)}\nLeft over: {_listed(left_over)}\nOther "
+            f"shape: {_listed(misshapen)}"
         )
 
 

@@ -1,4 +1,6 @@
-"""Weights in the layout of the original PyTorch models, as a preset: converted in memory, nothing is written."""
+"""Weights in the layout of the original PyTorch models, as a preset: converted in memory, nothing
+is written.
+"""
 
 import dataclasses
 import functools
@@ -13,13 +15,17 @@ WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass
 class OriginalPreset:
-    """Read as `PresetDirectory` is. What it holds was found in the catalog, or in the config of timm or transformers."""
+    """Read as `PresetDirectory` is. What it holds was found in the catalog, or in the config of
+    timm or transformers.
+    """
 
     files: Folder | Repository
-    origin: str | None  # the handle, for model cards; `None` for a folder, whose path concerns nobody else
+    # The handle, for model cards; `None` for a folder, whose path concerns nobody else
+    origin: str | None
     backbone: dict  # arguments of DeiTBackbone
     classifier: dict | None  # arguments of DeiTImageClassifier, `None` for a backbone alone
-    converter: Callable  # () -> arguments of DeiTImageConverter, or `None`; read and checked only where it is wanted
+    # () -> arguments of DeiTImageConverter, or `None`; read and checked only where it is wanted
+    converter: Callable
     label_names: list | None
 
     @property
@@ -54,7 +60,11 @@ class OriginalPreset:
         return self._take(of_head=True)
 
     def _take(self, of_head):
-        return {path: self._state.pop(path) for path in list(self._state) if path.startswith("head/") == of_head}
+        return {
+            path: self._state.pop(path)
+            for path in list(self._state)
+            if path.startswith("head/") == of_head
+        }
 
     @property
     def _source(self):
@@ -65,7 +75,8 @@ class OriginalPreset:
         path = need(
             self.files,
             WEIGHTS,
-            "Weights in pickles (.bin, .pth) are not opened here. Save them as safetensors (timm's `save_for_hf` takes "
+            "Weights in pickles (.bin, .pth) are not opened here. Save them as safetensors (timm's "
+            "`save_for_hf` takes "
             "`safe_serialization=True`), or convert them once, with tools/convert_checkpoint.py.",
         )
         tensors = to_timm_names(read_tensors(path))

@@ -32,4 +32,6 @@ def read_tensors(path):
         # "pread": a mapped file would stay in memory beside its tensors.
         return load_file(path, backend="pread")
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}. Copy or download it again.") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file: {error}. Copy or download it again."
+        ) from error

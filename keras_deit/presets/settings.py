@@ -5,7 +5,9 @@ def required(config, name, where):
     """The value of a key that must be there; `null` is as good as absent."""
     value = config.get(name) if isinstance(config, dict) else None
     if value is None:
-        raise ValueError(f"{where} must be a JSON object with {name!r}, which it lacks. Restore the file.")
+        raise ValueError(
+            f"{where} must be a JSON object with {name!r}, which it lacks. Restore the file."
+        )
     return value
 
 
@@ -15,9 +17,12 @@ def given(config):
 
 
 def refuse_others(problem, settings, supported):
-    """Raises a ValueError that starts with `problem` unless each of `settings` is one of the values that `supported` gives it."""
+    """Raises a ValueError that starts with `problem` unless each of `settings` is one of the values
+    that `supported` gives it.
+    """
     others = [
-        f"{name}={value!r} (supported: {' or '.join(map(repr, supported[name])) if name in supported else 'none'})"
+        f"{name}={value!r} (supported: "
+        f"{' or '.join(map(repr, supported[name])) if name in supported else 'none'})"
         for name, value in settings.items()
         if value not in supported.get(name, ())
     ]

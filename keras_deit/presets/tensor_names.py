@@ -1,7 +1,9 @@
-"""One table between the tensors of the original PyTorch models and our variables, read in both directions. Plain NumPy.
+"""One table between the tensors of the original PyTorch models and our variables, read in both
+directions. Plain NumPy.
 
-The original layout is timm's: facebookresearch's own files differ in the names of LayerScale alone. Files of transformers are
-renamed to it first, and from it. Layouts: facebookresearch/deit at 7e160fe (models.py, models_v2.py), timm 1.0.31, transformers 5.23.0.
+The original layout is timm's: facebookresearch's own files differ in the names of LayerScale alone.
+Files of transformers are renamed to it first, and from it. Layouts: facebookresearch/deit at
+7e160fe (models.py, models_v2.py), timm 1.0.31, transformers 5.23.0.
 """
 
 import dataclasses
@@ -32,7 +34,8 @@ def rules(backbone_config, classifier_config=None):
 
     Args:
         backbone_config: dict, the arguments of a `DeiTBackbone`.
-        classifier_config: dict, the arguments of a `DeiTImageClassifier`; `None` for a backbone alone.
+        classifier_config: dict, the arguments of a `DeiTImageClassifier`; `None` for a backbone
+            alone.
 
     Returns:
         List of `Rule`, one for each variable.
@@ -83,14 +86,18 @@ def rules(backbone_config, classifier_config=None):
     if classifier_config is not None:
         head_shape = (classifier_config["num_classes"], dim)
         if has_two_heads(classifier_config, backbone_config):
-            table += _dense("head", head_shape, "head/class_head") + _dense("head_dist", head_shape, "head/distillation_head")
+            table += _dense("head", head_shape, "head/class_head") + _dense(
+                "head_dist", head_shape, "head/distillation_head"
+            )
         else:
             table += _dense("head", head_shape, "head")
     return table
 
 
 def to_keras(tensors, table, source):
-    """{tensor name: array} to {variable path: array}; every tensor is used once, or a ValueError lists what does not fit."""
+    """{tensor name: array} to {variable path: array}; every tensor is used once, or a ValueError
+    lists what does not fit.
+    """
     check_match(
         {name: tuple(array.shape) for name, array in tensors.items()},
         {name: shape for rule in table for name, shape in zip(rule.names, rule.shapes)},
@@ -102,28 +109,41 @@ def to_keras(tensors, table, source):
 def to_timm(state, table):
     """{variable path: array} to {tensor name: array}, the inverse of `to_keras`, bit for bit."""
     return {
-        name: np.ascontiguousarray(array) for rule in table for name, array in zip(rule.names, rule.to_timm(state[rule.path]))
+        name: np.ascontiguousarray(array)
+        for rule in table
+        for name, array in zip(rule.names, rule.to_timm(state[rule.path]))
     }
 
 
 def to_timm_names(tensors):
-    """Tensors of any of the three layouts under timm's names; names that none of them has stay as they are."""
+    """Tensors of any of the three layouts under timm's names; names that none of them has stay as
+    they are.
+    """
     renamed = {}
     for name, array in tensors.items():
         timm_name = _to_timm_name(name)
         if timm_name in renamed:
             others = [other for other in tensors if _to_timm_name(other) == timm_name]
-            raise ValueError(f"These tensors are one and the same, which timm calls {timm_name}: {', '.join(others)}.")
+            raise ValueError(
+                f"These tensors are one and the same, which timm calls {timm_name}: "
+                f"{', '.join(others)}."
+            )
         renamed[timm_name] = array
-    for query in [name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)]:
+    for query in [
+        name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)
+    ]:
         names = [query.replace("query", third) for third in ("query", "key", "value")]
         if all(name in renamed for name in names):
-            renamed[query.replace("query", "qkv")] = np.concatenate([renamed.pop(name) for name in names])
+            renamed[query.replace("query", "qkv")] = np.concatenate(
+                [renamed.pop(name) for name in names]
+            )
     return renamed
 
 
 def without_pooler(tensors):
-    """Of a model without a head: transformers' pooler follows the last LayerNorm there, and no part of DeiT is like it."""
+    """Of a model without a head: transformers' pooler follows the last LayerNorm there, and no part
+    of DeiT is like it.
+    """
     pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
     if pooler:
         logging.warning("Left out, as DeiT has none: %s", ", ".join(pooler))
@@ -131,7 +151,9 @@ def without_pooler(tensors):
 
 
 def to_transformers_names(tensors):
-    """timm's tensors as the hub's files of transformers have them, which is as its version 4 names them."""
+    """timm's tensors as the hub's files of transformers have them, which is as its version 4 names
+    them.
+    """
     two_heads = "head_dist.weight" in tensors
     base = "deit." if "dist_token" in tensors else "vit."
     if "head.weight" not in tensors:
@@ -146,17 +168,24 @@ def to_transformers_names(tensors):
     return renamed
 
 
-# What timm calls a module or a tensor, and what transformers calls it in version 4 (which the hub's files have) and in version 5;
-# or facebookresearch, whose names are timm's but for LayerScale. # is a block's number.
+# What timm calls a module or a tensor, and what transformers calls it in version 4 (which the hub's
+# files have) and in version 5; or facebookresearch, whose names are timm's but for LayerScale. # is
+# a block's number.
 _ALIASES = {
     "cls_token": ("embeddings.cls_token",),
     "dist_token": ("embeddings.distillation_token",),
     "pos_embed": ("embeddings.position_embeddings",),
     "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
     "blocks.#.norm1": ("encoder.layer.#.layernorm_before", "layers.#.layernorm_before"),
-    "blocks.#.attn.query": ("encoder.layer.#.attention.attention.query", "layers.#.attention.q_proj"),
+    "blocks.#.attn.query": (
+        "encoder.layer.#.attention.attention.query",
+        "layers.#.attention.q_proj",
+    ),
     "blocks.#.attn.key": ("encoder.layer.#.attention.attention.key", "layers.#.attention.k_proj"),
-    "blocks.#.attn.value": ("encoder.layer.#.attention.attention.value", "layers.#.attention.v_proj"),
+    "blocks.#.attn.value": (
+        "encoder.layer.#.attention.attention.value",
+        "layers.#.attention.v_proj",
+    ),
     "blocks.#.attn.proj": ("encoder.layer.#.attention.output.dense", "layers.#.attention.o_proj"),
     "blocks.#.norm2": ("encoder.layer.#.layernorm_after", "layers.#.layernorm_after"),
     "blocks.#.mlp.fc1": ("encoder.layer.#.intermediate.dense", "layers.#.mlp.fc1"),
@@ -188,7 +217,11 @@ def _split(name):
     """("blocks.#.mlp.fc1", "7", ".weight") of "blocks.7.mlp.fc1.weight"."""
     module, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")
     index = re.search(r"(?<=\.)\d+(?=\.)", module)
-    return (module, "", suffix) if index is None else (re.sub(r"(?<=\.)\d+(?=\.)", "#", module, count=1), index[0], suffix)
+    return (
+        (module, "", suffix)
+        if index is None
+        else (re.sub(r"(?<=\.)\d+(?=\.)", "#", module, count=1), index[0], suffix)
+    )
 
 
 def _as_it_is(name, shape, path):
@@ -196,9 +229,18 @@ def _as_it_is(name, shape, path):
 
 
 def _norm(name, dim, path):
-    return [_as_it_is(f"{name}.weight", (dim,), f"{path}/gamma"), _as_it_is(f"{name}.bias", (dim,), f"{path}/beta")]
+    return [
+        _as_it_is(f"{name}.weight", (dim,), f"{path}/gamma"),
+        _as_it_is(f"{name}.bias", (dim,), f"{path}/beta"),
+    ]
 
 
 def _dense(name, shape, path):
-    kernel = Rule((f"{name}.weight",), (shape,), f"{path}/kernel", lambda weight: weight.T, lambda kernel: [kernel.T])
+    kernel = Rule(
+        (f"{name}.weight",),
+        (shape,),
+        f"{path}/kernel",
+        lambda weight: weight.T,
+        lambda kernel: [kernel.T],
+    )
     return [kernel, _as_it_is(f"{name}.bias", shape[:1], f"{path}/bias")]

@@ -9,7 +9,8 @@ from keras_deit.presets.layout import pair
 from keras_deit.presets.original import OriginalPreset
 from keras_deit.presets.settings import given, refuse_others, required
 
-# Arguments of timm's constructors that are read below, and those that change neither a tensor nor an answer.
+# Arguments of timm's constructors that are read below, and those that change neither a tensor nor
+# an answer.
 _READ = ("img_size", "in_chans", "num_classes", "attn_drop_rate", "drop_path_rate")
 _HARMLESS = (
     "dynamic_img_size",
@@ -28,7 +29,10 @@ def timm_preset(files, config):
     name = str(config["architecture"]).partition(".")[0]
     if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
         known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
-        raise ValueError(f"{where} is of timm's architecture {name!r}, which is no DeiT. Known: {', '.join(known)}.")
+        raise ValueError(
+            f"{where} is of timm's architecture {name!r}, which is no DeiT. Known: "
+            f"{', '.join(known)}."
+        )
     config = given(config)
     arguments = given(config.get("model_args", {}))
     data = given(config.get("pretrained_cfg", config))
@@ -58,7 +62,8 @@ def timm_preset(files, config):
 def _converter(data, image_size, where):
     crop_mode = data.get("crop_mode", "center")
     refuse_others(
-        f"{where} describes preprocessing that `DeiTImageConverter` does not have. Give `preprocessor=`",
+        f"{where} describes preprocessing that `DeiTImageConverter` does not have. Give "
+        "`preprocessor=`",
         {"crop_mode": crop_mode},
         {"crop_mode": ("center", "squash")},
     )
@@ -73,11 +78,16 @@ def _converter(data, image_size, where):
 
 
 def _labels(config, num_classes):
-    """timm names classes by identifiers, and describes these; without names, a thousand classes are ImageNet's."""
+    """timm names classes by identifiers, and describes these; without names, a thousand classes are
+    ImageNet's.
+    """
     names = config.get("label_names", config.get("labels"))
     descriptions = config.get("label_descriptions", {})
     if isinstance(names, dict):
         names = [names.get(str(index), str(index)) for index in range(num_classes)]
     if names:
-        return [str(descriptions.get(name, name) if isinstance(descriptions, dict) else name) for name in names]
+        return [
+            str(descriptions.get(name, name) if isinstance(descriptions, dict) else name)
+            for name in names
+        ]
     return list(imagenet_labels()) if num_classes == 1000 else None

@@ -1,7 +1,7 @@
 """transformers' folders: what config.json and preprocessor_config.json say, in our words.
 
-Layout and defaults: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. A value that is the default may be
-left out of the files.
+Layout and defaults: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. A
+value that is the default may be left out of the files.
 """
 
 from absl import logging
@@ -13,7 +13,12 @@ from keras_deit.presets.settings import given, refuse_others, required
 
 _BACKBONES = ("DeiTModel", "ViTModel")
 _TWO_HEADS = "DeiTForImageClassificationWithTeacher"
-_ARCHITECTURES = (*_BACKBONES, "DeiTForImageClassification", "ViTForImageClassification", _TWO_HEADS)
+_ARCHITECTURES = (
+    *_BACKBONES,
+    "DeiTForImageClassification",
+    "ViTForImageClassification",
+    _TWO_HEADS,
+)
 _DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
@@ -40,7 +45,13 @@ _PROCESSOR_DEFAULTS = {
     "image_std": (0.5, 0.5, 0.5),
 }
 _PROCESSORS = {
-    "deit": {**_PROCESSOR_DEFAULTS, "size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
+    "deit": {
+        **_PROCESSOR_DEFAULTS,
+        "size": 256,
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+    },
     "vit": {**_PROCESSOR_DEFAULTS, "size": 224, "resample": 2, "do_center_crop": False},
 }
 
@@ -53,19 +64,31 @@ def transformers_preset(files, config):
     config = {**_DEFAULTS, **given(config)}
     refuse_others(
         f"{where} describes a model that is no DeiT",
-        {"architectures": architecture, **{name: config[name] for name in ("model_type", "hidden_act", "qkv_bias")}},
-        {"model_type": ("deit", "vit"), "architectures": _ARCHITECTURES, "hidden_act": ("gelu",), "qkv_bias": (True,)},
+        {
+            "architectures": architecture,
+            **{name: config[name] for name in ("model_type", "hidden_act", "qkv_bias")},
+        },
+        {
+            "model_type": ("deit", "vit"),
+            "architectures": _ARCHITECTURES,
+            "hidden_act": ("gelu",),
+            "qkv_bias": (True,),
+        },
     )
     labels = _labels(config["id2label"], where)
     if config["layer_norm_eps"] == 1e-12 and len(labels) == 1000:
         logging.warning(
-            "layer_norm_epsilon is 1e-12, as %s says. If these are facebook's own DeiT weights, they were trained with 1e-6: give "
+            "layer_norm_epsilon is 1e-12, as %s says. If these are facebook's own DeiT weights, "
+            "they were trained with 1e-6: give "
             "layer_norm_epsilon=1e-6.",
             where,
         )
     classifier = None
     if architecture not in _BACKBONES:
-        classifier = {"num_classes": len(labels), "use_distillation_head": architecture == _TWO_HEADS}
+        classifier = {
+            "num_classes": len(labels),
+            "use_distillation_head": architecture == _TWO_HEADS,
+        }
     return OriginalPreset(
         files,
         origin=files.handle,
@@ -93,7 +116,9 @@ def _labels(id2label, where):
     try:
         return [str(id2label[key]) for key in sorted(id2label, key=int)]
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{where} must map the classes' numbers to names in 'id2label'. Received: {id2label!r}") from error
+        raise ValueError(
+            f"{where} must map the classes' numbers to names in 'id2label'. Received: {id2label!r}"
+        ) from error
 
 
 def _converter(files, model_type):
@@ -111,7 +136,10 @@ def _converter(files, model_type):
     refuse_others(
         problem,
         {
-            **{name: config[name] for name in ("do_resize", "do_rescale", "rescale_factor", "resample")},
+            **{
+                name: config[name]
+                for name in ("do_resize", "do_rescale", "rescale_factor", "resample")
+            },
             # An image whose shorter side alone is fixed has no size of its own without a crop.
             "do_center_crop": crops or not to_aspect_ratio,
         },
@@ -126,7 +154,9 @@ def _converter(files, model_type):
     resized = pair(size["shortest_edge"]) if to_aspect_ratio else _height_and_width(size, where)
     cropped = _height_and_width(required(config, "crop_size", where), where) if crops else resized
     if resized[0] * cropped[1] != resized[1] * cropped[0] or cropped[0] > resized[0]:
-        raise ValueError(f"{problem}: a crop of {cropped} from {resized}, which is smaller or of another shape.")
+        raise ValueError(
+            f"{problem}: a crop of {cropped} from {resized}, which is smaller or of another shape."
+        )
     return {
         "image_size": cropped,
         "crop_ratio": cropped[0] / resized[0],

@@ -1,4 +1,6 @@
-"""Weights as {variable path: array} and as files, with every variable accounted for on both sides."""
+"""Weights as {variable path: array} and as files, with every variable accounted for on both
+sides.
+"""
 
 import hashlib
 
@@ -43,7 +45,8 @@ def load_hdf5_weights(model, file, entry, source):
         {path: tuple(shape) for path, shape in entry["variables"].items()},
         shapes(model),
         f"The weights of {source} do not fit the model. "
-        "`config.json` or `task.json` has changed since the weights were written: restore it, or save the preset again.",
+        "`config.json` or `task.json` has changed since the weights were written: restore it, or "
+        "save the preset again.",
     )
     _check_checksum(_present(file, source), entry, source)
     model.load_weights(file)
@@ -62,14 +65,17 @@ def _check_checksum(file, entry, source):
     found = checksum(file)
     if found != entry["sha256"]:
         raise ValueError(
-            f"The weights file was cut short or changed: {source} has SHA-256 {found}, and `metadata.json` says {entry['sha256']}. "
+            f"The weights file was cut short or changed: {source} has SHA-256 {found}, and "
+            f"`metadata.json` says {entry['sha256']}. "
             "Copy the preset again, or save it again."
         )
 
 
 def state_of(model):
     """{variable path: array} of a model's weights. What LoRA adds is in the kernels."""
-    state = {path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()}
+    state = {
+        path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()
+    }
     scope = _scope(model)
     for layer in _leaves(model.layers):
         if getattr(layer, "lora_enabled", False):
@@ -78,15 +84,18 @@ def state_of(model):
 
 
 def assign(state, model, source):
-    """Gives every variable of `model` its array of `state`, and uses every array, or raises a ValueError.
+    """Gives every variable of `model` its array of `state`, and uses every array, or raises a
+    ValueError.
 
-    `state` is empty afterwards: each array can go when the model has it, so that large models do not take twice their size.
+    `state` is empty afterwards: each array can go when the model has it, so that large models do
+    not take twice their size.
     """
     check_match(
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
         f"The weights of {source} do not fit the model. "
-        "Trained weights adapt to another `image_shape` and `num_classes`, and to another `dtype` if they are not quantized: "
+        "Trained weights adapt to another `image_shape` and `num_classes`, and to another `dtype` "
+        "if they are not quantized: "
         "leave the rest as the preset has it, or give `load_weights=False`.",
     )
     for path, variable in variables_of(model).items():
@@ -98,7 +107,9 @@ def shapes(model):
 
 
 def variables_of(model):
-    """{variable path: variable}, by paths that start with the model's own layers, wherever the model was made."""
+    """{variable path: variable}, by paths that start with the model's own layers, wherever the
+    model was made.
+    """
     scope = _scope(model)
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
 
@@ -119,13 +130,19 @@ def _leaves(layers):
 
 
 def _without_lora(layer, path):
-    """{variable path: array} of a layer that LoRA trains, as Keras itself saves it: folded into the kernel."""
+    """{variable path: array} of a layer that LoRA trains, as Keras itself saves it: folded into the
+    kernel.
+    """
     store = {}
     layer.save_own_variables(store)
     twin = type(layer).from_config({**layer.get_config(), "lora_rank": None})
     twin.build_from_config(layer.get_build_config())
-    twin.load_own_variables({key: keras.ops.convert_to_numpy(value) for key, value in store.items()})
-    return {f"{path}/{v.path.rpartition('/')[-1]}": keras.ops.convert_to_numpy(v) for v in twin.weights}
+    twin.load_own_variables(
+        {key: keras.ops.convert_to_numpy(value) for key, value in store.items()}
+    )
+    return {
+        f"{path}/{v.path.rpartition('/')[-1]}": keras.ops.convert_to_numpy(v) for v in twin.weights
+    }
 
 
 def checksum(file):

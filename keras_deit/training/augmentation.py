@@ -1,8 +1,9 @@
 """The recipes' augmentation in `tf.data`, whatever Keras' backend is.
 
-Each function takes a stateless seed, int32 or int64 of shape (2,), and gives the same result for it. Images are float, 0 to 255, until they
-are normalised. Source: timm's `transforms_factory.py`, `random_erasing.py` and `mixup.py`, torchvision's `RandomResizedCrop` and
-`ColorJitter`, and `augment.py` of facebookresearch/deit at 7e160fe.
+Each function takes a stateless seed, int32 or int64 of shape (2,), and gives the same result for
+it. Images are float, 0 to 255, until they are normalised. Source: timm's `transforms_factory.py`,
+`random_erasing.py` and `mixup.py`, torchvision's `RandomResizedCrop` and `ColorJitter`, and
+`augment.py` of facebookresearch/deit at 7e160fe.
 """
 
 import math
@@ -13,19 +14,33 @@ _GRAY = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's "L"
 
 
 def random_resized_crop(image, size, seed, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """A part of the image of random area and aspect ratio, resized to (height, width) with an antialiased bicubic filter."""
+    """A part of the image of random area and aspect ratio, resized to (height, width) with an
+    antialiased bicubic filter.
+    """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     top, left, crop_height, crop_width, found = random_box(height, width, scale, ratio, seed)
     # Where nothing fits, as in a panorama, the largest centred part of an allowed ratio.
-    whole_height = tf.minimum(height, tf.cast(tf.round(tf.cast(width, tf.float32) / ratio[0]), tf.int32))
-    whole_width = tf.minimum(width, tf.cast(tf.round(tf.cast(height, tf.float32) * ratio[1]), tf.int32))
-    crop_height, crop_width = tf.where(found, crop_height, whole_height), tf.where(found, crop_width, whole_width)
-    top, left = tf.where(found, top, (height - crop_height) // 2), tf.where(found, left, (width - crop_width) // 2)
+    whole_height = tf.minimum(
+        height, tf.cast(tf.round(tf.cast(width, tf.float32) / ratio[0]), tf.int32)
+    )
+    whole_width = tf.minimum(
+        width, tf.cast(tf.round(tf.cast(height, tf.float32) * ratio[1]), tf.int32)
+    )
+    crop_height, crop_width = (
+        tf.where(found, crop_height, whole_height),
+        tf.where(found, crop_width, whole_width),
+    )
+    top, left = (
+        tf.where(found, top, (height - crop_height) // 2),
+        tf.where(found, left, (width - crop_width) // 2),
+    )
     return _resize(image[top : top + crop_height, left : left + crop_width], size)
 
 
 def padded_crop(image, size, seed, padding=4):
-    """DeiT III's simple crop: the shorter side resized, 4 pixels reflected at each edge, and a part of `size` cut out."""
+    """DeiT III's simple crop: the shorter side resized, 4 pixels reflected at each edge, and a part
+    of `size` cut out.
+    """
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     scale = tf.reduce_max(tf.constant(size, tf.float32) / shape)
     image = _resize(image, tf.cast(tf.round(shape * scale), tf.int32))
@@ -60,7 +75,9 @@ def gaussian_blur(image, sigma, radius=6):
 
 
 def color_jitter(image, strength, seed):
-    """Brightness, contrast and saturation, in random order, each by a factor of 1 give or take `strength`."""
+    """Brightness, contrast and saturation, in random order, each by a factor of 1 give or take
+    `strength`.
+    """
     order, factors = tf.unstack(tf.random.split(seed, 2))
     order = tf.random.experimental.stateless_shuffle(tf.range(3), order)
     factors = tf.random.stateless_uniform((3,), factors, max(0.0, 1 - strength), 1 + strength)
@@ -74,7 +91,9 @@ def color_jitter(image, strength, seed):
             order[index],
             [
                 lambda image=image, factor=factor: towards(0.0, image, factor),
-                lambda image=image, factor=factor: towards(tf.reduce_mean(_gray(image)), image, factor),
+                lambda image=image, factor=factor: towards(
+                    tf.reduce_mean(_gray(image)), image, factor
+                ),
                 lambda image=image, factor=factor: towards(_gray(image), image, factor),
             ],
         )
@@ -82,10 +101,14 @@ def color_jitter(image, strength, seed):
 
 
 def random_erasing(image, rate, seed):
-    """A box of 2 to 33% of a normalised image, with noise in place of its pixels, in a share `rate` of the images."""
+    """A box of 2 to 33% of a normalised image, with noise in place of its pixels, in a share `rate`
+    of the images.
+    """
     erase, box, noise = tf.unstack(tf.random.split(seed, 3))
     height, width = image.shape[0], image.shape[1]
-    top, left, box_height, box_width, found = random_box(height, width, (0.02, 1 / 3), (0.3, 1 / 0.3), box)
+    top, left, box_height, box_width, found = random_box(
+        height, width, (0.02, 1 / 3), (0.3, 1 / 0.3), box
+    )
 
     def erased():
         mask = box_mask(height, width, top, left, box_height, box_width)
@@ -95,7 +118,9 @@ def random_erasing(image, rate, seed):
 
 
 def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
-    """MixUp or CutMix of a batch with itself in reverse, one or the other for all of it, and its labels likewise."""
+    """MixUp or CutMix of a batch with itself in reverse, one or the other for all of it, and its
+    labels likewise.
+    """
     switch, share, place = tf.unstack(tf.random.split(seed, 3))
     if mixup_alpha and cutmix_alpha:
         cuts = tf.random.stateless_uniform((), switch) < 0.5
@@ -107,7 +132,10 @@ def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
     def cut():
         sides = tf.sqrt(1 - kept) * tf.constant((height, width), tf.float32)
         half = tf.cast(sides, tf.int32) // 2
-        centre = tf.cast(tf.random.stateless_uniform((2,), place) * tf.constant((height, width), tf.float32), tf.int32)
+        centre = tf.cast(
+            tf.random.stateless_uniform((2,), place) * tf.constant((height, width), tf.float32),
+            tf.int32,
+        )
         start, end = tf.maximum(centre - half, 0), tf.minimum(centre + half, (height, width))
         mask = box_mask(height, width, start[0], start[1], end[0] - start[0], end[1] - start[1])
         return tf.where(mask, images[::-1], images), 1 - tf.reduce_mean(tf.cast(mask, tf.float32))
@@ -122,10 +150,16 @@ def _beta(alpha, seed):
 
 
 def random_box(height, width, scale, ratio, seed, tries=10):
-    """(top, left, height, width, whether one fits) of the first of some boxes, of random area and aspect ratio, that fits."""
+    """(top, left, height, width, whether one fits) of the first of some boxes, of random area and
+    aspect ratio, that fits.
+    """
     seeds = tf.unstack(tf.random.split(seed, 4))
-    area = tf.cast(height * width, tf.float32) * tf.random.stateless_uniform((tries,), seeds[0], *scale)
-    aspect = tf.exp(tf.random.stateless_uniform((tries,), seeds[1], math.log(ratio[0]), math.log(ratio[1])))
+    area = tf.cast(height * width, tf.float32) * tf.random.stateless_uniform(
+        (tries,), seeds[0], *scale
+    )
+    aspect = tf.exp(
+        tf.random.stateless_uniform((tries,), seeds[1], math.log(ratio[0]), math.log(ratio[1]))
+    )
     heights = tf.cast(tf.round(tf.sqrt(area / aspect)), tf.int32)
     widths = tf.cast(tf.round(tf.sqrt(area * aspect)), tf.int32)
     fits = (heights > 0) & (widths > 0) & (heights <= height) & (widths <= width)
@@ -141,7 +175,9 @@ def random_box(height, width, scale, ratio, seed, tries=10):
 def box_mask(height, width, top, left, box_height, box_width):
     """(height, width, 1), true inside the box."""
     rows, columns = tf.range(height)[:, None, None], tf.range(width)[None, :, None]
-    return (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+    return (
+        (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+    )
 
 
 def _gray(image):

@@ -1,4 +1,6 @@
-"""A training that is killed at any moment goes on from its last whole epoch, and ends as if nothing had happened."""
+"""A training that is killed at any moment goes on from its last whole epoch, and ends as if nothing
+had happened.
+"""
 
 import itertools
 import json
@@ -14,15 +16,18 @@ _WEIGHTS, _STATE = "training.weights.h5", "state.json"
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Keeps the state of a training at the end of each epoch: weights, optimizer with its averages and steps, seeds of dropout.
+    """Keeps the state of a training at the end of each epoch: weights, optimizer with its averages
+    and steps, seeds of dropout.
 
-    Unlike `keras.callbacks.BackupAndRestore` it keeps seeds, so that the rest of the training draws what it would have drawn; weights and the
-    number of the epoch are written as one, so that no moment to be killed in parts them; and `restore` says where the training goes on
-    before `fit`, so that the data can.
+    Unlike `keras.callbacks.BackupAndRestore` it keeps seeds, so that the rest of the training draws
+    what it would have drawn; weights and the number of the epoch are written as one, so that no
+    moment to be killed in parts them; and `restore` says where the training goes on before `fit`,
+    so that the data can.
 
     Args:
-        directory: path, of nothing but checkpoints. The newest is kept. Where several processes train together, all restore from that of the
-            first, and each saves to one of its own, for gathering weights takes them all: set the attribute between.
+        directory: path, of nothing but checkpoints. The newest is kept. Where several processes
+            train together, all restore from that of the first, and each saves to one of its own,
+            for gathering weights takes them all: set the attribute between.
 
     Example:
 
@@ -64,7 +69,10 @@ class TrainingCheckpoint(keras.callbacks.Callback):
                 generator.assign(seed)
             self._global_generators = state["global_generators"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"The checkpoint {folder} cannot be read ({error}). Remove the folder to start again.") from error
+            raise ValueError(
+                f"The checkpoint {folder} cannot be read ({error}). Remove the folder to start "
+                "again."
+            ) from error
         return int(folder.name.removeprefix("epoch_"))
 
     def on_train_begin(self, logs=None):
@@ -83,7 +91,11 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         try:
             self.model.save_weights(work / _WEIGHTS)
             seeds = [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)]
-            state = {"shapes": _shapes(self.model), "seeds": seeds, "global_generators": _global_generators()}
+            state = {
+                "shapes": _shapes(self.model),
+                "seeds": seeds,
+                "global_generators": _global_generators(),
+            }
             (work / _STATE).write_text(json.dumps(state))
             target = self.directory / f"epoch_{epoch + 1:05d}"
             if target.exists():  # of a training before, that this one did not go on with
@@ -105,12 +117,17 @@ def _seeds(model):
 
 
 def _global_generators():
-    """States of PyTorch's own generators, for the processor and for each GPU: dropout without a seed draws from them there."""
+    """States of PyTorch's own generators, for the processor and for each GPU: dropout without a
+    seed draws from them there.
+    """
     if keras.backend.backend() != "torch":
         return []
     import torch
 
-    return [bytes(state.tolist()).hex() for state in (torch.get_rng_state(), *torch.cuda.get_rng_state_all())]
+    return [
+        bytes(state.tolist()).hex()
+        for state in (torch.get_rng_state(), *torch.cuda.get_rng_state_all())
+    ]
 
 
 def _set_global_generators(states):
@@ -118,7 +135,9 @@ def _set_global_generators(states):
         return
     import torch
 
-    first, *others = (torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8) for state in states)
+    first, *others = (
+        torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8) for state in states
+    )
     torch.set_rng_state(first)
     if len(others) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(others)
@@ -130,8 +149,14 @@ def _shapes(model):
 
 def _check_shapes(saved, own, folder):
     if saved != own:
-        differ = next(pair for pair in itertools.zip_longest(own, saved, fillvalue="none") if pair[0] != pair[1])
+        differ = next(
+            pair
+            for pair in itertools.zip_longest(own, saved, fillvalue="none")
+            if pair[0] != pair[1]
+        )
         raise ValueError(
-            f"The checkpoint {folder} is of another architecture. Expected: {len(own)} weights. Received: {len(saved)}. The first that "
-            f"differ are {differ[0]} here and {differ[1]} there. Go on with the settings of that training, or give another directory."
+            f"The checkpoint {folder} is of another architecture. Expected: {len(own)} weights. "
+            f"Received: {len(saved)}. The first that "
+            f"differ are {differ[0]} here and {differ[1]} there. Go on with the settings of that "
+            "training, or give another directory."
         )

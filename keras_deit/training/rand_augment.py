@@ -1,7 +1,10 @@
-"""RandAugment as DeiT trains with it, timm's `rand-m9-mstd0.5-inc1`, in `tf.data`, with a stateless seed.
+"""RandAugment as DeiT trains with it, timm's `rand-m9-mstd0.5-inc1`, in `tf.data`, with a stateless
+seed.
 
-Images are (H, W, 3), float, 0 to 255, and hold whole levels; so do results, which are those of Pillow. Source of operations, ranges and
-probabilities: timm 1.0.31, `auto_augment.py` and `transforms_factory.py`; of what an operation does: Pillow's `ImageOps`, `ImageEnhance`,
+Images are (H, W, 3), float, 0 to 255, and hold whole levels; so do results, which are those of
+Pillow. Source of operations, ranges and
+probabilities: timm 1.0.31, `auto_augment.py` and `transforms_factory.py`; of what an operation
+    does: Pillow's `ImageOps`, `ImageEnhance`,
 `Image.transform` and `Image.rotate`.
 """
 
@@ -30,17 +33,21 @@ OPERATIONS = (
 IMAGENET_MEAN = (124, 116, 104)  # 255 * (0.485, 0.456, 0.406), rounded
 
 
-def rand_augment(image, seed, fill=IMAGENET_MEAN, num_operations=2, magnitude=9.0, magnitude_std=0.5, rate=0.5):
+def rand_augment(
+    image, seed, fill=IMAGENET_MEAN, num_operations=2, magnitude=9.0, magnitude_std=0.5, rate=0.5
+):
     """Some random operations in turn; the same one may come again.
 
-    Unlike in torchvision's, how strong an operation is varies, and a drawn one is left out with a probability of 1 - `rate`.
+    Unlike in torchvision's, how strong an operation is varies, and a drawn one is left out with a
+    probability of 1 - `rate`.
 
     Args:
         image: (H, W, 3), float32, whole levels of 0 to 255. H and W may be unknown.
         seed: stateless seed, int32 or int64 of shape (2,).
         fill: three levels, for what comes from outside the image.
         num_operations: int. Drawn for each image, whether or not they are applied.
-        magnitude, magnitude_std: mean and standard deviation of how strong an operation is. What is beyond 0 or 10 is cut to it.
+        magnitude, magnitude_std: mean and standard deviation of how strong an operation is. What is
+            beyond 0 or 10 is cut to it.
         rate: probability that a drawn operation is applied.
 
     Returns:
@@ -55,7 +62,9 @@ def rand_augment(image, seed, fill=IMAGENET_MEAN, num_operations=2, magnitude=9.
 
 
 def draw_operations(seed, num_operations, magnitude, magnitude_std, rate):
-    """(index of `OPERATIONS`, or their number for none; level, 0 to 1; sign, -1 or 1), each of shape (num_operations,)."""
+    """(index of `OPERATIONS`, or their number for none; level, 0 to 1; sign, -1 or 1), each of
+    shape (num_operations,).
+    """
     uniform, normal = tf.unstack(tf.random.split(seed, 2))
     choice, apply, sign = tf.unstack(tf.random.stateless_uniform((3, num_operations), uniform))
     choice = tf.where(apply < rate, tf.cast(choice * len(OPERATIONS), tf.int32), len(OPERATIONS))
@@ -65,7 +74,8 @@ def draw_operations(seed, num_operations, magnitude, magnitude_std, rate):
 
 @tf.function(autograph=False)  # traced once, and not for each operation in turn
 def _apply(image, choice, level, sign, fill):
-    # Inlined, the operations not chosen would pass through the executor one node at a time, for 1 ms.
+    # Inlined, the operations not chosen would pass through the executor one node at a time, for 1
+    # ms.
     alone = {"autograph": False, "experimental_attributes": {"_noinline": True}}
     branches = [tf.function(branch, **alone) for branch in _branches(image, level, sign, fill)]
     return tf.ensure_shape(tf.switch_case(choice, branches), image.shape)
@@ -80,7 +90,8 @@ def _branches(image, level, sign, fill):
         lambda: equalize(image),
         lambda: 255.0 - image,
         lambda: rotate(image, 30.0 * signed, fill),
-        # A magnitude of 10, one in 44 at the defaults, keeps no bits: black, as of older Pillow. Pillow 13 raises an error.
+        # A magnitude of 10, one in 44 at the defaults, keeps no bits: black, as of older Pillow.
+        # Pillow 13 raises an error.
         lambda: posterize(image, 4.0 - tf.floor(4.0 * level)),
         lambda: solarize(image, 256.0 - tf.floor(256.0 * level)),
         lambda: solarize_add(image, tf.floor(110.0 * level)),
@@ -98,7 +109,10 @@ def _branches(image, level, sign, fill):
 
 def auto_contrast(image):
     """The levels of each channel spread over 0 to 255."""
-    lowest, highest = (tf.cast(reduce(image, (0, 1)), tf.float64)[:, None] for reduce in (tf.reduce_min, tf.reduce_max))
+    lowest, highest = (
+        tf.cast(reduce(image, (0, 1)), tf.float64)[:, None]
+        for reduce in (tf.reduce_min, tf.reduce_max)
+    )
     # Pillow's own steps in float64, since it cuts what they leave just short of a whole level.
     scale = 255.0 / tf.maximum(highest - lowest, 1.0)
     levels = tf.range(256, dtype=tf.float64)
@@ -110,7 +124,9 @@ def auto_contrast(image):
 def equalize(image):
     """Each channel's levels moved such that all are about as frequent."""
     places = _places(image)
-    counts = tf.reshape(tf.math.bincount(tf.reshape(places, (-1,)), minlength=768, maxlength=768), (3, 256))
+    counts = tf.reshape(
+        tf.math.bincount(tf.reshape(places, (-1,)), minlength=768, maxlength=768), (3, 256)
+    )
     below = tf.cumsum(counts, axis=1, exclusive=True)
     # The pixels of the highest level count for nothing.
     step = tf.reduce_max(tf.where(counts > 0, below, 0), axis=1, keepdims=True) // 255
@@ -152,7 +168,9 @@ def brightness(image, factor):
 
 
 def sharpness(image, factor):
-    """Away from, or towards, the image smoothed by weights of 5 at the centre and 1 around it. The edge stays."""
+    """Away from, or towards, the image smoothed by weights of 5 at the centre and 1 around it. The
+    edge stays.
+    """
     rows = image[:-2] + image[1:-1] + image[2:]
     boxes = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     inner = image[1:-1, 1:-1]
@@ -174,7 +192,9 @@ def shear_y(image, factor, fill):
 def translate_x(image, share, fill):
     """Moved to the left by a share of the width."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float64))
-    return _slide_rows(image, tf.repeat(tf.cast(share, tf.float64) * width, tf.cast(height, tf.int32)), fill)
+    return _slide_rows(
+        image, tf.repeat(tf.cast(share, tf.float64) * width, tf.cast(height, tf.int32)), fill
+    )
 
 
 def translate_y(image, share, fill):
@@ -221,7 +241,9 @@ def _transpose(image):
 
 
 def _centres(size):
-    """Of the pixels along an axis, float64: in float32 some would fall on the other side of a level or of an edge."""
+    """Of the pixels along an axis, float64: in float32 some would fall on the other side of a level
+    or of an edge.
+    """
     return tf.range(tf.cast(size, tf.float64)) + 0.5
 
 
@@ -241,11 +263,17 @@ def _sample(image, x, y, fill):
     height, width = tf.unstack(tf.shape(image)[:2])
     left, top = tf.floor(x - 0.5), tf.floor(y - 0.5)
     # Four neighbours of a row beside each other, so that a point takes four reads, not sixteen.
-    rows, columns = (tf.clip_by_value(tf.range(-2, size + 2), 0, size - 1) for size in (height, width))
+    rows, columns = (
+        tf.clip_by_value(tf.range(-2, size + 2), 0, size - 1) for size in (height, width)
+    )
     padded = tf.gather(tf.gather(image, rows), columns, axis=1)
-    neighbours = tf.concat([padded[:, start : start + width + 1] for start in range(4)], axis=-1)  # (H + 4, W + 1, 12)
+    # (H + 4, W + 1, 12)
+    neighbours = tf.concat([padded[:, start : start + width + 1] for start in range(4)], axis=-1)
     neighbours = tf.reshape(neighbours, (-1, 12))
-    column, row = (tf.clip_by_value(tf.cast(start, tf.int32) + 1, 0, size) for start, size in ((left, width), (top, height)))
+    column, row = (
+        tf.clip_by_value(tf.cast(start, tf.int32) + 1, 0, size)
+        for start, size in ((left, width), (top, height))
+    )
     first = row * (width + 1) + column
     taps = [tf.gather(neighbours, first + step * (width + 1)) for step in range(4)]  # (H, W, 12)
     values = _cubic(*taps, tf.cast(y - 0.5 - top, tf.float32)[..., None])
@@ -254,9 +282,11 @@ def _sample(image, x, y, fill):
 
 
 def _cubic(before, left, right, after, between):
-    """Pillow's bicubic filter, of which a is -1, at a share `between` of the way from left to right.
+    """Pillow's bicubic filter, of which a is -1, at a share `between` of the way from left to
+    right.
 
-    By nested products and not as a sum of weighted values, which would come out just under the level of an even area, and be cut.
+    By nested products and not as a sum of weighted values, which would come out just under the
+    level of an even area, and be cut.
     """
     change = left - before + after - right
     bend = 2.0 * (before - left) + right - after

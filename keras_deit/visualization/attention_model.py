@@ -13,22 +13,26 @@ ATTENTION = (TransformerBlock, MultiHeadSelfAttention, ScoredAttention)
 
 
 def attention_model(model):
-    """A functional model that returns the attention scores of each block beside what `model` returns.
+    """A functional model that returns the attention scores of each block beside what `model`
+    returns.
 
-    It has the layers of `model`, not copies of them: what one learns the other knows. Models inside `model` are looked into, too.
+    It has the layers of `model`, not copies of them: what one learns the other knows. Models inside
+    `model` are looked into, too.
 
-    Unlike `keras.Model(model.input, scores)`, it does not ask for blocks that were called with `return_attention_scores=True` when
-    `model` was made.
+    Unlike `keras.Model(model.input, scores)`, it does not ask for blocks that were called with
+    `return_attention_scores=True` when `model` was made.
 
     Args:
-        model: a functional or sequential model with `TransformerBlock`, `MergingTransformerBlock` or `MultiHeadSelfAttention` in it:
-            composed of them, a `DeiTBackbone`, a `DeiTImageClassifier`, or a model around one. Trained or not.
+        model: a functional or sequential model with `TransformerBlock`, `MergingTransformerBlock`
+            or `MultiHeadSelfAttention` in it: composed of them, a `DeiTBackbone`, a
+            `DeiTImageClassifier`, or a model around one. Trained or not.
 
     Returns:
-        `keras.Model` from the inputs of `model` (converted images, not raw ones) to `{"outputs": what model returns,
-        "attention_scores": {name of the block: (batch, num_heads, tokens, tokens), ...}}`, as `outputs_with_attention_scores` of a
-        classifier. Blocks of one name in several models are named by their paths, `"left/block_0"`; the second call of one block
-        ends in `":1"`.
+        `keras.Model` from the inputs of `model` (converted images, not raw ones) to
+        `{"outputs": what model returns, "attention_scores": {name of the block: (batch, num_heads,
+        tokens, tokens), ...}}`, as `outputs_with_attention_scores` of a classifier. Blocks of one
+        name in several models are named by their paths, `"left/block_0"`; the second call of one
+        block ends in `":1"`.
 
     Raises:
         ValueError: `model` is not functional, or has no attention of this package in it.
@@ -44,24 +48,31 @@ def attention_model(model):
     """
     if not _is_functional(model):
         raise ValueError(
-            "`attention_model` looks into functional and sequential models that are built. Of a model of your own class give the "
+            "`attention_model` looks into functional and sequential models that are built. Of a "
+            "model of your own class give the "
             f"functional one inside. Received: model={model!r}"
         )
     if not _has_attention(model):
         raise ValueError(
-            "The model has no `TransformerBlock`, `MergingTransformerBlock` or `MultiHeadSelfAttention` among its layers and those of "
-            f"the functional models inside, so there are no scores to return. Received: model={model!r}"
+            "The model has no `TransformerBlock`, `MergingTransformerBlock` or "
+            "`MultiHeadSelfAttention` among its layers and those of "
+            "the functional models inside, so there are no scores to return. Received: "
+            f"model={model!r}"
         )
     scored = _Attention()(model)
     scores = scored.output["attention_scores"]
     short = {path.split("/")[-1]: tensor for path, tensor in scores.items()}
     if len(short) < len(scores):
         return scored
-    return keras.Model(scored.input, {"outputs": scored.output["outputs"], "attention_scores": short})
+    return keras.Model(
+        scored.input, {"outputs": scored.output["outputs"], "attention_scores": short}
+    )
 
 
 class _Attention:
-    """Makes of a functional model one with its scores; each layer is wrapped once, however many models and calls it is in."""
+    """Makes of a functional model one with its scores; each layer is wrapped once, however many
+    models and calls it is in.
+    """
 
     def __init__(self):
         self._made = {}
@@ -80,16 +91,22 @@ class _Attention:
             elif _is_functional(layer) and _has_attention(layer):
                 inner = self._once(layer, self)(*args, **kwargs)
                 outputs = inner["outputs"]
-                found = {f"{layer.name}/{path}": tensor for path, tensor in inner["attention_scores"].items()}
+                found = {
+                    f"{layer.name}/{path}": tensor
+                    for path, tensor in inner["attention_scores"].items()
+                }
             else:
                 return layer(*args, **kwargs)
             for path, tensor in found.items():
                 scores[_numbered(path, scores)] = tensor
             return outputs
 
-        # A plain model of the same graph: of one that is compiled, the clone would be compiled, too.
+        # A plain model of the same graph: of one that is compiled, the clone would be compiled,
+        # too.
         graph = keras.Model(*_ends(model))
-        clone = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+        clone = keras.models.clone_model(
+            graph, clone_function=lambda layer: layer, call_function=call
+        )
         return keras.Model(clone.input, {"outputs": clone.output, "attention_scores": scores})
 
     def _call_block(self, block, *args, **kwargs):
@@ -97,7 +114,9 @@ class _Attention:
         given = inspect.signature(block.call).bind(*args, **kwargs).arguments
         returns_scores = given.pop("return_attention_scores", False)
         num_queries = given.pop("num_queries", None)
-        outputs, scores, *token_sizes = self._once(block, ScoredAttention)(given.pop("inputs"), **given)
+        outputs, scores, *token_sizes = self._once(block, ScoredAttention)(
+            given.pop("inputs"), **given
+        )
         if num_queries is not None:  # the scores are of all tokens nevertheless
             return block(*args, **kwargs), scores
         returned = (outputs, scores, *token_sizes) if returns_scores else (outputs, *token_sizes)
@@ -115,7 +134,10 @@ def _is_functional(layer):
 
 
 def _has_attention(model):
-    return any(isinstance(layer, ATTENTION) or (_is_functional(layer) and _has_attention(layer)) for layer in model.layers)
+    return any(
+        isinstance(layer, ATTENTION) or (_is_functional(layer) and _has_attention(layer))
+        for layer in model.layers
+    )
 
 
 def _ends(model):

@@ -8,33 +8,39 @@ from keras_deit.visualization.attention_maps import check_scores, token_index
 HEAD_FUSIONS = {"mean": np.mean, "max": np.max, "min": np.min}
 
 
-def attention_rollout(scores, num_prefix_tokens, grid_size, head_fusion="mean", discard_ratio=0.0, token="class"):
+def attention_rollout(
+    scores, num_prefix_tokens, grid_size, head_fusion="mean", discard_ratio=0.0, token="class"
+):
     """Follows attention from the class token of the last block back to the patches of the image.
 
-    For each block, `A = fusion over heads of scores`, of which the smallest `discard_ratio` are set to 0; `A = A + I`, the identity
-    standing for the residual connection, with rows divided by their sums. The rollout is the product `A_last @ ... @ A_0`, of which the
-    token's row over the patches is returned.
+    For each block, `A = fusion over heads of scores`, of which the smallest `discard_ratio` are set
+    to 0; `A = A + I`, the identity standing for the residual connection, with rows divided by their
+    sums. The rollout is the product `A_last @ ... @ A_0`, of which the token's row over the patches
+    is returned.
 
     Args:
-        scores: `{"block_0": (batch, num_heads, tokens, tokens), ...}` from the first block to the last, as
-            `keras.Model(backbone.input, backbone.attention_scores)` gives it, or a list of such arrays in that order.
+        scores: `{"block_0": (batch, num_heads, tokens, tokens), ...}` from the first block to the
+            last, as `keras.Model(backbone.input, backbone.attention_scores)` gives it, or a list of
+            such arrays in that order.
         num_prefix_tokens: int. `backbone.num_prefix_tokens`; the first token is the class token.
         grid_size: (rows, columns). `backbone.grid_size`.
-        head_fusion: `"mean"` (Abnar & Zuidema), `"max"` or `"min"`, over the heads of a block. Defaults to `"mean"`.
-        discard_ratio: float in [0, 1). Share of each block's scores, the smallest of each image, that counts as none: a picture with
-            less noise. Defaults to 0.0.
+        head_fusion: `"mean"` (Abnar & Zuidema), `"max"` or `"min"`, over the heads of a block.
+            Defaults to `"mean"`.
+        discard_ratio: float in [0, 1). Share of each block's scores, the smallest of each image,
+            that counts as none: a picture with less noise. Defaults to 0.0.
         token: `"class"` or `"distillation"`, whose row. Defaults to `"class"`.
 
     Returns:
-        float64 array (batch, rows, columns): the share of each patch. With those of the prefix tokens the shares sum to 1.
+        float64 array (batch, rows, columns): the share of each patch. With those of the prefix
+        tokens the shares sum to 1.
 
     Raises:
-        ValueError: no scores, another number of tokens than `num_prefix_tokens + rows * columns`, a token that the model lacks, or an
-            argument out of range.
+        ValueError: no scores, another number of tokens than `num_prefix_tokens + rows * columns`, a
+            token that the model lacks, or an argument out of range.
 
     References:
-        [Abnar & Zuidema, 2020](https://arxiv.org/abs/2005.00928). Other fusions and the discarding are of
-        [vit-explain](https://github.com/jacobgil/vit-explain).
+        [Abnar & Zuidema, 2020](https://arxiv.org/abs/2005.00928). Other fusions and the discarding
+        are of [vit-explain](https://github.com/jacobgil/vit-explain).
     """
     check_choice("head_fusion", head_fusion, tuple(HEAD_FUSIONS))
     discard_ratio = check_rate("discard_ratio", discard_ratio)
@@ -55,7 +61,9 @@ def _in_order(scores):
     # JAX returns dicts with sorted keys, "block_10" before "block_2".
     names = [f"block_{index}" for index in range(len(scores))]
     if set(names) != set(scores):
-        raise ValueError(f"`scores` must have the scores of every block, {names}. Received: {list(scores)}")
+        raise ValueError(
+            f"`scores` must have the scores of every block, {names}. Received: {list(scores)}"
+        )
     return [scores[name] for name in names]
 
 

@@ -10,12 +10,14 @@ def overlay(image, shares, box=None, strength=0.6, largest=None):
 
     Args:
         image: array (height, width, channels) of 1 or 3 channels, 0 to 255.
-        shares: array (rows, columns), such as one of `attention_rollout`'s. Nothing is drawn darkest, `largest` brightest.
-        box: (top, left, height, width) of what the model saw, in pixels of the image: `converter.crop_box(height, width)`. The map fades
-            out towards its edges, and the rest of the image stays as it is. Defaults to the whole image.
+        shares: array (rows, columns), such as one of `attention_rollout`'s. Nothing is drawn
+            darkest, `largest` brightest.
+        box: (top, left, height, width) of what the model saw, in pixels of the image:
+            `converter.crop_box(height, width)`. The map fades out towards its edges, and the rest
+            of the image stays as it is. Defaults to the whole image.
         strength: float in [0, 1]. How much the map covers. Defaults to 0.6.
-        largest: float. The share that is drawn brightest. Defaults to that of the map, and at least to three times the mean: attention
-            that is spread evenly is drawn evenly.
+        largest: float. The share that is drawn brightest. Defaults to that of the map, and at least
+            to three times the mean: attention that is spread evenly is drawn evenly.
 
     Returns:
         uint8 array (height, width, 3).
@@ -31,7 +33,8 @@ def overlay(image, shares, box=None, strength=0.6, largest=None):
     picture, shares = _rgb(image), np.asarray(shares, "float32")
     if shares.ndim != 2:
         raise ValueError(
-            f"`shares` must be one map, (rows, columns): take one image's, and one head's. Received: shape {shares.shape}"
+            "`shares` must be one map, (rows, columns): take one image's, and one head's. "
+            f"Received: shape {shares.shape}"
         )
     height, width = picture.shape[:2]
     top, left, box_height, box_width = box or (0, 0, height, width)
@@ -42,18 +45,24 @@ def overlay(image, shares, box=None, strength=0.6, largest=None):
     heat = Image.fromarray(stretched).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
     colours = matplotlib.colormaps[_PALETTE](np.asarray(heat).clip(0, 1))[..., :3] * 255
     seen = picture[top:bottom, left:right]
-    covered = strength * np.outer(_fading(top, bottom, height), _fading(left, right, width))[..., None]
+    covered = (
+        strength * np.outer(_fading(top, bottom, height), _fading(left, right, width))[..., None]
+    )
     picture[top:bottom, left:right] = np.rint((1 - covered) * seen + covered * colours)
     return picture
 
 
 def _largest(maps):
     """The share that is drawn brightest in all of these maps."""
-    return max(max(np.max(shares), 3 * np.mean(shares), np.finfo("float32").tiny) for shares in maps)
+    return max(
+        max(np.max(shares), 3 * np.mean(shares), np.finfo("float32").tiny) for shares in maps
+    )
 
 
 def _fading(start, end, size):
-    """(end - start) factors from 0 to 1: less towards an edge that the image goes on beyond, over a twentieth of the length."""
+    """(end - start) factors from 0 to 1: less towards an edge that the image goes on beyond, over a
+    twentieth of the length.
+    """
     places = np.arange(start, end) + 0.5
     ramp = max(1.0, (end - start) / 20)
     inwards = np.ones(end - start)
@@ -93,7 +102,9 @@ def plot_images(images, titles=None, columns=4):
         ImportError: matplotlib is not installed.
     """
     columns = min(columns, len(images))
-    figure, axes = _figure(len(images), columns, width=10 / columns, height=10 / columns * _tallest(images) + 0.3)
+    figure, axes = _figure(
+        len(images), columns, width=10 / columns, height=10 / columns * _tallest(images) + 0.3
+    )
     for axis, image in zip(axes.flat, images):
         axis.imshow(_rgb(image))
     for axis, title in zip(axes.flat, titles or ()):
@@ -106,7 +117,8 @@ def plot_overlays(images, maps, titles=None, box=None, columns=4):
 
     Args:
         images: sequence of arrays (height, width, channels) of 1 or 3 channels, 0 to 255.
-        maps: sequence of arrays (rows, columns), one for each image, such as one head's of `attention_maps`; `None` for an image alone.
+        maps: sequence of arrays (rows, columns), one for each image, such as one head's of
+            `attention_maps`; `None` for an image alone.
         titles: sequence of strings, one for each image. Defaults to none.
         box: as of `overlay`, of all images.
         columns: int. Images in a row. Defaults to 4.
@@ -118,14 +130,18 @@ def plot_overlays(images, maps, titles=None, box=None, columns=4):
         ImportError: matplotlib is not installed.
     """
     largest = _largest([shares for shares in maps if shares is not None])
-    drawn = [image if shares is None else overlay(image, shares, box, largest=largest) for image, shares in zip(images, maps)]
+    drawn = [
+        image if shares is None else overlay(image, shares, box, largest=largest)
+        for image, shares in zip(images, maps)
+    ]
     figure = plot_images(drawn, titles, columns)
     _add_colour_bar(figure, largest)
     return figure
 
 
 def plot_rollouts(images, rollouts, titles, columns=8):
-    """Draws each image, and below it the image with its rollout laid over, all on one scale, with its colour bar.
+    """Draws each image, and below it the image with its rollout laid over, all on one scale, with
+    its colour bar.
 
     Args:
         images: array (batch, height, width, channels) of 1 or 3 channels, 0 to 255.
@@ -157,7 +173,13 @@ def _add_colour_bar(figure, largest):
     from matplotlib.ticker import PercentFormatter
 
     scale = ScalarMappable(Normalize(0, largest), cmap=_PALETTE)
-    bar = figure.colorbar(scale, ax=figure.axes, shrink=0.7, label="share of the attention", format=PercentFormatter(1))
+    bar = figure.colorbar(
+        scale,
+        ax=figure.axes,
+        shrink=0.7,
+        label="share of the attention",
+        format=PercentFormatter(1),
+    )
     bar.ax.tick_params(labelsize=8)
 
 
@@ -176,8 +198,13 @@ def plot_filters(filters, columns=7):
         ImportError: matplotlib is not installed.
     """
     if filters.shape[-1] not in (1, 3):
-        raise ValueError(f"Filters of 1 or 3 channels have a colour. Received: filters of shape {filters.shape}")
-    lowest, highest = filters.min(axis=(1, 2, 3), keepdims=True), filters.max(axis=(1, 2, 3), keepdims=True)
+        raise ValueError(
+            f"Filters of 1 or 3 channels have a colour. Received: filters of shape {filters.shape}"
+        )
+    lowest, highest = (
+        filters.min(axis=(1, 2, 3), keepdims=True),
+        filters.max(axis=(1, 2, 3), keepdims=True),
+    )
     figure, axes = _figure(len(filters), columns, width=0.9, height=0.9)
     for axis, image in zip(axes.flat, 255 * (filters - lowest) / (highest - lowest)):
         axis.imshow(_rgb(image))
@@ -185,7 +212,8 @@ def plot_filters(filters, columns=7):
 
 
 def plot_position_similarity(similarity):
-    """Draws, for the position of each patch, how alike those of all others are, as `position_similarity` returns it.
+    """Draws, for the position of each patch, how alike those of all others are, as
+    `position_similarity` returns it.
 
     Args:
         similarity: array (rows, columns, rows, columns), from -1 to 1.
@@ -197,7 +225,9 @@ def plot_position_similarity(similarity):
         ImportError: matplotlib is not installed.
     """
     rows, columns = similarity.shape[:2]
-    figure, axes = _figure(rows * columns, columns, width=8 / columns, height=8 / columns * rows / columns)
+    figure, axes = _figure(
+        rows * columns, columns, width=8 / columns, height=8 / columns * rows / columns
+    )
     for axis, image in zip(axes.flat, similarity.reshape(-1, rows, columns)):
         drawn = axis.imshow(image, cmap="viridis", vmin=-1, vmax=1)
     figure.colorbar(drawn, ax=axes, shrink=0.6, label="cosine similarity")
@@ -226,6 +256,9 @@ def _rgb(image):
     """(height, width, 1 or 3), 0 to 255, as uint8 (height, width, 3); a copy."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
-        raise ValueError(f"An image must be (height, width, channels) of 1 or 3 channels. Received: shape {image.shape}")
+        raise ValueError(
+            "An image must be (height, width, channels) of 1 or 3 channels. Received: shape "
+            f"{image.shape}"
+        )
     levels = np.rint(image.clip(0, 255)).astype("uint8")
     return np.array(np.broadcast_to(levels, (*levels.shape[:2], 3)))

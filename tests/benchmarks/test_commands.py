@@ -11,7 +11,9 @@ def table(module, *arguments):
     """{first cell: the others} of what a command prints."""
     result = run(module, *arguments)
     assert result.returncode == 0, result.stderr
-    lines = [line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith("| ")]
+    lines = [
+        line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith("| ")
+    ]
     return {first.strip(): [cell.strip() for cell in others] for first, *others in lines[2:]}
 
 
@@ -24,14 +26,24 @@ def test_parts_add_up_to_the_whole():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data, whatever the backend")
 def test_augmentation():
-    rows = table("augmentation", "--batch_size", 2, "--image_size", 32, "--batches", 1, "--rounds", 1)
+    rows = table(
+        "augmentation", "--batch_size", 2, "--image_size", 32, "--batches", 1, "--rounds", 1
+    )
     assert len(rows) == 4
     for name in ("keras_deit, DeiT", "keras_deit, DeiT III", "Keras core, DeiT"):
         assert float(rows[name][0]) > 0
 
 
 def test_time_to_import_and_to_load():
-    rows = table("startup", "--modules", "json,keras_deit,no_such_module", "--preset", digits.PRESET, "--rounds", 1)
+    rows = table(
+        "startup",
+        "--modules",
+        "json,keras_deit,no_such_module",
+        "--preset",
+        digits.PRESET,
+        "--rounds",
+        1,
+    )
     assert float(rows["json"][0]) >= 0
     assert rows["json"][1] == ""
     assert float(rows["keras_deit"][1]) > 0

@@ -1,4 +1,6 @@
-"""What is read out of compiled programs, and the command that compiles them for devices that are not there."""
+"""What is read out of compiled programs, and the command that compiles them for devices that are
+not there.
+"""
 
 import dataclasses
 import importlib.util
@@ -94,7 +96,8 @@ def test_cycles_products_and_copies():
     program = hlo.Program(PROGRAM)
     assert program.cycles == 600
     assert program.product_cycles == 500
-    # The images' copy, the reshape into other tiles, which has no estimate, and the fusion that only transposes; not the weight's copy.
+    # The images' copy, the reshape into other tiles, which has no estimate, and the fusion that
+    # only transposes; not the weight's copy.
     assert program.copies("images") == {
         "count": 3,
         "cycles": 80,
@@ -109,7 +112,8 @@ def test_cycles_products_and_copies():
         {"layer": "block_*/mlp/dot_general", "count": 1, "cycles": 500},
         {"layer": "copy", "count": 2, "cycles": 50},
     ]
-    # What is read and written: two copies, the product and its bias, the reshape, and the transpose with its scalar.
+    # What is read and written: two copies, the product and its bias, the reshape, and the transpose
+    # with its scalar.
     assert program.bytes_accessed == 2 * (64 + 48) + (64 + 48 + 12 + 96) + 2 * 96 + (96 + 96 + 4)
 
 
@@ -123,7 +127,8 @@ def test_loops_count_as_often_as_they_run():
         "all-reduce": {"count": 12, "bytes": 12 * 128},
     }
     assert program.arrays_with(32) == [("", "bf16", (32, 2))]
-    # The TPU's compiler does not say how often: it is the constant that the counter is compared with.
+    # The TPU's compiler does not say how often: it is the constant that the counter is compared
+    # with.
     unsaid = LOOP.replace('{"known_trip_count":{"n":"12"}}', "{}")
     assert hlo.Program(unsaid).loops == (1, 0)
     assert hlo.Program(unsaid).cycles == 12 * 7
@@ -140,8 +145,14 @@ def test_library_calls_are_matrix_products():
     ("op_name", "path"),
     [
         ("jit(train)/transpose(jvp(block_3))/mlp/dot_general", "grad block_*/mlp/dot_general"),
-        ("jit(infer)/block_11/attention_norm/jit(_var)/reduce_sum", "block_*/attention_norm/reduce_sum"),
-        ("jit(infer)/encoder/block_0/ln_1/mul;jit(infer)/encoder/block_0/ln_1/add", "encoder/block_*/ln_*/mul"),
+        (
+            "jit(infer)/block_11/attention_norm/jit(_var)/reduce_sum",
+            "block_*/attention_norm/reduce_sum",
+        ),
+        (
+            "jit(infer)/encoder/block_0/ln_1/mul;jit(infer)/encoder/block_0/ln_1/add",
+            "encoder/block_*/ln_*/mul",
+        ),
         ("images", "images"),
         ("", ""),
     ],
@@ -160,15 +171,32 @@ def test_text_that_is_no_program():
     [
         (("--topology", "v9:1x1"), "A topology is a chip (v4, v5e, v5p, v6e, h100)"),
         (("--topology", "v5e"), "The layout of v5e has 2 sides, such as v5e:2x2. Received: v5e"),
-        (("--topology", "v4:2x2"), "The layout of v4 has 3 sides, such as v4:2x2x1. Received: v4:2x2"),
-        (("--topology", "h100:1x1"), "h100 is compiled for one GPU: give 'h100' alone. Received: h100:1x1"),
+        (
+            ("--topology", "v4:2x2"),
+            "The layout of v4 has 3 sides, such as v4:2x2x1. Received: v4:2x2",
+        ),
+        (
+            ("--topology", "h100:1x1"),
+            "h100 is compiled for one GPU: give 'h100' alone. Received: h100:1x1",
+        ),
         (
             ("--mesh", "batch=4"),
-            "A mesh takes all chips of its topology, which are 1 in v5e:1x1. Received: batch=4, which are 4",
+            "A mesh takes all chips of its topology, which are 1 in v5e:1x1. Received: batch=4, "
+            "which are 4",
         ),
-        (("--mesh", "4"), "A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. Received: 4"),
-        (("--subject", "torch"), "--subject must be of keras_deit, keras_hub, jax. Received: torch"),
-        (("--batch_size", "none"), "--batch_size must be integers from 1, such as 8,128. Received: none"),
+        (
+            ("--mesh", "4"),
+            "A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. Received: "
+            "4",
+        ),
+        (
+            ("--subject", "torch"),
+            "--subject must be of keras_deit, keras_hub, jax. Received: torch",
+        ),
+        (
+            ("--batch_size", "none"),
+            "--batch_size must be integers from 1, such as 8,128. Received: none",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(arguments, message, tmp_path):
@@ -194,7 +222,16 @@ def request(**changes):
     return dataclasses.replace(plain, **changes)
 
 
-TINY = ("--preset", "deit_tiny_distilled_patch16_224", "--image_size", 32, "--num_layers", 2, "--batch_size", 8)
+TINY = (
+    "--preset",
+    "deit_tiny_distilled_patch16_224",
+    "--image_size",
+    32,
+    "--num_layers",
+    2,
+    "--batch_size",
+    8,
+)
 
 
 def compiled_row(request, **changes):
@@ -240,7 +277,11 @@ def test_rows_of_what_cannot_be_compiled(tmp_path):
     "config",
     [
         {"use_distillation_token": True},
-        {"use_distillation_token": False, "position_scope": "patches", "layer_scale_init_value": 1e-4},
+        {
+            "use_distillation_token": False,
+            "position_scope": "patches",
+            "layer_scale_init_value": 1e-4,
+        },
     ],
 )
 def test_plain_jax_has_the_same_numbers(config, form, rng):
@@ -248,23 +289,48 @@ def test_plain_jax_has_the_same_numbers(config, form, rng):
     from benchmarks.subjects import plain_jax
 
     classifier = randomize(tiny_classifier(config), rng)
-    weights = {variable.path: np.asarray(numpy(variable)) for variable in classifier.trainable_variables}
+    weights = {
+        variable.path: np.asarray(numpy(variable)) for variable in classifier.trainable_variables
+    }
     images = rng.normal(size=(4, *classifier.backbone.image_shape)).astype("float32")
-    logits, scores = plain_jax.classify(weights, images, classifier.backbone.get_config(), form, return_attention_scores=True)
+    logits, scores = plain_jax.classify(
+        weights, images, classifier.backbone.get_config(), form, return_attention_scores=True
+    )
     np.testing.assert_allclose(logits, numpy(classifier(images)), atol=1e-5)
-    np.testing.assert_allclose(plain_jax.classify(weights, images, classifier.backbone.get_config(), form), logits, atol=1e-5)
-    expected = keras.Model(classifier.input, classifier.outputs_with_attention_scores)(images)["attention_scores"]
+    np.testing.assert_allclose(
+        plain_jax.classify(weights, images, classifier.backbone.get_config(), form),
+        logits,
+        atol=1e-5,
+    )
+    expected = keras.Model(classifier.input, classifier.outputs_with_attention_scores)(images)[
+        "attention_scores"
+    ]
     for name, array in scores.items():
         np.testing.assert_allclose(array, numpy(expected[name]), atol=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install ".[tpu]"')
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='libtpu is not installed: pip install ".[tpu]"',
+)
 def test_a_tpu_program(tmp_path):
     output = tmp_path / "rows.jsonl"
-    result = run("compile_for", *TINY, "--subject", "keras_deit,jax", "--output", output, "--hlo", tmp_path / "hlo")
+    result = run(
+        "compile_for",
+        *TINY,
+        "--subject",
+        "keras_deit,jax",
+        "--output",
+        output,
+        "--hlo",
+        tmp_path / "hlo",
+    )
     assert result.returncode == 0, result.stderr
     ours, plain = compile_programs.read(output)
-    assert ours["status"] == plain["status"] == "compiled", (ours.get("message"), plain.get("message"))
+    assert ours["status"] == plain["status"] == "compiled", (
+        ours.get("message"),
+        plain.get("message"),
+    )
     assert 0 < ours["product_cycles"] < ours["cycles"]
     assert ours["fits"]
     assert ours["dearest"][0]["cycles"] <= ours["cycles"]
@@ -312,11 +378,16 @@ def test_tables(tmp_path):
     assert text.count("the compiler's estimates, not measured times") == 3
     name = "deit_tiny_distilled_patch16_224 at 32 of 2 blocks"
     for line in (
-        f"| {name} | inference | bfloat16 | 8 | 0.00 | 0.00 | 0.00 (slices) | 1.50 | 1.25 | 1.0, 1.0, 1.0 | 1, 1, 1 | 10%, 50% |",
-        f"| {name} | attention | bfloat16 | 8 | 0.00 | not supported: no scores |  |  |  | 1.0 | 1 | 10%, 50% |",
-        f"| {name} | inference | bfloat16 | 8 | keras_deit | 2 | 3 `__cublas$lt$matmul` | 1 (0) | 1 |",
-        f"| {name} | v5e:2x2 | 4 | batch=4 | keras_deit | 8 | 1.0 of 16 | yes | 2 all-reduce | 2 | 0 | 1 |",
-        f"| {name} | v5e:2x2 | 4 | batch=2,model=2 | keras_deit | 8 |  | no | does not fit: Used 20G of 15.75G hbm |  |  |  |",
+        f"| {name} | inference | bfloat16 | 8 | 0.00 | 0.00 | 0.00 (slices) | 1.50 | 1.25 | 1.0, "
+        "1.0, 1.0 | 1, 1, 1 | 10%, 50% |",
+        f"| {name} | attention | bfloat16 | 8 | 0.00 | not supported: no scores |  |  |  | 1.0 | 1 "
+        "| 10%, 50% |",
+        f"| {name} | inference | bfloat16 | 8 | keras_deit | 2 | 3 `__cublas$lt$matmul` | 1 (0) | "
+        "1 |",
+        f"| {name} | v5e:2x2 | 4 | batch=4 | keras_deit | 8 | 1.0 of 16 | yes | 2 all-reduce | 2 | "
+        "0 | 1 |",
+        f"| {name} | v5e:2x2 | 4 | batch=2,model=2 | keras_deit | 8 |  | no | does not fit: Used "
+        "20G of 15.75G hbm |  |  |  |",
     ):
         assert line in text
     assert len(table.read_text().splitlines()) == 1 + len(rows)

@@ -79,7 +79,14 @@ def test_peaks(name, dtype, expected):
 
 def test_precision_is_named():
     names = [precision.precision(dtype) for dtype in precision.DTYPES]
-    assert names == ["float32 (highest)", "tf32", "mixed_bfloat16", "mixed_float16", "bfloat16", "int8"]
+    assert names == [
+        "float32 (highest)",
+        "tf32",
+        "mixed_bfloat16",
+        "mixed_float16",
+        "bfloat16",
+        "int8",
+    ]
     assert precision.keras_dtype("tf32") == "float32"
     assert precision.array_dtype("mixed_bfloat16") == "bfloat16"
 

@@ -1,4 +1,6 @@
-"""The exported model in its own runtimes. They come with the `export` extra, and .ci/run brings them."""
+"""The exported model in its own runtimes. They come with the `export` extra, and .ci/run brings
+them.
+"""
 
 import importlib.util
 
@@ -14,7 +16,10 @@ from tests.benchmarks.test_run import run
 for runtime in ("nncf", "onnxruntime", "openvino", "tf2onnx", "torch"):
     pytest.importorskip(runtime)
 pytestmark = [
-    pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="each runtime has its backend: once is enough"),
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow",
+        reason="each runtime has its backend: once is enough",
+    ),
     pytest.mark.filterwarnings("ignore"),  # of the runtimes
 ]
 
@@ -31,7 +36,18 @@ def case(tmp_path_factory):
 
 
 def request_for(subject, dtype, folder, mode="inference"):
-    return Request(subject, PRESET, mode, ONLY_BACKEND[subject], dtype, True, 3, "cpu", *SIZE.values(), str(folder))
+    return Request(
+        subject,
+        PRESET,
+        mode,
+        ONLY_BACKEND[subject],
+        dtype,
+        True,
+        3,
+        "cpu",
+        *SIZE.values(),
+        str(folder),
+    )
 
 
 NEEDS = {
@@ -46,10 +62,17 @@ NEEDS = {
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize(
     "subject",
-    ["keras_deit_onnxruntime", "keras_deit_openvino", "timm_onnxruntime", "timm_openvino", "keras_hub_openvino"],
+    [
+        "keras_deit_onnxruntime",
+        "keras_deit_openvino",
+        "timm_onnxruntime",
+        "timm_openvino",
+        "keras_hub_openvino",
+    ],
 )
 def test_answers_are_those_of_keras(subject, dtype, case):
-    for module in NEEDS.get(subject, ()):  # not imported: timm would want torchvision in this process
+    # Not imported: timm would want torchvision in this process
+    for module in NEEDS.get(subject, ()):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
     prepared, facts = worker.prepare(request_for(subject, dtype, case))
@@ -71,7 +94,11 @@ def test_what_an_export_lacks_is_said(case):
 def test_int8_gives_the_same_predictions():
     result = run("agreement", "--ways", "keras_deit_onnxruntime:int8,keras_deit_openvino:int8")
     assert result.returncode == 0, result.stderr
-    rows = [line.split("|")[1:-1] for line in result.stdout.splitlines() if line.startswith("| keras_deit_o")]
+    rows = [
+        line.split("|")[1:-1]
+        for line in result.stdout.splitlines()
+        if line.startswith("| keras_deit_o")
+    ]
     assert len(rows) == 2
     for _, _, same, *_ in rows:
         assert float(same.strip().removesuffix("%")) >= 99.5

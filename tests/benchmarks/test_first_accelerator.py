@@ -37,22 +37,32 @@ def test_the_dearest_comes_first_and_peers_on_another_backend_last():
         ("deit_small_distilled_patch16_224", "bfloat16", 128)
     }
     assert (found[-1].subject, found[-1].backend) == ("keras_hub", "torch")
-    asked = {(r.preset, r.batch_size) for r in found if r.mode == "inference" and r.dtype == "bfloat16"}
+    asked = {
+        (r.preset, r.batch_size) for r in found if r.mode == "inference" and r.dtype == "bfloat16"
+    }
     for preset in (first_accelerator.SMALL, first_accelerator.BASE):
         assert asked >= {(preset, size) for size in (1, 8, 128, 512)}
 
 
 def test_backends_are_those_installed():
-    with unittest.mock.patch.object(first_accelerator, "_is_installed", lambda name: name != "tensorflow"):
+    with unittest.mock.patch.object(
+        first_accelerator, "_is_installed", lambda name: name != "tensorflow"
+    ):
         assert first_accelerator.backends("gpu", []) == ["jax", "torch"]
     assert first_accelerator.backends("gpu", ["torch"]) == ["torch"]
     assert first_accelerator.backends("tpu", ["torch"]) == ["jax"]
-    assert {request.subject for request in listed(PLAN, ["jax"])} == {"keras_deit", "keras_hub", "ceiling"}
+    assert {request.subject for request in listed(PLAN, ["jax"])} == {
+        "keras_deit",
+        "keras_hub",
+        "ceiling",
+    }
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Takes the measurements' place: a list of what was measured, and a clock that each row takes a minute of."""
+    """Takes the measurements' place: a list of what was measured, and a clock that each row takes a
+    minute of.
+    """
     found, now = [], [0.0]
     monkeypatch.setattr(first_accelerator.time, "monotonic", lambda: now[0])
 
@@ -60,7 +70,9 @@ def measured(monkeypatch):
         now[0] += 60.0
         found.append(request)
         status = "failed" if request.subject == "timm" and request.jit else "measured"
-        return row(request.subject, request.backend, 9.0, request.jit, request.dtype, status=status) | {
+        return row(
+            request.subject, request.backend, 9.0, request.jit, request.dtype, status=status
+        ) | {
             "preset": request.preset,
             "mode": request.mode,
             "requested_batch_size": request.batch_size,
@@ -91,32 +103,46 @@ def test_what_does_not_compile_in_pytorch_is_measured_as_it_is(measured, tmp_pat
     plan = [request for request in listed(PLAN[:1], ["torch"]) if request.subject == "timm"]
     measure_all(plan, tmp_path / "rows.jsonl", COMMON, Clock(25), 20.0, lambda request: None)
     assert [request.jit for request in measured] == [True, False]
-    assert [content["status"] for content in results.read(tmp_path / "rows.jsonl")] == ["failed", "measured"]
+    assert [content["status"] for content in results.read(tmp_path / "rows.jsonl")] == [
+        "failed",
+        "measured",
+    ]
 
 
 def test_a_row_that_the_clock_cuts_off_is_no_failure(measured, tmp_path):
     plan = [request for request in listed(PLAN[:1], ["torch"]) if request.subject == "timm"]
-    left = measure_all(plan, tmp_path / "rows.jsonl", COMMON, Clock(0.9), 20.0, lambda request: None)
+    left = measure_all(
+        plan, tmp_path / "rows.jsonl", COMMON, Clock(0.9), 20.0, lambda request: None
+    )
     assert left == plan
     assert results.read(tmp_path / "rows.jsonl") == []
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="an accelerator's machine, with JAX or PyTorch alone")
+@pytest.mark.skipif(
+    BACKEND == "tensorflow", reason="an accelerator's machine, with JAX or PyTorch alone"
+)
 def test_all_of_it_without_tensorflow(tmp_path):
     (tmp_path / "without").mkdir()
-    (tmp_path / "without" / "tensorflow.py").write_text("raise ImportError('TensorFlow is not here')")
+    (tmp_path / "without" / "tensorflow.py").write_text(
+        "raise ImportError('TensorFlow is not here')"
+    )
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.first_accelerator", "--device", "cpu", "--tiny"]
     command += ["--backend", BACKEND, "--output", str(folder), "--minutes", "20"]
     variables = {**os.environ, "PYTHONPATH": f"{tmp_path / 'without'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     numbers = results.read(folder / "numbers.jsonl")
     assert {content["precision"]: content["status"] for content in numbers} == {
         "float32 (highest)": "measured",
         "bfloat16": "measured",
     }
-    rows = {(content["subject"], content["mode"]): content for content in results.read(folder / "rows.jsonl")}
+    rows = {
+        (content["subject"], content["mode"]): content
+        for content in results.read(folder / "rows.jsonl")
+    }
     for name in (("keras_deit", "inference"), ("keras_deit", "training"), ("ceiling", "inference")):
         assert rows[name]["status"] == "measured", rows[name]
         assert rows[name]["timing"] == "exclusive"
@@ -128,6 +154,8 @@ def test_all_of_it_without_tensorflow(tmp_path):
     assert {found["mode"] for found in summary["headlines"]} == {"inference", "training"}
 
     before = (folder / "rows.jsonl").read_bytes()
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (folder / "rows.jsonl").read_bytes() == before

@@ -13,7 +13,9 @@ class Counting(np.ndarray):
     flops = 0
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        plain = [array.view(np.ndarray) if isinstance(array, Counting) else array for array in inputs]
+        plain = [
+            array.view(np.ndarray) if isinstance(array, Counting) else array for array in inputs
+        ]
         if "out" in kwargs:
             kwargs["out"] = tuple(array.view(np.ndarray) for array in kwargs["out"])
         result = getattr(ufunc, method)(*plain, **kwargs)
@@ -26,7 +28,10 @@ class Counting(np.ndarray):
 def test_the_formula_equals_a_count_of_the_witness_products(distilled, rng):
     classifier = tiny_classifier({"use_distillation_token": distilled})
     config = classifier.backbone.get_config()
-    weights = {path: array.view(Counting) for path, array in witness.weights_of(classifier.backbone).items()}
+    weights = {
+        path: array.view(Counting)
+        for path, array in witness.weights_of(classifier.backbone).items()
+    }
     Counting.flops = 0
     tokens = witness.backbone(images(rng, batch=1), weights, config)["output"]
     for head in classifier.head.weights:
@@ -38,17 +43,23 @@ def test_the_formula_equals_a_count_of_the_witness_products(distilled, rng):
 
 
 def test_published_figures():
-    """GMACs of timm's tables: 1.26, 4.61, 17.58 and 55.54 (reference: pytorch-image-models, results/model_metadata-in1k.csv)."""
+    """GMACs of timm's tables: 1.26, 4.61, 17.58 and 55.54 (reference: pytorch-image-models,
+    results/model_metadata-in1k.csv).
+    """
     for name, gmacs in (
         ("deit_tiny_patch16_224", 1.26),
         ("deit_small_patch16_224", 4.61),
         ("deit_base_patch16_224", 17.58),
         ("deit_base_patch16_384", 55.54),
     ):
-        assert forward_flops(ARCHITECTURES[name].backbone_config, 1000, 1) / 2e9 == pytest.approx(gmacs, abs=0.15)
+        assert forward_flops(ARCHITECTURES[name].backbone_config, 1000, 1) / 2e9 == pytest.approx(
+            gmacs, abs=0.15
+        )
 
 
 def test_published_figure_of_token_merging():
-    """2.7 GMACs of DeiT-S with 13 tokens merged in each block (reference: Bolya et al., 2023, table 4)."""
+    """2.7 GMACs of DeiT-S with 13 tokens merged in each block (reference: Bolya et al., 2023, table
+    4).
+    """
     config = ARCHITECTURES["deit_small_patch16_224"].backbone_config | {"num_merged_tokens": 13}
     assert forward_flops(config, 1000, 1) / 2e9 == pytest.approx(2.7, abs=0.1)

@@ -25,7 +25,10 @@ def test_each_package_counts_in_its_fastest_runtime():
         row("ceiling", "torch", 900.0),
     ]
     (found,) = headlines(rows)
-    assert (found["ours"]["subject"], found["peer"]["subject"]) == ("keras_deit_openvino", "timm_openvino")
+    assert (found["ours"]["subject"], found["peer"]["subject"]) == (
+        "keras_deit_openvino",
+        "timm_openvino",
+    )
     assert found["ratio"] == pytest.approx(1.1)
     assert found["same_runtime"] == pytest.approx({"torch": 0.8, "openvino": 1.1})
 
@@ -42,7 +45,11 @@ def test_a_runtime_in_which_no_peer_was_measured_makes_no_ratio():
     plain, half = headlines(rows)
     assert (plain["ours"]["subject"], plain["ratio"]) == ("keras_deit", 0.8)
     assert plain["exported"]["subject"] == "keras_deit_openvino"
-    assert (half["ours"]["subject"], half["peer"], half["ratio"]) == ("keras_deit_openvino", None, None)
+    assert (half["ours"]["subject"], half["peer"], half["ratio"]) == (
+        "keras_deit_openvino",
+        None,
+        None,
+    )
 
 
 def test_a_framework_that_a_peer_does_not_have_counts():
@@ -52,26 +59,48 @@ def test_a_framework_that_a_peer_does_not_have_counts():
 
 
 def test_one_table_a_device():
-    gpu = {"machine": "host", "device": "gpu", "device_name": "NVIDIA A100-SXM4-80GB", "timing": "exclusive"}
-    state = {"gpu": {"driver_version": "580.1"}, "note": "nothing else", "load_average": 0.5, "mfu": 0.25}
+    gpu = {
+        "machine": "host",
+        "device": "gpu",
+        "device_name": "NVIDIA A100-SXM4-80GB",
+        "timing": "exclusive",
+    }
+    state = {
+        "gpu": {"driver_version": "580.1"},
+        "note": "nothing else",
+        "load_average": 0.5,
+        "mfu": 0.25,
+    }
     rows = [
         row("keras_deit", "torch", 40.0),
         row("timm", "torch", 50.0),
-        row("keras_deit", "jax", 90.0, dtype="bfloat16", peak_device_memory_mib=321.0, **gpu, **state),
+        row(
+            "keras_deit",
+            "jax",
+            90.0,
+            dtype="bfloat16",
+            peak_device_memory_mib=321.0,
+            **gpu,
+            **state,
+        ),
         row("timm", "torch", 60.0, dtype="bfloat16", **gpu, **state),
     ]
     first, second = report.tables(rows).split("### ")[1:]
     assert first.startswith("a machine\n")
     assert "What shared the machine: not recorded." in first
     assert (
-        "| deit_tiny_patch16_224 | 8 | inference | float32 (highest) | torch | 40.0 | timm, torch | 50.0 | **0.80** "
+        "| deit_tiny_patch16_224 | 8 | inference | float32 (highest) | torch | 40.0 | timm, torch "
+        "| 50.0 | **0.80** "
         "| torch 0.80 |  |" in first.splitlines()
     )
     assert second.startswith("NVIDIA A100-SXM4-80GB\n\nIn a machine with host.\n")
     assert "Driver 580.1." in second
-    assert "What shared the machine: nothing else. Load average at each start: 0.5 to 0.5." in second
     assert (
-        "| deit_tiny_patch16_224 | 8 | inference | bfloat16 | jax | 90.0 | timm, torch | 60.0 | **1.50** |  |  "
+        "What shared the machine: nothing else. Load average at each start: 0.5 to 0.5." in second
+    )
+    assert (
+        "| deit_tiny_patch16_224 | 8 | inference | bfloat16 | jax | 90.0 | timm, torch | 60.0 | "
+        "**1.50** |  |  "
         "| 88.89 | 220 | 0.25 | 321 |" in second.splitlines()
     )
 
@@ -83,11 +112,19 @@ def test_the_csv_has_every_row_and_why_one_has_no_figure():
         row("keras_hub", "torch", 50.0),
         row("ceiling", "torch", 80.0),
     ]
-    found = {line["package"]: line for line in csv.DictReader(io.StringIO(report.table_of_all(rows)))}
+    found = {
+        line["package"]: line for line in csv.DictReader(io.StringIO(report.table_of_all(rows)))
+    }
     assert len(found) == 4
-    assert (found["keras_deit"]["to_fastest_peer"], found["keras_deit"]["of_ceiling"]) == ("0.8", "0.5")
+    assert (found["keras_deit"]["to_fastest_peer"], found["keras_deit"]["of_ceiling"]) == (
+        "0.8",
+        "0.5",
+    )
     assert found["keras_hub"]["to_fastest_peer"] == ""
-    assert (found["timm"]["status"], found["timm"]["message"]) == ("not installed", "No module named 'timm'")
+    assert (found["timm"]["status"], found["timm"]["message"]) == (
+        "not installed",
+        "No module named 'timm'",
+    )
 
 
 def test_the_chart_has_one_case_and_a_panel_a_device(tmp_path):

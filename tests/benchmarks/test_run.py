@@ -35,9 +35,23 @@ def run(module, *arguments):
 
 
 def test_smoke(tmp_path):
-    """Ours with scores, a peer that is not there or cannot, the table and the chart; and a second run that finds all done."""
-    output, markdown, chart = tmp_path / "rows.jsonl", tmp_path / "README.md", tmp_path / "chart.png"
-    arguments = ("--smoke", "--subject", "keras_deit,keras_hub", "--mode", "attention", "--jit", "off")
+    """Ours with scores, a peer that is not there or cannot, the table and the chart; and a second
+    run that finds all done.
+    """
+    output, markdown, chart = (
+        tmp_path / "rows.jsonl",
+        tmp_path / "README.md",
+        tmp_path / "chart.png",
+    )
+    arguments = (
+        "--smoke",
+        "--subject",
+        "keras_deit,keras_hub",
+        "--mode",
+        "attention",
+        "--jit",
+        "off",
+    )
     arguments += ("--backend", BACKEND, "--output", output)
     result = run("run", *arguments)
     assert result.returncode == 0, result.stderr
@@ -46,7 +60,13 @@ def test_smoke(tmp_path):
     assert ours["status"] == "measured"
     assert ours["batch_size"] == 2
     assert ours["n"] >= 1
-    assert 0 < ours["step_ms_p10"] <= ours["step_ms_median"] <= ours["step_ms_p90"] <= ours["step_ms_p99"]
+    assert (
+        0
+        < ours["step_ms_p10"]
+        <= ours["step_ms_median"]
+        <= ours["step_ms_p90"]
+        <= ours["step_ms_p99"]
+    )
     assert (ours["package"], ours["runtime"]) == ("keras_deit", BACKEND)
     assert (ours["precision"], ours["timing"]) == ("float32 (highest)", "in turns")
     assert ours["mfu"] is None  # no vendor's peak of a CPU is known here
@@ -76,15 +96,30 @@ def test_smoke(tmp_path):
 
 
 def test_one_after_the_other(tmp_path):
-    """The CPU as a device that admits one process: latency, then throughput; and what is missing is measured alone."""
+    """The CPU as a device that admits one process: latency, then throughput; and what is missing is
+    measured alone.
+    """
     output = tmp_path / "rows.jsonl"
-    arguments = ("--smoke", "--exclusive", "--jit", "off", "--backend", BACKEND, "--dtype", "float32,tf32")
+    arguments = (
+        "--smoke",
+        "--exclusive",
+        "--jit",
+        "off",
+        "--backend",
+        BACKEND,
+        "--dtype",
+        "float32,tf32",
+    )
     arguments += ("--steps_in_flight", 3, "--note", "the other tests", "--output", output)
     result = run("run", *arguments)
     assert result.returncode == 0, result.stderr
     rows = {(row["subject"], row["dtype"]): row for row in results.read(output)}
     ours = rows["keras_deit", "float32"]
-    assert (ours["status"], ours["timing"], ours["note"]) == ("measured", "exclusive", "the other tests")
+    assert (ours["status"], ours["timing"], ours["note"]) == (
+        "measured",
+        "exclusive",
+        "the other tests",
+    )
     assert ours["n"] >= 10  # latency: each step waited for
     assert (ours["throughput_steps"], ours["steps_in_flight"]) == (3, 3)
     assert ours["images_per_second"] == pytest.approx(2000 / ours["throughput_step_ms"])
@@ -104,7 +139,9 @@ def test_one_after_the_other(tmp_path):
 
 def test_a_device_that_is_not_there_is_a_row(tmp_path):
     output = tmp_path / "rows.jsonl"
-    result = run("run", "--smoke", "--device", "gpu", "--backend", BACKEND, "--jit", "on", "--output", output)
+    result = run(
+        "run", "--smoke", "--device", "gpu", "--backend", BACKEND, "--jit", "on", "--output", output
+    )
     assert result.returncode == 0, result.stderr
     rows = {row["subject"]: row for row in results.read(output)}
     assert all(row["timing"] == "exclusive" for row in rows.values())
@@ -120,17 +157,43 @@ def case(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if BACKEND == "torch" else ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16"] if BACKEND == "torch" else ["float32", "bfloat16", "int8"]
+)
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_inference_is_checked_before_it_is_timed(dtype, case):
-    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
+    request = Request(
+        "keras_deit",
+        digits.PRESET,
+        "inference",
+        BACKEND,
+        dtype,
+        False,
+        3,
+        "cpu",
+        None,
+        None,
+        str(case),
+    )
     subject, facts = worker.prepare(request)
     assert 0 <= facts["logits_relative_error"] <= worker.TOLERANCES[dtype]
     assert len(worker.timed(subject, 2)) == 2
 
 
 def test_int8_without_a_kernel_is_refused(case):
-    request = Request("keras_deit", digits.PRESET, "inference", "torch", "int8", False, 3, "cpu", None, None, str(case))
+    request = Request(
+        "keras_deit",
+        digits.PRESET,
+        "inference",
+        "torch",
+        "int8",
+        False,
+        3,
+        "cpu",
+        None,
+        None,
+        str(case),
+    )
     with pytest.raises(NotSupportedError, match="no kernel on PyTorch's CPU"):
         worker.prepare(request)
 
@@ -138,9 +201,21 @@ def test_int8_without_a_kernel_is_refused(case):
 def test_wrong_answers_are_not_timed(case, tmp_path):
     shutil.copytree(case, tmp_path / "case")
     with np.load(case / "case.npz") as content:
-        np.savez(tmp_path / "case" / "case.npz", images=content["images"], mean=content["mean"][:, ::-1])
+        np.savez(
+            tmp_path / "case" / "case.npz", images=content["images"], mean=content["mean"][:, ::-1]
+        )
     request = Request(
-        "keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 3, "cpu", None, None, str(tmp_path / "case")
+        "keras_deit",
+        digits.PRESET,
+        "inference",
+        BACKEND,
+        "float32",
+        False,
+        3,
+        "cpu",
+        None,
+        None,
+        str(tmp_path / "case"),
     )
     with pytest.raises(ValueError, match="The logits differ from the reference by"):
         worker.prepare(request)
@@ -153,7 +228,11 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
         def __init__(self, request, startup_seconds):
             self.request, self.seconds, self.last = request, [], {}
             self.is_ready = request.batch_size <= 3
-            self.facts = {"status": "ready", "flops_of_product": 1000} if self.is_ready else {"status": "out of memory"}
+            self.facts = (
+                {"status": "ready", "flops_of_product": 1000}
+                if self.is_ready
+                else {"status": "out of memory"}
+            )
 
         def turn(self, steps):
             self.seconds += [0.5] * steps
@@ -163,8 +242,22 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
             pass
 
     monkeypatch.setattr(measure, "Worker", Small)
-    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 13, "cpu", None, None, "")
-    (row,) = measure.measure_in_turns([request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0)
+    request = Request(
+        "keras_deit",
+        digits.PRESET,
+        "inference",
+        BACKEND,
+        "float32",
+        False,
+        13,
+        "cpu",
+        None,
+        None,
+        "",
+    )
+    (row,) = measure.measure_in_turns(
+        [request], {"date": "2026-11-22"}, rounds=2, seconds_per_turn=1.0
+    )
     assert (row["requested_batch_size"], row["batch_size"], row["status"]) == (13, 3, "measured")
     assert row["n"] == 4
     assert row["images_per_second"] == 6.0
@@ -180,7 +273,19 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
             pass
 
     monkeypatch.setattr(measure, "Worker", Full)
-    request = Request("keras_deit", digits.PRESET, "inference", BACKEND, "float32", False, 4, "cpu", None, None, "")
+    request = Request(
+        "keras_deit",
+        digits.PRESET,
+        "inference",
+        BACKEND,
+        "float32",
+        False,
+        4,
+        "cpu",
+        None,
+        None,
+        "",
+    )
     (row,) = measure.measure_in_turns([request], {}, rounds=2, seconds_per_turn=1.0)
     assert (row["requested_batch_size"], row["batch_size"]) == (4, 1)
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
@@ -188,7 +293,19 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_training_changes_the_weights(dtype, case):
-    request = Request("keras_deit", digits.PRESET, "training", BACKEND, dtype, False, 3, "cpu", None, None, str(case))
+    request = Request(
+        "keras_deit",
+        digits.PRESET,
+        "training",
+        BACKEND,
+        dtype,
+        False,
+        3,
+        "cpu",
+        None,
+        None,
+        str(case),
+    )
     subject, facts = worker.prepare(request)
     assert facts["logits_relative_error"] is None
     losses = [float(subject.step()) for _ in range(3)]
@@ -201,12 +318,30 @@ def test_training_changes_the_weights(dtype, case):
     [
         (("--mode", "speed"), "--mode must be of inference, training, attention. Received: speed"),
         (("--backend", "mxnet"), "--backend must be of tensorflow, jax, torch. Received: mxnet"),
-        (("--batch_size", "0"), "--batch_size must be positive integers, such as 1,8,32. Received: 0"),
-        (("--image_size", "224,x"), "--image_size must be positive integers, such as 224,384. Received: 224,x"),
-        (("--device", "tpu", "--backend", "torch"), "TPUs are measured on JAX: use --backend jax. Received: torch"),
-        (("--device", "gpu", "--noexclusive"), "--device gpu admits one process at a time: leave --noexclusive out."),
-        (("--subject", "timm", "--backend", "jax"), "timm runs on torch alone: add it to --backend. Received: jax"),
-        (("--preset", "resnet50"), "resnet50 cannot be measured. ValueError: A preset handle is a built-in name, "),
+        (
+            ("--batch_size", "0"),
+            "--batch_size must be positive integers, such as 1,8,32. Received: 0",
+        ),
+        (
+            ("--image_size", "224,x"),
+            "--image_size must be positive integers, such as 224,384. Received: 224,x",
+        ),
+        (
+            ("--device", "tpu", "--backend", "torch"),
+            "TPUs are measured on JAX: use --backend jax. Received: torch",
+        ),
+        (
+            ("--device", "gpu", "--noexclusive"),
+            "--device gpu admits one process at a time: leave --noexclusive out.",
+        ),
+        (
+            ("--subject", "timm", "--backend", "jax"),
+            "timm runs on torch alone: add it to --backend. Received: jax",
+        ),
+        (
+            ("--preset", "resnet50"),
+            "resnet50 cannot be measured. ValueError: A preset handle is a built-in name, ",
+        ),
     ],
 )
 def test_wrong_flags(arguments, message, tmp_path):
@@ -227,9 +362,14 @@ def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
 
 
 def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
-    results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 1.0), row("timm", "torch", 2.0)])
+    results.append(
+        tmp_path / "rows.jsonl", [row("keras_deit", "jax", 1.0), row("timm", "torch", 2.0)]
+    )
     results.append(tmp_path / "rows.jsonl", [row("keras_deit", "jax", 3.0)])
-    assert [content["images_per_second"] for content in results.read(tmp_path / "rows.jsonl")] == [2.0, 3.0]
+    assert [content["images_per_second"] for content in results.read(tmp_path / "rows.jsonl")] == [
+        2.0,
+        3.0,
+    ]
 
 
 def test_a_file_has_the_rows_of_one_machine(tmp_path):
@@ -251,7 +391,10 @@ def test_what_failed_is_measured_again_if_asked():
 
 
 def test_processes_that_fill_the_memory_are_mentioned(capsys, monkeypatch):
-    workers = [unittest.mock.Mock(last={"peak_host_memory_bytes": 3 * 2**30}), unittest.mock.Mock(last={})]
+    workers = [
+        unittest.mock.Mock(last={"peak_host_memory_bytes": 3 * 2**30}),
+        unittest.mock.Mock(last={}),
+    ]
     monkeypatch.setattr(measure, "memory_bytes", lambda: 4 * 2**30)
     measure.warn_of_short_memory(workers)
     assert capsys.readouterr().out == ""

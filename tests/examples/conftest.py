@@ -18,10 +18,18 @@ def given(tmp_path_factory):
             (folder / "photos" / part / label).mkdir(parents=True)
             for index in range(count):
                 image = rng.integers(0, 256, (24, 20 + index, 3))
-                keras.utils.save_img(folder / "photos" / part / label / f"{index}.png", image, scale=False)
-    backbone = DeiTBackbone((32, 32, 3), 16, 2, 2, 16, 32, use_distillation_token=True, data_format="channels_last")
-    DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter(32)).save_to_preset(folder / "tiny")
-    teacher = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
+                keras.utils.save_img(
+                    folder / "photos" / part / label / f"{index}.png", image, scale=False
+                )
+    backbone = DeiTBackbone(
+        (32, 32, 3), 16, 2, 2, 16, 32, use_distillation_token=True, data_format="channels_last"
+    )
+    DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter(32)).save_to_preset(
+        folder / "tiny"
+    )
+    teacher = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)]
+    )
     teacher.save(folder / "teacher.keras")
     return folder
 

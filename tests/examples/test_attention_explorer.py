@@ -1,4 +1,6 @@
-"""The page of examples/attention_explorer.py, in a real browser. `.ci/run` brings Gradio, Selenium and Chromium."""
+"""The page of examples/attention_explorer.py, in a real browser. `.ci/run` brings Gradio, Selenium
+and Chromium.
+"""
 
 import io
 import os
@@ -49,14 +51,20 @@ def address():
 @pytest.fixture
 def browser(address, tmp_path):
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1400"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1400",
+    ):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium")
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
     browser = webdriver.Chrome(options=options, service=service)
     browser.implicitly_wait(WAIT)
     browser.get(address)
-    wait(browser, lambda browser: "100%" in browser.find_element(By.TAG_NAME, "body").text)  # what the page opens with
+    # What the page opens with
+    wait(browser, lambda browser: "100%" in browser.find_element(By.TAG_NAME, "body").text)
     yield browser
     browser.quit()
 
@@ -112,7 +120,14 @@ def look(classifier):
 
 def test_the_page_opens_with_an_example(browser, look):
     example = np.round(load_digits().images[-6, ..., None] * (255 / 16)).astype("uint8")
-    wait(browser, picture_is(overlay(enlarge(example), attention_rollout(look(example)["attention_scores"], 2, (8, 8))[0])))
+    wait(
+        browser,
+        picture_is(
+            overlay(
+                enlarge(example), attention_rollout(look(example)["attention_scores"], 2, (8, 8))[0]
+            )
+        ),
+    )
     text = browser.find_element(By.TAG_NAME, "body").text
     assert "Where DeiT looks" in text
     assert "deit_nano_distilled_patch4_32_digits" in text
@@ -133,11 +148,21 @@ def test_an_image_its_labels_and_where_each_head_looks(browser, digit, classifie
         assert f"{label}\n{probability:.0%}" in text
 
     browser.find_element(By.CSS_SELECTOR, "input[type=radio][value='distillation']").click()
-    wait(browser, picture_is(overlay(drawn, attention_rollout(scores, 2, (8, 8), token="distillation")[0])))
-    browser.find_element(By.CSS_SELECTOR, "input[type=radio][value='one head of one block']").click()
+    wait(
+        browser,
+        picture_is(overlay(drawn, attention_rollout(scores, 2, (8, 8), token="distillation")[0])),
+    )
+    browser.find_element(
+        By.CSS_SELECTOR, "input[type=radio][value='one head of one block']"
+    ).click()
     set_slider(browser, "Block", 1)
     set_slider(browser, "Head", 2)
-    wait(browser, picture_is(overlay(drawn, attention_maps(scores["block_1"], 2, (8, 8), token="distillation")[0, 2])))
+    wait(
+        browser,
+        picture_is(
+            overlay(drawn, attention_maps(scores["block_1"], 2, (8, 8), token="distillation")[0, 2])
+        ),
+    )
     browser.find_element(By.CSS_SELECTOR, "input[type=radio][value='through all blocks']").click()
     wait(browser, lambda browser: not slider(browser, "Block").is_enabled())
 

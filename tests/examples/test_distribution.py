@@ -21,9 +21,20 @@ TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def start(given, output, distribution, **environment):
-    settings = flags(given, output, recipe="unmixed", epochs=2, teacher=str(given / "teacher.keras"), distribution=distribution)
+    settings = flags(
+        given,
+        output,
+        recipe="unmixed",
+        epochs=2,
+        teacher=str(given / "teacher.keras"),
+        distribution=distribution,
+    )
     return subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "examples" / "train_on_two.py", *(f"--{k}={v}" for k, v in settings.items())],
+        [
+            sys.executable,
+            ROOT / "tests" / "examples" / "train_on_two.py",
+            *(f"--{k}={v}" for k, v in settings.items()),
+        ],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -45,13 +56,16 @@ def log(given, output, distribution, **environment):
 
 def read(output):
     with open(output / "log.csv", newline="") as stream:
-        return np.array([[float(value) for value in row.values()] for row in csv.DictReader(stream)])
+        return np.array(
+            [[float(value) for value in row.values()] for row in csv.DictReader(stream)]
+        )
 
 
 @pytest.fixture(scope="module")
 def alone(given, tmp_path_factory):
     found = log(given, tmp_path_factory.mktemp("alone") / "run", "none")
-    assert found.shape == (2, 7)  # epoch; accuracy, loss and its two parts; accuracy and loss of validation
+    # Epoch; accuracy, loss and its two parts; accuracy and loss of validation
+    assert found.shape == (2, 7)
     return found
 
 
@@ -63,7 +77,9 @@ def test_mirrored(alone, given, tmp_path):
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
 @pytest.mark.parametrize("distribution", ["data_parallel", "model_parallel"])
 def test_two_devices(alone, given, tmp_path, distribution):
-    np.testing.assert_allclose(log(given, tmp_path / "run", distribution, **TWO_DEVICES), alone, atol=1e-4)
+    np.testing.assert_allclose(
+        log(given, tmp_path / "run", distribution, **TWO_DEVICES), alone, atol=1e-4
+    )
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
@@ -72,9 +88,18 @@ def test_two_processes_of_which_one_is_killed(alone, given, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        names = {"KERAS_DISTRIBUTION_JOB_ADDRESSES": address, "KERAS_DISTRIBUTION_NUM_PROCESSES": "2"}
+        names = {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        }
         return [
-            start(given, tmp_path / "run", "data_parallel", **names, KERAS_DISTRIBUTION_PROCESS_ID=str(index))
+            start(
+                given,
+                tmp_path / "run",
+                "data_parallel",
+                **names,
+                KERAS_DISTRIBUTION_PROCESS_ID=str(index),
+            )
             for index in (0, 1)
         ]
 

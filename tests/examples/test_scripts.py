@@ -23,7 +23,8 @@ def run(directory, example, *arguments):
         capture_output=True,
         text=True,
         # As in a user's shell, where TensorFlow logs.
-        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"} | {"PYTHONPATH": str(ROOT)},
+        env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+        | {"PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -31,11 +32,17 @@ def run(directory, example, *arguments):
 
 
 @pytest.mark.parametrize(
-    "program", sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("tools/*.py")], key=str), ids=lambda path: path.name
+    "program",
+    sorted([*ROOT.glob("examples/*.py"), *ROOT.glob("tools/*.py")], key=str),
+    ids=lambda path: path.name,
 )
 def test_each_program_quiets_tensorflow_before_it_is_imported(program):
     lines = program.read_text(encoding="utf-8").splitlines()
-    imports = [index for index, line in enumerate(lines) if re.match(r"(import|from) (keras|tensorflow|benchmarks)", line)]
+    imports = [
+        index
+        for index, line in enumerate(lines)
+        if re.match(r"(import|from) (keras|tensorflow|benchmarks)", line)
+    ]
     assert not imports or any('"TF_CPP_MIN_LOG_LEVEL", "3"' in line for line in lines[: imports[0]])
 
 
@@ -45,7 +52,11 @@ def test_quickstart(tmp_path):
     assert "outputs are bit-equal" in printed
     # TensorFlow 2.21 logs these before it reads its level.
     unavoidable = ("WARNING: All log messages before absl", "port.cc:", "cudart_stub.cc:")
-    assert [line for line in result.stderr.splitlines() if not any(words in line for words in unavoidable)] == []
+    assert [
+        line
+        for line in result.stderr.splitlines()
+        if not any(words in line for words in unavoidable)
+    ] == []
     assert {file.name for file in tmp_path.iterdir()} == {"quickstart.keras", "quickstart.png"}
     # The README states the figures that the script prints.
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +69,9 @@ def test_the_model_that_ships_reads_digits():
     digits = load_digits()
     images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")
     classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
-    accuracy = (classifier.predict(images, verbose=0).argmax(axis=-1) == digits.target[-360:]).mean()
+    accuracy = (
+        classifier.predict(images, verbose=0).argmax(axis=-1) == digits.target[-360:]
+    ).mean()
     assert accuracy >= 0.97
     heads = keras.Model(classifier.input, classifier.token_logits)
     for logits in heads.predict(classifier.preprocessor(images), verbose=0).values():

@@ -36,12 +36,18 @@ def states(output, epoch=3):
     folder = output / "checkpoints" / f"epoch_{epoch:05d}"
     arrays = {}
     with h5py.File(folder / "training.weights.h5") as file:
-        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
     return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
 
 
 @pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # of one optimizer, and of two
-def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(train, given, tmp_path, recipe):
+def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
+    train, given, tmp_path, recipe
+):
     taught = {"teacher": str(given / "teacher.keras"), "recipe": recipe, "learning_rate": 0.05}
     expected = states(run(train, given, tmp_path / "unbroken", **taught))
 
@@ -74,7 +80,9 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(tra
 def test_what_it_leaves(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(given))
     home = {"data": "~/photos", "preset": "~/tiny"}
-    output = run(train, given, tmp_path / "run", recipe="deit3_small_fine_tune_384", image_size=48, **home)
+    output = run(
+        train, given, tmp_path / "run", recipe="deit3_small_fine_tune_384", image_size=48, **home
+    )
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "tensorboard" / "train").glob("events.*"))
     best = DeiTImageClassifier.from_preset(output / "best")
@@ -90,7 +98,9 @@ def test_what_it_leaves(train, given, tmp_path, monkeypatch):
         for file in sorted((given / "photos" / "val" / name).iterdir()):
             images.append(best.preprocessor(keras.utils.img_to_array(keras.utils.load_img(file))))
             labels.append(label)
-    correct = keras.ops.convert_to_numpy(best(keras.ops.stack(images))).argmax(-1) == np.array(labels)
+    correct = keras.ops.convert_to_numpy(best(keras.ops.stack(images))).argmax(-1) == np.array(
+        labels
+    )
     assert correct.mean() == pytest.approx(max(accuracies))
 
 
@@ -113,25 +123,43 @@ def test_the_default_recipe_is_the_one_for_what_the_preset_brings(train, given):
 
 @pytest.mark.parametrize(
     ("num_images", "num_shares", "asked", "expected"),
-    [(187, 1, None, 16), (187, 6, None, 12), (20, 8, None, 8), (187, 1, 50, 50), (10**6, 8, None, 1024)],
+    [
+        (187, 1, None, 16),
+        (187, 6, None, 12),
+        (20, 8, None, 8),
+        (187, 1, 50, 50),
+        (10**6, 8, None, 1024),
+    ],
 )
-def test_the_default_batch_is_what_the_folder_allows(train, num_images, num_shares, asked, expected):
-    set_flags(train, data="", preset="", output="", **({} if asked is None else {"batch_size": asked}))
+def test_the_default_batch_is_what_the_folder_allows(
+    train, num_images, num_shares, asked, expected
+):
+    set_flags(
+        train, data="", preset="", output="", **({} if asked is None else {"batch_size": asked})
+    )
     assert train.choose_batch_size(train.RECIPES["deit"], num_images, num_shares) == expected
 
 
 def test_the_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
-    """The default was a recipe for the same classes, at a hundredth of the head's rate: it stayed at chance."""
+    """The default was a recipe for the same classes, at a hundredth of the head's rate: it stayed
+    at chance.
+    """
     rng = np.random.default_rng(0)
     for part, count in (("train", 16), ("val", 8)):
         for label, axis in (("columns", 0), ("rows", 1)):  # of random brightness
             (tmp_path / "photos" / part / label).mkdir(parents=True)
             for index in range(count):
-                image = np.broadcast_to(rng.integers(0, 256, (1, 8) if axis == 0 else (8, 1)), (8, 8))[..., None]
-                keras.utils.save_img(tmp_path / "photos" / part / label / f"{index}.png", image, scale=False)
+                image = np.broadcast_to(
+                    rng.integers(0, 256, (1, 8) if axis == 0 else (8, 1)), (8, 8)
+                )[..., None]
+                keras.utils.save_img(
+                    tmp_path / "photos" / part / label / f"{index}.png", image, scale=False
+                )
     jit = "auto" if keras.backend.backend() == "jax" else "off"
     nano = "deit_nano_distilled_patch4_32_digits"
-    run_script(train, data=tmp_path / "photos", preset=nano, output=tmp_path / "run", epochs=8, jit=jit)
+    run_script(
+        train, data=tmp_path / "photos", preset=nano, output=tmp_path / "run", epochs=8, jit=jit
+    )
     assert json.loads((tmp_path / "run" / "best.json").read_text())["accuracy"] >= 0.9
 
 
@@ -144,44 +172,69 @@ def refusal(train, given, output, **overrides):
 def test_a_training_goes_on_with_its_own_settings_alone(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=1)
     assert refusal(train, given, output, epochs=1, batch_size=2) == (
-        f"Not trained. {output} holds a training with other settings. Give those to go on with it, or another --output. "
+        f"Not trained. {output} holds a training with other settings. Give those to go on with it, "
+        "or another --output. "
         "Received: --batch_size: 4, now 2"
     )
 
 
 def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path):
     assert (
-        "--batch_size must be at most the 20 training images, and a multiple of the number of devices, 1. Received: 21"
-        in refusal(train, given, tmp_path / "a", batch_size=21)
+        "--batch_size must be at most the 20 training images, and a multiple of the number of "
+        "devices, 1. Received: 21" in refusal(train, given, tmp_path / "a", batch_size=21)
     )
     # In the same folder: what was not trained does not stand in the way.
     nowhere = tmp_path / "none"
-    assert f"Not trained. --data {nowhere}: There is no folder" in refusal(train, given, tmp_path / "a", data=str(nowhere))
-    assert "--preset nothing: A preset handle is" in refusal(train, given, tmp_path / "a", preset="nothing")
-    assert "--teacher nothing: A preset handle is" in refusal(train, given, tmp_path / "a", teacher="nothing")
-    assert "--dtype_policy float17: " in refusal(train, given, tmp_path / "a", dtype_policy="float17")
+    assert f"Not trained. --data {nowhere}: There is no folder" in refusal(
+        train, given, tmp_path / "a", data=str(nowhere)
+    )
+    assert "--preset nothing: A preset handle is" in refusal(
+        train, given, tmp_path / "a", preset="nothing"
+    )
+    assert "--teacher nothing: A preset handle is" in refusal(
+        train, given, tmp_path / "a", teacher="nothing"
+    )
+    assert "--dtype_policy float17: " in refusal(
+        train, given, tmp_path / "a", dtype_policy="float17"
+    )
     why = "--image_size must be a multiple of the preset's patches, 16 x 16 pixels. Received: 33"
     assert why in refusal(train, given, tmp_path / "a", image_size=33)
-    assert "For several machines use --distribution data_parallel with KERAS_BACKEND=jax." in refusal(
-        train, given, tmp_path / "c", distribution="multi_worker_mirrored"
+    assert (
+        "For several machines use --distribution data_parallel with KERAS_BACKEND=jax."
+        in refusal(train, given, tmp_path / "c", distribution="multi_worker_mirrored")
     )
     backend = keras.backend.backend()
-    other, wanted = ("mirrored", "tensorflow") if backend != "tensorflow" else ("data_parallel", "jax")
+    other, wanted = (
+        ("mirrored", "tensorflow") if backend != "tensorflow" else ("data_parallel", "jax")
+    )
     assert refusal(train, given, tmp_path / "d", distribution=other) == (
-        f"Not trained. --distribution {other} needs KERAS_BACKEND={wanted}. Received: KERAS_BACKEND={backend}"
+        f"Not trained. --distribution {other} needs KERAS_BACKEND={wanted}. Received: "
+        f"KERAS_BACKEND={backend}"
     )
     for shape, classes, message in (
         ((32, 32, 3), 3, "The teacher must give logits of shape (batch, 2)"),
-        ((64, 64, 3), 2, "The teacher takes images of (64, 64, 3), and the student's are (32, 32, 3)."),
+        (
+            (64, 64, 3),
+            2,
+            "The teacher takes images of (64, 64, 3), and the student's are (32, 32, 3).",
+        ),
     ):
-        teacher = keras.Sequential([keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes)])
+        teacher = keras.Sequential(
+            [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(classes)]
+        )
         teacher.save(tmp_path / "other.keras")
-        assert message in refusal(train, given, tmp_path / "e", teacher=str(tmp_path / "other.keras"))
+        assert message in refusal(
+            train, given, tmp_path / "e", teacher=str(tmp_path / "other.keras")
+        )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Keras' CSVLogger does not close its file then
+# Keras' CSVLogger does not close its file then
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"The loss is no longer a number\. Start again in another --output"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"The loss is no longer a number\. Start again in another --output",
+    ):
         run(train, given, tmp_path / "run", learning_rate=1e30)
     gc.collect()
     assert not (tmp_path / "run" / "best").exists()
@@ -192,7 +245,9 @@ def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given
     ("momentum", "steps", "accumulated", "expected"),
     [(None, 1000, 1, 0.99), (None, 10**9, 1, 0.99996), (0.5, 9, 1, 0.5), (0.25, 9, 2, 0.5)],
 )
-def test_the_average_is_of_a_tenth_of_the_training_at_most(train, momentum, steps, accumulated, expected):
+def test_the_average_is_of_a_tenth_of_the_training_at_most(
+    train, momentum, steps, accumulated, expected
+):
     given = {} if momentum is None else {"ema_momentum": momentum}
     set_flags(train, data="", preset="", output="", **given)
     assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
@@ -221,7 +276,13 @@ def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):
         def _generate_examples(self, count=0):
             for index in range(count):
                 level = 128 * (index % 2)
-                yield index, {"image": rng.integers(level, level + 128, (20, 25, 3)).astype("uint8"), "label": index % 2}
+                yield (
+                    index,
+                    {
+                        "image": rng.integers(level, level + 128, (20, 25, 3)).astype("uint8"),
+                        "label": index % 2,
+                    },
+                )
 
     output = run(train, given, tmp_path / "run", data="tfds:two_colors", epochs=1)
     assert DeiTImageClassifier.from_preset(output / "best").labels == ["dim", "lit"]

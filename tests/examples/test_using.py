@@ -1,4 +1,6 @@
-"""The examples that use the package with what people have: each runs as it stands, prints what it says, and does what it is for."""
+"""The examples that use the package with what people have: each runs as it stands, prints what it
+says, and does what it is for.
+"""
 
 import ast
 import importlib.util
@@ -21,7 +23,9 @@ from tests.scripts import ROOT
 def no_xla(monkeypatch):
     """On TensorFlow, where it can be left out, XLA compiles longer than these examples take."""
     if BACKEND == "tensorflow":
-        monkeypatch.setattr(keras.Model, "jit_compile", property(lambda self: False, lambda self, value: None))
+        monkeypatch.setattr(
+            keras.Model, "jit_compile", property(lambda self: False, lambda self, value: None)
+        )
 
 
 @pytest.fixture
@@ -36,7 +40,8 @@ def run(tmp_path, monkeypatch, capsys):
         names = {"__name__": "__main__"}
         exec(compile(source, path, "exec"), names)
         printed = capsys.readouterr().out
-        # Line by line what the docstring promises. The numbers are another processor's: each test holds its own to what they mean.
+        # Line by line what the docstring promises. The numbers are another processor's: each test
+        # holds its own to what they mean.
         *_, promised = ast.get_docstring(ast.parse(source)).split("\n\n")
         assert without_numbers(printed) == without_numbers(promised)
         return printed, names
@@ -45,21 +50,30 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def without_numbers(text):
-    return [re.sub(r"\d[\d,.]*(e[-+]\d+)?", "#", line.strip()) for line in text.strip().splitlines()]
+    return [
+        re.sub(r"\d[\d,.]*(e[-+]\d+)?", "#", line.strip()) for line in text.strip().splitlines()
+    ]
 
 
 def numbers(text):
-    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*(?:e[-+]\d+)?", text)]
+    return [
+        float(number.replace(",", ""))
+        for number in re.findall(r"\d[\d,]*\.?\d*(?:e[-+]\d+)?", text)
+    ]
 
 
-# It makes a dataset of the arrays, and then tells Keras to shuffle it; its presets keep the state of an optimizer, but not which.
+# It makes a dataset of the arrays, and then tells Keras to shuffle it; its presets keep the state
+# of an optimizer, but not which.
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
 def test_keras_hub(run, tmp_path):
     pytest.importorskip("keras_hub")
     _, names = run("keras_hub_classifier.py")
     assert names["accuracy"] > 0.9
-    assert {file.name for file in tmp_path.iterdir()} == {"keras_hub_classifier", "keras_hub_classifier.keras"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "keras_hub_classifier",
+        "keras_hub_classifier.keras",
+    }
 
 
 # Of its models; and `RetinaNet`'s boxes are not trained here.
@@ -67,21 +81,36 @@ def test_keras_hub(run, tmp_path):
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match:UserWarning")
 def test_keras_hub_page(tmp_path, rng):
     keras_hub = pytest.importorskip("keras_hub")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "keras_hub.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```",
+        (ROOT / "docs" / "keras_hub.md").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
     names = {}
     exec(compile(code, "keras_hub.md", "exec"), names)
     images = rng.normal(size=(2, 64, 64, 3)).astype("float32")
-    points = {"points": np.ones((2, 1, 2)), "labels": np.ones((2, 1)), "boxes": np.zeros((2, 1, 2, 2))}
-    prompts = {name: array.astype("float32") for name, array in {**points, "masks": np.zeros((2, 0, 16, 16, 1))}.items()}
+    points = {
+        "points": np.ones((2, 1, 2)),
+        "labels": np.ones((2, 1)),
+        "boxes": np.zeros((2, 1, 2, 2)),
+    }
+    prompts = {
+        name: array.astype("float32")
+        for name, array in {**points, "masks": np.zeros((2, 0, 16, 16, 1))}.items()
+    }
     text = {"token_ids": np.ones((2, 5), "int32"), "padding_mask": np.ones((2, 5), "int32")}
     for name, task in names["tasks"].items():
         others = {"SAMImageSegmenter": prompts, "PARSeqBackbone": text}.get(name)
         inputs = images if others is None else {"images": images, **others}
         outputs = task.predict(inputs, verbose=0)
         # In GB: the weights of the first come in two files.
-        task.save_to_preset(str(tmp_path / name), max_shard_size=6e-5 if name == "ViTImageClassifier" else 10)
+        task.save_to_preset(
+            str(tmp_path / name), max_shard_size=6e-5 if name == "ViTImageClassifier" else 10
+        )
         loaded = type(task).from_preset(str(tmp_path / name))
-        for expected, found in zip(keras.tree.flatten(outputs), keras.tree.flatten(loaded.predict(inputs, verbose=0))):
+        for expected, found in zip(
+            keras.tree.flatten(outputs), keras.tree.flatten(loaded.predict(inputs, verbose=0))
+        ):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=name)
     assert len(list((tmp_path / "ViTImageClassifier").glob("model_0*.weights.h5"))) == 2
     # What the page says does not work.
@@ -122,7 +151,9 @@ def test_plain_keras_model(run):
 
 @pytest.fixture
 def torchvision(monkeypatch):
-    """timm imports it for its transforms, and PyTorch's builds for processors have none that fits: where it is missing, a stand-in."""
+    """timm imports it for its transforms, and PyTorch's builds for processors have none that fits:
+    where it is missing, a stand-in.
+    """
     if importlib.util.find_spec("torchvision") is None:
         for name in (
             "",
@@ -134,7 +165,11 @@ def torchvision(monkeypatch):
             ".models",
             ".models.feature_extraction",
         ):
-            monkeypatch.setitem(sys.modules, f"torchvision{name}", unittest.mock.MagicMock(__path__=[], __spec__=None))
+            monkeypatch.setitem(
+                sys.modules,
+                f"torchvision{name}",
+                unittest.mock.MagicMock(__path__=[], __spec__=None),
+            )
 
 
 def test_timm(run, torchvision):
@@ -144,7 +179,10 @@ def test_timm(run, torchvision):
     difference, same, total, _ = numbers(printed)
     assert difference < 1e-4
     assert same == total == 360
-    assert sum(tensor.numel() for tensor in names["model"].state_dict().values()) == names["classifier"].count_params()
+    assert (
+        sum(tensor.numel() for tensor in names["model"].state_dict().values())
+        == names["classifier"].count_params()
+    )
 
 
 def test_lora(run, tmp_path):
@@ -170,5 +208,7 @@ def test_int8(run, tmp_path):
     # It is int8 that was loaded.
     loaded = DeiTImageClassifier.from_preset(tmp_path / "int8")
     assert str(loaded.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
-    size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "int8")}
+    size = {
+        name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("float32", "int8")
+    }
     assert size["int8"] < 0.4 * size["float32"]

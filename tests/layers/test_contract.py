@@ -43,7 +43,11 @@ CASES = {
         {"num_heads": 2, "dropout_rate": 0.5, "attention_dropout_rate": 0.5},
         TOKENS,
     ),
-    "attention_without_bias": (layers.MultiHeadSelfAttention, {"num_heads": 2, "use_bias": False}, TOKENS),
+    "attention_without_bias": (
+        layers.MultiHeadSelfAttention,
+        {"num_heads": 2, "use_bias": False},
+        TOKENS,
+    ),
     "mlp": (layers.MLP, {"intermediate_dim": 12, "dropout_rate": 0.5}, TOKENS),
     "mlp_relu": (layers.MLP, {"intermediate_dim": 12, "activation": "relu"}, TOKENS),
     "layer_scale": (layers.LayerScale, {"init_value": 0.5}, TOKENS),
@@ -62,7 +66,11 @@ CASES = {
         },
         TOKENS,
     ),
-    "token_merging": (layers.TokenMerging, {"num_merged_tokens": 1, "num_prefix_tokens": 2}, TOKENS),
+    "token_merging": (
+        layers.TokenMerging,
+        {"num_merged_tokens": 1, "num_prefix_tokens": 2},
+        TOKENS,
+    ),
     "merging_block": (
         layers.MergingTransformerBlock,
         {"num_heads": 2, "intermediate_dim": 12, "num_merged_tokens": 2, "num_prefix_tokens": 1},
@@ -89,7 +97,9 @@ def inputs_for(shape, rng, batch=3):
 
 
 def test_every_public_layer_is_here():
-    public = {getattr(layers, name) for name in layers.__all__ if inspect.isclass(getattr(layers, name))}
+    public = {
+        getattr(layers, name) for name in layers.__all__ if inspect.isclass(getattr(layers, name))
+    }
     # The converter has no weights and takes raw images: test_deit_image_converter.py holds it.
     assert {cls for cls, _, _ in CASES.values()} == public - {layers.DeiTImageConverter}
 
@@ -104,7 +114,10 @@ def test_is_registered_and_documented(name):
 def test_config_is_the_arguments(case):
     layer, _ = make(case)
     classes = [cls for cls in type(layer).__mro__ if cls.__module__.startswith("keras_deit.")]
-    arguments = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - {"self", "kwargs"}
+    arguments = {name for cls in classes for name in inspect.signature(cls.__init__).parameters} - {
+        "self",
+        "kwargs",
+    }
     assert set(layer.get_config()) == arguments | {"name", "trainable", "dtype"}
 
 
@@ -141,7 +154,9 @@ def test_one_batch_of_three_is_three_batches_of_one(case, rng):
     together = keras.tree.flatten(layer(x))
     alone = [keras.tree.flatten(layer(x[i : i + 1])) for i in range(3)]
     for part, parts in zip(together, zip(*alone)):
-        np.testing.assert_allclose(numpy(part), np.concatenate([numpy(p) for p in parts]), atol=1e-6)
+        np.testing.assert_allclose(
+            numpy(part), np.concatenate([numpy(p) for p in parts]), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -151,7 +166,9 @@ def test_randomness_is_for_training_alone_and_follows_the_seed(name, rng):
         keras.utils.set_random_seed(7)
         layer, shape = make(CASES[name])
         x = inputs_for(shape, np.random.default_rng(2), batch=32)
-        outputs.append((layer(x), layer(x, training=False), layer(x, training=True), layer(x, training=True)))
+        outputs.append(
+            (layer(x), layer(x, training=False), layer(x, training=True), layer(x, training=True))
+        )
     default, inference, training, next_training = outputs[0]
     same_arrays(default, inference)
     assert not np.array_equal(numpy(training), numpy(inference))
@@ -162,7 +179,14 @@ def test_randomness_is_for_training_alone_and_follows_the_seed(name, rng):
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_every_weight_gets_a_gradient(name, rng):
     layer, shape = make(CASES[name])
-    assert_trains(functional(layer, shape), layer, shape, rng, run_eagerly=BACKEND != "jax", jit_compile=BACKEND == "jax")
+    assert_trains(
+        functional(layer, shape),
+        layer,
+        shape,
+        rng,
+        run_eagerly=BACKEND != "jax",
+        jit_compile=BACKEND == "jax",
+    )
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
@@ -197,7 +221,10 @@ def test_a_compiled_training_step_is_finite_under_every_policy(policy, rng):
 
 
 def assert_trains(model, layer, shape, rng, **options):
-    x, y = inputs_for(shape, rng, batch=16), rng.normal(size=(16, *model.output_shape[1:])).astype("float32")
+    x, y = (
+        inputs_for(shape, rng, batch=16),
+        rng.normal(size=(16, *model.output_shape[1:])).astype("float32"),
+    )
     before = [numpy(v) for v in layer.trainable_variables]
     assert before
     # A rate large enough to show in bfloat16's 8 bits.
@@ -216,7 +243,12 @@ def test_tensors_inside_stay_at_rank_4(case, rng):
         layer, shape = make(case)
         layer.build((None, *shape))
         graph = tf.function(layer).get_concrete_function(tf.TensorSpec((None, *shape))).graph
-        ranks = [t.shape.rank for op in graph.get_operations() for t in op.outputs if t.shape.rank is not None]
+        ranks = [
+            t.shape.rank
+            for op in graph.get_operations()
+            for t in op.outputs
+            if t.shape.rank is not None
+        ]
         assert max(ranks) <= 4
     else:
         # The expressions are the same on every backend; TensorFlow's graph shows them.

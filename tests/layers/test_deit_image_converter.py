@@ -16,7 +16,9 @@ def levels(converter, images):
 
 
 def pillow(image, size, cover):
-    """The official evaluation: torchvision's Resize of the shorter side on Pillow, then its CenterCrop."""
+    """The official evaluation: torchvision's Resize of the shorter side on Pillow, then its
+    CenterCrop.
+    """
     image = Image.fromarray(image)
     width, height = image.size
     if width <= height:
@@ -29,7 +31,8 @@ def pillow(image, size, cover):
 
 
 @pytest.mark.parametrize(
-    ("size", "crop_ratio", "cover"), [(224, 0.875, 256), (224, 1.0, 224), (384, 0.875, 438), (224, 0.9, 248)]
+    ("size", "crop_ratio", "cover"),
+    [(224, 0.875, 256), (224, 1.0, 224), (384, 0.875, 438), (224, 0.9, 248)],
 )
 @pytest.mark.parametrize("upright", [False, True])
 def test_agrees_with_pillow_on_photographs(size, crop_ratio, cover, upright, photographs):
@@ -81,7 +84,8 @@ def test_runs_inside_tf_data_whatever_the_backend(photographs):
     results = list(dataset.batch(2))
     assert len(results) == 1
     for photo, result in zip(photos, results[0].numpy()):
-        # A value that stands between two levels may round either way on another backend: one level is 1 / (255 * 0.224).
+        # A value that stands between two levels may round either way on another backend: one level
+        # is 1 / (255 * 0.224).
         difference = abs(result - numpy(converter(photo)))
         assert difference.max() < 0.02
         assert (difference > 1e-5).mean() < 1e-3
@@ -98,7 +102,9 @@ def test_any_number_of_channels(rng):
 
 
 def test_config_is_the_arguments_and_comes_back(photographs):
-    converter = DeiTImageConverter((64, 32), 0.9, "bilinear", (0.5,), (0.2,), "channels_last", name="mine")
+    converter = DeiTImageConverter(
+        (64, 32), 0.9, "bilinear", (0.5,), (0.2,), "channels_last", name="mine"
+    )
     config = converter.get_config()
     arguments = set(inspect.signature(DeiTImageConverter.__init__).parameters) - {"self", "kwargs"}
     assert set(config) == arguments | {"name", "trainable", "dtype"}
@@ -126,11 +132,14 @@ def test_the_crop_box_is_what_the_model_sees(crop_ratio, cover):
     top, left, height, width = converter.crop_box(200, 420)
 
     def seen(margin):
-        """What becomes of an image that is white inside the box less a margin, in pixels of the result."""
+        """What becomes of an image that is white inside the box less a margin, in pixels of the
+        result.
+        """
         vertical, horizontal = margin * height / 32, margin * width / 48
         image = np.zeros((200, 420, 3), "uint8")
         image[
-            round(top + vertical) : round(top + height - vertical), round(left + horizontal) : round(left + width - horizontal)
+            round(top + vertical) : round(top + height - vertical),
+            round(left + horizontal) : round(left + width - horizontal),
         ] = 255
         return levels(converter, image).mean(axis=-1)
 
@@ -142,17 +151,23 @@ def test_the_crop_box_is_what_the_model_sees(crop_ratio, cover):
 
 
 def test_halves_go_up_as_in_pillow(photographs):
-    """At a ratio of 2 many values stand exactly between two levels: rounded to even, 4292 of these were not Pillow's."""
+    """At a ratio of 2 many values stand exactly between two levels: rounded to even, 4292 of these
+    were not Pillow's.
+    """
     for photo in photographs:
         photo = np.asarray(Image.fromarray(photo).resize((512, 512), Image.BICUBIC))
-        np.testing.assert_allclose(levels(DeiTImageConverter(224), photo), pillow(photo, 224, 256), rtol=0, atol=0.01)
+        np.testing.assert_allclose(
+            levels(DeiTImageConverter(224), photo), pillow(photo, 224, 256), rtol=0, atol=0.01
+        )
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("cover", [True, False])
 @pytest.mark.parametrize("size", [(427, 640), (30, 20), (1, 1)])
 def test_products_for_one_size_are_the_same_conversion(size, cover, interpolation, photographs):
-    converter = DeiTImageConverter((32, 48), interpolation=interpolation, crop_to_aspect_ratio=cover)
+    converter = DeiTImageConverter(
+        (32, 48), interpolation=interpolation, crop_to_aspect_ratio=cover
+    )
     photos = np.stack(photographs)[:, : size[0], : size[1]]
     difference = abs(levels(converter.for_size(*size), photos) - levels(converter, photos))
     # A value that stands between two levels may go either way.
@@ -162,14 +177,17 @@ def test_products_for_one_size_are_the_same_conversion(size, cover, interpolatio
 
 def test_products_for_one_size_on_halves(rng):
     """Enlarged four times, many values are halves, and all of them go up."""
-    converter = DeiTImageConverter(32, crop_ratio=1.0, mean=0.5, std=0.5, data_format="channels_first")
+    converter = DeiTImageConverter(
+        32, crop_ratio=1.0, mean=0.5, std=0.5, data_format="channels_first"
+    )
     images = rng.integers(0, 256, (50, 1, 8, 8)).astype("uint8")
     np.testing.assert_array_equal(numpy(converter.for_size(8, 8)(images)), numpy(converter(images)))
 
 
 def test_products_for_one_size_have_a_limit():
     with raises(
-        "Images of 1 x 8192 pixels would be resized to 256 x 2097152 before the crop. Cut them to a shape nearer to 224 x 224 first."
+        "Images of 1 x 8192 pixels would be resized to 256 x 2097152 before the crop. Cut them to "
+        "a shape nearer to 224 x 224 first."
     ):
         DeiTImageConverter(224).for_size(1, 8192)
 

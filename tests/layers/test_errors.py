@@ -17,10 +17,16 @@ POSITIVE = "`{0}` must be a positive integer. Received: {0}={1!r}"
         ("dropout_rate", lambda rate: layers.MLP(8, dropout_rate=rate)),
         ("dropout_rate", lambda rate: layers.TokenPositionEmbedding(1, 2, dropout_rate=rate)),
         ("dropout_rate", lambda rate: layers.MultiHeadSelfAttention(2, dropout_rate=rate)),
-        ("attention_dropout_rate", lambda rate: layers.MultiHeadSelfAttention(2, attention_dropout_rate=rate)),
+        (
+            "attention_dropout_rate",
+            lambda rate: layers.MultiHeadSelfAttention(2, attention_dropout_rate=rate),
+        ),
         ("rate", lambda rate: layers.DropPath(rate)),
         ("dropout_rate", lambda rate: layers.TransformerBlock(2, 8, dropout_rate=rate)),
-        ("attention_dropout_rate", lambda rate: layers.TransformerBlock(2, 8, attention_dropout_rate=rate)),
+        (
+            "attention_dropout_rate",
+            lambda rate: layers.TransformerBlock(2, 8, attention_dropout_rate=rate),
+        ),
         ("drop_path_rate", lambda rate: layers.TransformerBlock(2, 8, drop_path_rate=rate)),
     ],
 )
@@ -52,7 +58,10 @@ def test_sizes(name, make, size):
     [
         ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
         ("remat", lambda value: layers.TransformerBlock(2, 8, remat=value)),
-        ("crop_to_aspect_ratio", lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value)),
+        (
+            "crop_to_aspect_ratio",
+            lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value),
+        ),
     ],
 )
 def test_switches(name, make, value):
@@ -63,22 +72,31 @@ def test_switches(name, make, value):
 
 
 def test_pairs():
-    with raises("`patch_size` must be a positive integer or a (height, width) pair of them. Received: patch_size=(1, 2, 3)"):
+    with raises(
+        "`patch_size` must be a positive integer or a (height, width) pair of them. Received: "
+        "patch_size=(1, 2, 3)"
+    ):
         layers.PatchEmbedding(8, (1, 2, 3))
     with raises("`patch_size` must be a positive integer. Received: patch_size=0"):
         layers.PatchEmbedding(8, 0)
-    with raises("`grid_size` must be a positive integer or a (height, width) pair of them. Received: grid_size='2'"):
+    with raises(
+        "`grid_size` must be a positive integer or a (height, width) pair of them. Received: "
+        "grid_size='2'"
+    ):
         layers.TokenPositionEmbedding(1, "2")
 
 
 def test_an_image_that_the_patch_size_does_not_divide():
     with raises(
-        "`patch_size` must divide the image: height 225 is not a multiple of 16. Use 224 or 240, or resize first. "
-        "Received: input shape (None, 225, 224, 3), data_format='channels_last', patch_size=(16, 16)"
+        "`patch_size` must divide the image: height 225 is not a multiple of 16. Use 224 or 240, "
+        "or resize first. "
+        "Received: input shape (None, 225, 224, 3), data_format='channels_last', patch_size=(16, "
+        "16)"
     ):
         layers.PatchEmbedding(8, 16).build((None, 225, 224, 3))
     with raises(
-        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, or resize first. "
+        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, or resize "
+        "first. "
         "Received: input shape (None, 3, 16, 9), data_format='channels_first', patch_size=(16, 16)"
     ):
         layers.PatchEmbedding(8, 16, data_format="channels_first").build((None, 3, 16, 9))
@@ -89,7 +107,8 @@ def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
     layer = layers.PatchEmbedding(16, 2, data_format="channels_last")
     layer.build((None, None, None, 3))
     with raises(
-        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, or resize first. "
+        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, or "
+        "resize first. "
         "Received: input shape (32, 9, 8, 3), data_format='channels_last', patch_size=(2, 2)"
     ):
         layer.call(np.zeros((32, 9, 8, 3), "float32"))
@@ -101,7 +120,8 @@ def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
 
 def test_images_of_another_rank():
     with raises(
-        "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. Received: input shape (16, 16, 3)"
+        "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. "
+        "Received: input shape (16, 16, 3)"
     ):
         layers.PatchEmbedding(8, 16).build((16, 16, 3))
     with raises(
@@ -112,20 +132,27 @@ def test_images_of_another_rank():
 
 
 def test_data_format():
-    with raises("`data_format` must be one of 'channels_last', 'channels_first'. Received: data_format='NHWC'"):
+    with raises(
+        "`data_format` must be one of 'channels_last', 'channels_first'. Received: "
+        "data_format='NHWC'"
+    ):
         layers.PatchEmbedding(8, 16, data_format="NHWC")
 
 
 def test_prefix_tokens_and_grid():
     with raises(
-        "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 with the distillation token. "
+        "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 with the "
+        "distillation token. "
         "Received: num_prefix_tokens=-1"
     ):
         layers.TokenPositionEmbedding(-1, 2)
-    with raises("`position_scope` must be one of 'all', 'patches'. Received: position_scope='none'"):
+    with raises(
+        "`position_scope` must be one of 'all', 'patches'. Received: position_scope='none'"
+    ):
         layers.TokenPositionEmbedding(1, 2, position_scope="none")
     with raises(
-        "`grid_size` must match the patches: 2 x 3 = 6, but 5 came. Give the (rows, columns) that the image and patch "
+        "`grid_size` must match the patches: 2 x 3 = 6, but 5 came. Give the (rows, columns) that "
+        "the image and patch "
         "size make. Received: input shape (None, 5, 8), grid_size=(2, 3)"
     ):
         layers.TokenPositionEmbedding(1, (2, 3)).build((None, 5, 8))
@@ -134,7 +161,8 @@ def test_prefix_tokens_and_grid():
 @pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(3), layers.TransformerBlock(3, 8)])
 def test_heads_that_do_not_divide_the_width(layer):
     with raises(
-        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: num_heads=3, hidden_dim=8"
+        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: "
+        "num_heads=3, hidden_dim=8"
     ):
         layer.build((None, 5, 8))
 
@@ -150,7 +178,8 @@ def test_heads_that_do_not_divide_the_width(layer):
 )
 def test_inputs_that_are_not_tokens(layer):
     with raises(
-        f"`{type(layer).__name__}` takes tokens of shape (batch, tokens, hidden_dim) with a known `hidden_dim`. "
+        f"`{type(layer).__name__}` takes tokens of shape (batch, tokens, hidden_dim) with a known "
+        "`hidden_dim`. "
         "Received: input shape (None, 8)"
     ):
         layer.build((None, 8))
@@ -158,8 +187,10 @@ def test_inputs_that_are_not_tokens(layer):
 
 def test_a_single_token_has_no_distillation_token():
     with raises(
-        "`DistillationHead` reads a class token and a distillation token, so it needs at least 2 tokens: set "
-        "`num_prefix_tokens=2` on TokenPositionEmbedding or `use_distillation_token=True` on DeiTBackbone. "
+        "`DistillationHead` reads a class token and a distillation token, so it needs at least 2 "
+        "tokens: set "
+        "`num_prefix_tokens=2` on TokenPositionEmbedding or `use_distillation_token=True` on "
+        "DeiTBackbone. "
         "Received: input shape (None, 1, 8)"
     ):
         layers.DistillationHead(2).build((None, 1, 8))
@@ -170,10 +201,21 @@ def test_a_single_token_has_no_distillation_token():
     ("name", "make"),
     [
         ("init_value", lambda value: layers.LayerScale(value)),
-        ("layer_scale_init_value", lambda value: layers.TransformerBlock(2, 8, layer_scale_init_value=value)),
-        ("layer_norm_epsilon", lambda value: layers.TransformerBlock(2, 8, layer_norm_epsilon=value)),
+        (
+            "layer_scale_init_value",
+            lambda value: layers.TransformerBlock(2, 8, layer_scale_init_value=value),
+        ),
+        (
+            "layer_norm_epsilon",
+            lambda value: layers.TransformerBlock(2, 8, layer_norm_epsilon=value),
+        ),
         ("crop_ratio", lambda value: layers.DeiTImageConverter(32, crop_ratio=value)),
-        ("std", lambda value: layers.DeiTImageConverter(32, std=(1.0, value if value != "1e-4" else 0, 1.0))),
+        (
+            "std",
+            lambda value: layers.DeiTImageConverter(
+                32, std=(1.0, value if value != "1e-4" else 0, 1.0)
+            ),
+        ),
     ],
 )
 def test_numbers_above_zero(name, make, value):
@@ -186,14 +228,19 @@ def test_numbers_above_zero(name, make, value):
 
 def test_converter_arguments():
     with raises(
-        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 to keep all of it. "
+        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 to keep "
+        "all of it. "
         "Received: crop_ratio=1.1"
     ):
         layers.DeiTImageConverter(32, crop_ratio=1.1)
-    with raises("`interpolation` must be one of 'bicubic', 'bilinear', 'nearest'. Received: interpolation='lanczos'"):
+    with raises(
+        "`interpolation` must be one of 'bicubic', 'bilinear', 'nearest'. Received: "
+        "interpolation='lanczos'"
+    ):
         layers.DeiTImageConverter(32, interpolation="lanczos")
     with raises(
-        "`mean` and `std` must have one number, or one for each channel. Received: mean=(0.1, 0.2), std=(0.1, 0.2, 0.3)"
+        "`mean` and `std` must have one number, or one for each channel. Received: mean=(0.1, "
+        "0.2), std=(0.1, 0.2, 0.3)"
     ):
         layers.DeiTImageConverter(32, mean=(0.1, 0.2), std=(0.1, 0.2, 0.3))
 
@@ -204,7 +251,8 @@ def test_converter_arguments():
 
 def test_images_that_the_converter_cannot_take():
     with raises(
-        "`mean` and `std` are for 3 channels, but the images have 1. Convert the images, or give one number for each of "
+        "`mean` and `std` are for 3 channels, but the images have 1. Convert the images, or give "
+        "one number for each of "
         "their channels. Received: images of shape (8, 8, 1), data_format='channels_last', "
         "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
     ):
@@ -219,5 +267,7 @@ def test_images_that_the_converter_cannot_take():
 def test_a_config_with_an_unknown_or_a_missing_key_names_it():
     with pytest.raises(TypeError, match=r"passed to TransformerBlock: {'heads': 2}"):
         layers.TransformerBlock.from_config({"num_heads": 2, "intermediate_dim": 8, "heads": 2})
-    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'intermediate_dim'"):
+    with pytest.raises(
+        TypeError, match=r"missing 1 required positional argument: 'intermediate_dim'"
+    ):
         layers.TransformerBlock.from_config({"num_heads": 2})

@@ -1,4 +1,6 @@
-"""What depends on the device: chosen by the one that a computation is for, and the same numbers for all."""
+"""What depends on the device: chosen by the one that a computation is for, and the same numbers for
+all.
+"""
 
 import contextlib
 import os
@@ -15,7 +17,9 @@ from keras_deit.layers import kernels, target_platform
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
-jax_alone = pytest.mark.skipif(BACKEND != "jax", reason="JAX is the backend whose forms depend on the device; CI runs it")
+jax_alone = pytest.mark.skipif(
+    BACKEND != "jax", reason="JAX is the backend whose forms depend on the device; CI runs it"
+)
 
 
 def block_on(platform, x, **options):
@@ -32,7 +36,8 @@ def block_on(platform, x, **options):
 def test_the_numbers_do_not_depend_on_the_platform(platform, options, rng):
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     for found, expected in zip(
-        keras.tree.flatten(block_on(platform, x, **options)), keras.tree.flatten(block_on(None, x, **options))
+        keras.tree.flatten(block_on(platform, x, **options)),
+        keras.tree.flatten(block_on(None, x, **options)),
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -49,7 +54,9 @@ def test_a_backbone_on_another_platform(platform, merged, rng):
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_lora_and_quantization_of_the_fused_product(platform, rng):
-    """On an accelerator its kernel is used without calling the layer: what was added to the layer must count."""
+    """On an accelerator its kernel is used without calling the layer: what was added to the layer
+    must count.
+    """
     x = rng.normal(size=(3, 5, 8)).astype("float32")
     layer = layers.MultiHeadSelfAttention(2)
     layer.build(x.shape)
@@ -76,9 +83,12 @@ def test_lora_and_quantization_of_the_fused_product(platform, rng):
 @pytest.mark.parametrize("mean", [0, 3, 30, 100])
 @jax_alone
 def test_layer_norm_in_one_pass_is_as_exact_as_keras_layer(mean, dtype, rng):
-    """In half precision; beyond 100 standard deviations bfloat16 itself rounds the inputs to whole ones."""
+    """In half precision; beyond 100 standard deviations bfloat16 itself rounds the inputs to whole
+    ones.
+    """
     x = ops.cast(rng.normal(mean, 1.0, size=(64, 384)), dtype)
-    layer = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")  # shows what is there before the rounding
+    # Shows what is there before the rounding
+    layer = keras.layers.LayerNormalization(epsilon=1e-6, dtype="float32")
     expected = keras.ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64")
     layer.build(expected.shape)
     expected -= expected.mean(axis=-1, keepdims=True)
@@ -98,7 +108,9 @@ def test_layer_norm_of_float32_is_keras_layer(platform, rng):
     layer = keras.layers.LayerNormalization(epsilon=1e-6)
     expected = numpy(layer(x))
     with target_platform(platform):
-        np.testing.assert_array_equal(numpy(kernels.layer_norm(layer, ops.convert_to_tensor(x))), expected)
+        np.testing.assert_array_equal(
+            numpy(kernels.layer_norm(layer, ops.convert_to_tensor(x))), expected
+        )
 
 
 def asked_of_keras(monkeypatch, platform, x, **options):
@@ -135,12 +147,16 @@ def test_some_images_at_a_time_are_the_same_attention(training, monkeypatch, rng
     expected = compute(weights, x)
     asked = []
     attention = kernels.attention
-    monkeypatch.setattr(kernels, "attention", lambda *args: (asked.append(args[0].shape[0]), attention(*args))[1])
+    monkeypatch.setattr(
+        kernels, "attention", lambda *args: (asked.append(args[0].shape[0]), attention(*args))[1]
+    )
     for images_at_a_time, images_of_scores in ((6, 6), (2, 2), (3, 4), (1, 0.5)):
         monkeypatch.setattr(kernels, "ALL_SCORES", images_of_scores * 4 * 2 * 5 * 5)
         monkeypatch.setattr(kernels, "SCORES_AT_A_TIME", images_of_scores * 4 * 2 * 5 * 5)
         with target_platform("tpu"):
-            for found, wanted in zip(jax.tree.leaves(compute(weights, x)), jax.tree.leaves(expected)):
+            for found, wanted in zip(
+                jax.tree.leaves(compute(weights, x)), jax.tree.leaves(expected)
+            ):
                 np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=1e-4)
         assert set(asked) == {images_at_a_time}
         asked.clear()
@@ -154,19 +170,24 @@ def test_chunks_have_images_of_each_device(monkeypatch):
     tokens = np.zeros((24, 5, 8), "float32")
     devices = [f"cpu:{index}" for index in range(4)]
     mesh = keras.distribution.DeviceMesh((4,), ["batch"], devices)
-    distribution = keras.distribution.ModelParallel(layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch")
+    distribution = keras.distribution.ModelParallel(
+        layout_map=keras.distribution.LayoutMap(mesh), batch_dim_name="batch"
+    )
     with target_platform("tpu"):
         assert kernels._shards_and_chunks(tokens, 2) == (1, 24)
         with distribution.scope():
             assert kernels._shards_and_chunks(tokens, 2) == (4, 6)
-            assert kernels._shards_and_chunks(tokens[:7], 2) == (1, 7)  # cannot be split over four devices
+            # Cannot be split over four devices
+            assert kernels._shards_and_chunks(tokens[:7], 2) == (1, 7)
         monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
         assert kernels._shards_and_chunks(tokens, 2) == (4, 6)
 
 
 @jax_alone
 def test_what_keras_is_asked_for_on_each_platform(monkeypatch, rng):
-    """Keras 3.15 on a TPU, left to itself, takes a kernel that is causal, drops the bias and does not scale the queries."""
+    """Keras 3.15 on a TPU, left to itself, takes a kernel that is causal, drops the bias and does
+    not scale the queries.
+    """
     x = rng.normal(size=(2, 128, 8)).astype("float32")
     assert [asked["flash_attention"] for asked in asked_of_keras(monkeypatch, "tpu", x)] == [False]
     assert [asked["flash_attention"] for asked in asked_of_keras(monkeypatch, "gpu", x)] == [None]
@@ -179,7 +200,9 @@ def test_the_bias_of_merged_tokens_has_a_row_for_each_query(monkeypatch, rng):
     """cuDNN refuses one that is broadcast over the queries."""
     shapes = []
     monkeypatch.setattr(
-        ops, "dot_product_attention", lambda query, key, value, bias, **_: (shapes.append(bias.shape), query)[1]
+        ops,
+        "dot_product_attention",
+        lambda query, key, value, bias, **_: (shapes.append(bias.shape), query)[1],
     )
     layer = layers.MergingTransformerBlock(2, 12, num_merged_tokens=1)
     with target_platform("gpu"):
@@ -205,7 +228,10 @@ def test_the_platform_is_that_of_the_array_or_of_the_distribution(monkeypatch):
 
 
 def test_an_unknown_platform_is_refused():
-    with raises("`platform` must be one of 'cpu', 'gpu', 'tpu'. Received: platform='cuda'"), target_platform("cuda"):
+    with (
+        raises("`platform` must be one of 'cpu', 'gpu', 'tpu'. Received: platform='cuda'"),
+        target_platform("cuda"),
+    ):
         pass
 
 

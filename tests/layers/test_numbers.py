@@ -25,7 +25,9 @@ def built(layer, x, rng):
 def test_patch_embedding(patch_size, channels, rng):
     x = rng.normal(size=(2, 6, 8, channels)).astype("float32")
     layer = built(layers.PatchEmbedding(5, patch_size), x, rng)
-    expected = witness.patch_embedding(x.astype("float64"), witness.weights_of(layer), layer.patch_size)
+    expected = witness.patch_embedding(
+        x.astype("float64"), witness.weights_of(layer), layer.patch_size
+    )
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
 
 
@@ -43,7 +45,9 @@ def test_patch_embedding_channels_first_is_channels_last_transposed(rng):
 def test_token_position_embedding(num_prefix_tokens, position_scope, rng):
     x = tokens(rng, length=6)
     layer = built(layers.TokenPositionEmbedding(num_prefix_tokens, (2, 3), position_scope), x, rng)
-    expected = witness.token_position_embedding(x.astype("float64"), witness.weights_of(layer), position_scope)
+    expected = witness.token_position_embedding(
+        x.astype("float64"), witness.weights_of(layer), position_scope
+    )
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
 
 
@@ -62,7 +66,9 @@ def test_attention_and_its_scores(num_heads, use_bias, rng):
 
 
 def test_attention_dropout_leaves_the_returned_scores_whole(rng):
-    """The scores are those of the softmax: dropout acts on what they weigh, as in keras.layers.MultiHeadAttention."""
+    """The scores are those of the softmax: dropout acts on what they weigh, as in
+    keras.layers.MultiHeadAttention.
+    """
     x = tokens(rng)
     layer = built(layers.MultiHeadSelfAttention(2, attention_dropout_rate=0.9), x, rng)
     outputs, scores = layer(x, training=True, return_attention_scores=True)
@@ -73,7 +79,9 @@ def test_attention_dropout_leaves_the_returned_scores_whole(rng):
 def test_mlp(rng):
     x = tokens(rng)
     layer = built(layers.MLP(12), x, rng)
-    np.testing.assert_allclose(numpy(layer(x)), witness.mlp(x.astype("float64"), witness.weights_of(layer)), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.mlp(x.astype("float64"), witness.weights_of(layer)), atol=TOLERANCE
+    )
 
 
 def test_gelu_is_keras_exact_gelu():
@@ -88,7 +96,9 @@ def test_mlp_takes_any_activation(rng):
     layer = built(layers.MLP(12, activation="relu"), x, rng)
     weights = witness.weights_of(layer)
     hidden = np.maximum(witness.dense(x, witness.under(weights, "intermediate")), 0)
-    np.testing.assert_allclose(numpy(layer(x)), witness.dense(hidden, witness.under(weights, "projection")), atol=TOLERANCE)
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.dense(hidden, witness.under(weights, "projection")), atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("layer_scale_init_value", [None, 0.1])
@@ -96,7 +106,11 @@ def test_mlp_takes_any_activation(rng):
 def test_block(epsilon, layer_scale_init_value, rng):
     x = tokens(rng)
     layer = layers.TransformerBlock(
-        4, 12, layer_scale_init_value=layer_scale_init_value, layer_norm_epsilon=epsilon, name="block"
+        4,
+        12,
+        layer_scale_init_value=layer_scale_init_value,
+        layer_norm_epsilon=epsilon,
+        name="block",
     )
     built(layer, x, rng)
     outputs, scores = witness.block(x.astype("float64"), witness.weights_of(layer), 4, epsilon)
@@ -112,15 +126,21 @@ def test_distillation_head_reads_each_token_with_its_own_head(rng):
     weights = witness.weights_of(layer)
     class_logits, distillation_logits = layer(x)
     np.testing.assert_allclose(
-        numpy(class_logits), witness.dense(x[:, 0], witness.under(weights, "class_head")), atol=TOLERANCE
+        numpy(class_logits),
+        witness.dense(x[:, 0], witness.under(weights, "class_head")),
+        atol=TOLERANCE,
     )
     np.testing.assert_allclose(
-        numpy(distillation_logits), witness.dense(x[:, 1], witness.under(weights, "distillation_head")), atol=TOLERANCE
+        numpy(distillation_logits),
+        witness.dense(x[:, 1], witness.under(weights, "distillation_head")),
+        atol=TOLERANCE,
     )
 
 
 def test_drop_path_by_its_value_set():
-    """One decision for a sample: all of it is 0 or x / (1 - rate), and the kept fraction is within 4 sigma."""
+    """One decision for a sample: all of it is 0 or x / (1 - rate), and the kept fraction is within
+    4 sigma.
+    """
     rate, batch = 0.3, 4000
     x = np.ones((batch, 2, 3), "float32")
     y = numpy(layers.DropPath(rate, seed=3)(x, training=True))
@@ -131,7 +151,9 @@ def test_drop_path_by_its_value_set():
 
 @pytest.mark.parametrize("shape", [(32,), (32, 3), (32, 2, 3, 4)])
 def test_drop_path_takes_any_rank(shape):
-    y = numpy(layers.DropPath(0.5, seed=3)(np.ones(shape, "float32"), training=True)).reshape(32, -1)
+    y = numpy(layers.DropPath(0.5, seed=3)(np.ones(shape, "float32"), training=True)).reshape(
+        32, -1
+    )
     assert set(np.unique(y)) == {0.0, 2.0}
     assert (y == y[:, :1]).all()
 
@@ -140,11 +162,15 @@ def test_drop_path_repeats_its_masks_with_its_seed():
     x = np.ones((64, 2), "float32")
     first, second = layers.DropPath(0.5, seed=9), layers.DropPath(0.5, seed=9)
     for _ in range(2):
-        np.testing.assert_array_equal(numpy(first(x, training=True)), numpy(second(x, training=True)))
+        np.testing.assert_array_equal(
+            numpy(first(x, training=True)), numpy(second(x, training=True))
+        )
 
 
 def test_initialization_is_that_of_deit():
-    """Truncated normal of 0.02 (0.88 of it after truncation at two sigma) for kernels, tokens, positions; zero biases."""
+    """Truncated normal of 0.02 (0.88 of it after truncation at two sigma) for kernels, tokens,
+    positions; zero biases.
+    """
     block = layers.TransformerBlock(8, 256)
     block.build((None, 10, 64))
     embedding = layers.TokenPositionEmbedding(2, (40, 50))
@@ -164,14 +190,19 @@ def test_initialization_is_that_of_deit():
                 assert values.std() == pytest.approx(0.02 * 0.88, rel=0.15), variable.path
     kernels = [numpy(v) for v in block.weights if v.shape == (64, 256)]
     assert len(kernels) == 1
-    assert not np.array_equal(numpy(patches.weights[0])[:64], numpy(block.attention.projection.kernel))
+    assert not np.array_equal(
+        numpy(patches.weights[0])[:64], numpy(block.attention.projection.kernel)
+    )
 
 
 @pytest.mark.parametrize("return_attention_scores", [True, False])
 def test_num_queries_are_the_first_tokens_of_all(return_attention_scores, rng):
     """The others are looked at and do not go on: the first tokens' numbers are the same."""
     x = rng.normal(size=(3, 5, 8)).astype("float32")
-    for layer in (layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 12, layer_scale_init_value=0.5)):
+    for layer in (
+        layers.MultiHeadSelfAttention(2),
+        layers.TransformerBlock(2, 12, layer_scale_init_value=0.5),
+    ):
         layer.build(x.shape)
         randomize(layer, rng)
         found = layer(x, num_queries=2, return_attention_scores=return_attention_scores)
@@ -186,5 +217,9 @@ def test_num_queries_are_the_first_tokens_of_all(return_attention_scores, rng):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_attention_in_half_precision_is_the_same_in_training(dtype, rng):
     attention = built(layers.MultiHeadSelfAttention(2, dtype=dtype), tokens(rng), rng)
-    trained, predicted = (attention(tokens(np.random.default_rng(1)), training=training) for training in (True, False))
-    np.testing.assert_allclose(numpy(trained).astype("float32"), numpy(predicted).astype("float32"), atol=2e-2)
+    trained, predicted = (
+        attention(tokens(np.random.default_rng(1)), training=training) for training in (True, False)
+    )
+    np.testing.assert_allclose(
+        numpy(trained).astype("float32"), numpy(predicted).astype("float32"), atol=2e-2
+    )

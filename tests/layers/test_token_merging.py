@@ -2,7 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.layers import MergingTransformerBlock, MultiHeadSelfAttention, TokenMerging, TransformerBlock, target_platform
+from keras_deit.layers import (
+    MergingTransformerBlock,
+    MultiHeadSelfAttention,
+    TokenMerging,
+    TransformerBlock,
+    target_platform,
+)
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
 PREFIX = 2
@@ -13,12 +19,18 @@ def merge_one_by_one(tokens, keys, sizes, merged, prefix):
     patches = range(prefix, len(tokens))
     sources, targets = list(patches)[::2], list(patches)[1::2]
     keys = keys / np.linalg.norm(keys, axis=-1, keepdims=True)
-    best = {source: max(targets, key=lambda target: keys[source] @ keys[target]) for source in sources}
+    best = {
+        source: max(targets, key=lambda target: keys[source] @ keys[target]) for source in sources
+    }
     order = sorted(sources, key=lambda source: -(keys[source] @ keys[best[source]]))
     groups = {target: [target] for target in targets}
     for source in order[:merged]:
         groups[best[source]].append(source)
-    groups = [[i] for i in range(prefix)] + [[i] for i in order[merged:]] + [groups[target] for target in targets]
+    groups = (
+        [[i] for i in range(prefix)]
+        + [[i] for i in order[merged:]]
+        + [groups[target] for target in targets]
+    )
     return (
         np.stack([np.average(tokens[group], axis=0, weights=sizes[group]) for group in groups]),
         np.array([sizes[group].sum() for group in groups]),
@@ -36,7 +48,9 @@ def test_equals_the_algorithm_of_the_paper(prefix, count, platform, rng):
             tokens.astype("float32"), keys.astype("float32"), token_sizes=sizes.astype("float32")
         )
     for sample in range(3):
-        expected, expected_sizes = merge_one_by_one(tokens[sample], keys[sample], sizes[sample], 4, prefix)
+        expected, expected_sizes = merge_one_by_one(
+            tokens[sample], keys[sample], sizes[sample], 4, prefix
+        )
         np.testing.assert_allclose(numpy(outputs)[sample], expected, atol=1e-5)
         np.testing.assert_allclose(numpy(token_sizes)[sample], expected_sizes, atol=1e-5)
 
@@ -46,7 +60,9 @@ def test_nothing_is_lost_and_the_prefix_stays(rng):
     outputs, token_sizes = map(numpy, TokenMerging(3, PREFIX)(tokens))
     assert outputs.shape == (2, 8, 6)
     np.testing.assert_array_equal(outputs[:, :PREFIX], tokens[:, :PREFIX])
-    np.testing.assert_allclose((outputs * token_sizes[..., None]).sum(axis=1), tokens.sum(axis=1), atol=1e-5)
+    np.testing.assert_allclose(
+        (outputs * token_sizes[..., None]).sum(axis=1), tokens.sum(axis=1), atol=1e-5
+    )
     np.testing.assert_array_equal(token_sizes.sum(axis=1), 11)
 
 
@@ -70,7 +86,9 @@ def test_a_token_of_size_n_is_attended_to_as_n_equal_tokens(with_scores, rng):
 
 
 def test_merging_equal_tokens_changes_no_other_token(rng):
-    """Patches that come twice merge with their twins, and the prefix tokens see what they saw before."""
+    """Patches that come twice merge with their twins, and the prefix tokens see what they saw
+    before.
+    """
     patches = np.repeat(rng.normal(size=(2, 3, 8)), 2, axis=1)
     tokens = np.concatenate([rng.normal(size=(2, PREFIX, 8)), patches], axis=1).astype("float32")
     merging = [
@@ -94,11 +112,16 @@ def test_a_backbone_that_merges(rng):
     backbone = tiny_backbone(num_merged_tokens=2, use_distillation_token=True)
     x = images(rng)
     assert backbone.output.shape == (None, 2 + 12 - 3 * 2, 8)
-    assert [scores.shape[2:] for scores in backbone.attention_scores.values()] == [(14, 14), (12, 12), (10, 10)]
+    assert [scores.shape[2:] for scores in backbone.attention_scores.values()] == [
+        (14, 14),
+        (12, 12),
+        (10, 10),
+    ]
     assert [outputs.shape[1] for outputs in backbone.block_outputs.values()] == [12, 10, 8]
     assert np.isfinite(numpy(backbone(x))).all()
     with raises(
-        "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with `num_merged_tokens=0`. "
+        "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with "
+        "`num_merged_tokens=0`. "
         "Received: num_merged_tokens=2"
     ):
         backbone.pyramid_outputs["P1"]
@@ -111,7 +134,9 @@ def test_a_classifier_that_merges_trains_and_saves(rng, tmp_path):
     before = [numpy(weight).copy() for weight in classifier.trainable_weights]
     assert np.isfinite(classifier.train_on_batch(x, y))
     # The last block's patch tokens are nobody's: all else has a gradient.
-    assert all((numpy(weight) != old).any() for weight, old in zip(classifier.trainable_weights, before))
+    assert all(
+        (numpy(weight) != old).any() for weight, old in zip(classifier.trainable_weights, before)
+    )
     classifier.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.backbone.num_merged_tokens == 2
@@ -123,14 +148,19 @@ def test_a_classifier_that_merges_trains_and_saves(rng, tmp_path):
 def test_errors():
     with raises("`num_merged_tokens` must be a positive integer. Received: num_merged_tokens=0"):
         TokenMerging(0)
-    with raises("`num_prefix_tokens` must be 0 or a positive integer. Received: num_prefix_tokens=-1"):
+    with raises(
+        "`num_prefix_tokens` must be 0 or a positive integer. Received: num_prefix_tokens=-1"
+    ):
         TokenMerging(1, num_prefix_tokens=-1)
     with raises("`num_merged_tokens` must be a positive integer. Received: num_merged_tokens=0"):
         MergingTransformerBlock(2, 12, num_merged_tokens=0)
-    with raises("`num_merged_tokens` must be 0 or a positive integer. Received: num_merged_tokens=-1"):
+    with raises(
+        "`num_merged_tokens` must be 0 or a positive integer. Received: num_merged_tokens=-1"
+    ):
         tiny_backbone(num_merged_tokens=-1)
     with raises(
-        "`TokenMerging` must know the number of tokens: give the images a fixed size. Received: input shape (None, None, 8)"
+        "`TokenMerging` must know the number of tokens: give the images a fixed size. Received: "
+        "input shape (None, None, 8)"
     ):
         TokenMerging(1)(keras.Input((None, 8)))
     with raises(
@@ -140,7 +170,9 @@ def test_errors():
         tiny_classifier({"num_merged_tokens": 1}, pooling="mean", use_distillation_head=False)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="test_export_model.py has TensorFlow's")
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="test_export_model.py has TensorFlow's"
+)
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")  # Keras calls it
 def test_exported_from_pytorch(rng, tmp_path):
     openvino = pytest.importorskip("openvino")
@@ -148,5 +180,7 @@ def test_exported_from_pytorch(rng, tmp_path):
     x = images(rng)
     expected = numpy(classifier(x))
     classifier.export(str(tmp_path / "merged.xml"), format="openvino", verbose=False)
-    compiled = openvino.Core().compile_model(str(tmp_path / "merged.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(
+        str(tmp_path / "merged.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     np.testing.assert_allclose(compiled(x)[0], expected, rtol=0, atol=1e-5)

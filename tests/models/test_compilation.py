@@ -48,7 +48,8 @@ def test_metrics_are_automatic_only_with_the_loss(rng):
     x, y = raw_images(rng), np.arange(4)
 
     def logs(*args, **kwargs):
-        classifier = tiny_classifier({"num_layers": 1})  # Keras keeps the metrics of an earlier `compile`
+        # Keras keeps the metrics of an earlier `compile`
+        classifier = tiny_classifier({"num_layers": 1})
         classifier.compile(*args, jit_compile=False, **kwargs)
         return set(classifier.evaluate(x, y, verbose=0, return_dict=True))
 
@@ -56,13 +57,16 @@ def test_metrics_are_automatic_only_with_the_loss(rng):
     assert logs("sgd") == {"loss", "accuracy"}
     assert logs("sgd", loss) == {"loss"}
     assert logs("sgd", loss, metrics=["accuracy"]) == {"loss", "accuracy"}
-    assert logs("sgd", loss, None, ["accuracy"]) == {"loss", "accuracy"}  # as positions in `keras.Model.compile`
+    # As positions in `keras.Model.compile`
+    assert logs("sgd", loss, None, ["accuracy"]) == {"loss", "accuracy"}
     assert logs(metrics=None) == {"loss"}
 
 
 @pytest.mark.parametrize(("activation", "num_classes"), [("relu", 5), (None, 1)])
 def test_an_activation_without_a_usual_loss(activation, num_classes):
-    classifier = tiny_classifier({"num_layers": 1}, activation=activation, num_classes=num_classes, labels=None)
+    classifier = tiny_classifier(
+        {"num_layers": 1}, activation=activation, num_classes=num_classes, labels=None
+    )
     with raises(
         '`compile` knows the loss of two classes or more, for logits (`activation=None`), "softmax" and "sigmoid", and of one class with '
         f'"sigmoid". Give `loss=`. Received: activation={activation or "linear"!r}, num_classes={num_classes}'

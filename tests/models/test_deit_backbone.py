@@ -12,7 +12,11 @@ from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
-DEIT3 = {"position_scope": "patches", "layer_scale_init_value": 0.1, "drop_path_schedule": "constant"}
+DEIT3 = {
+    "position_scope": "patches",
+    "layer_scale_init_value": 0.1,
+    "drop_path_schedule": "constant",
+}
 VARIANTS = {"plain": {}, "distilled": {"use_distillation_token": True}, "deit3": DEIT3}
 
 
@@ -31,13 +35,25 @@ def test_agrees_with_the_witness_at_every_depth(backbone, rng):
             "attention_scores": backbone.attention_scores,
         },
     )
-    expected = witness.backbone(x.astype("float64"), witness.weights_of(backbone), backbone.get_config())
+    expected = witness.backbone(
+        x.astype("float64"), witness.weights_of(backbone), backbone.get_config()
+    )
     found = model(x)
     for block in ("block_0", "block_1", "block_2"):
-        np.testing.assert_allclose(numpy(found["block_outputs"][block]), expected["block_outputs"][block], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            numpy(found["block_outputs"][block]),
+            expected["block_outputs"][block],
+            rtol=1e-5,
+            atol=1e-5,
+        )
         scores = numpy(found["attention_scores"][block])
         np.testing.assert_allclose(scores, expected["attention_scores"][block], atol=1e-5)
-        assert scores.shape == (4, 2, backbone.num_prefix_tokens + 12, backbone.num_prefix_tokens + 12)
+        assert scores.shape == (
+            4,
+            2,
+            backbone.num_prefix_tokens + 12,
+            backbone.num_prefix_tokens + 12,
+        )
     np.testing.assert_allclose(numpy(found["output"]), expected["output"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(found["output"]))
 
@@ -51,7 +67,9 @@ def test_pyramid_is_the_patch_tokens_in_their_places(backbone, rng):
     np.testing.assert_array_equal(numpy(pyramid["P2"]), tokens.reshape(4, 3, 4, 8))
 
 
-@pytest.mark.parametrize(("patch_size", "level"), [(16, "P4"), (14, "P4"), (8, "P3"), (4, "P2"), (32, "P5")])
+@pytest.mark.parametrize(
+    ("patch_size", "level"), [(16, "P4"), (14, "P4"), (8, "P3"), (4, "P2"), (32, "P5")]
+)
 def test_pyramid_level_is_the_power_of_two_nearest_to_the_patch(patch_size, level):
     backbone = DeiTBackbone((2 * patch_size, patch_size, 3), patch_size, 1, 1, 4, 4)
     assert list(backbone.pyramid_outputs) == [level]
@@ -94,7 +112,9 @@ def test_paths_of_variables_are_the_names_of_attributes():
     assert paths[-1] == "final_norm/beta"
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [("linear", [0.0, 0.15, 0.3]), ("constant", [0.3, 0.3, 0.3])])
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("linear", [0.0, 0.15, 0.3]), ("constant", [0.3, 0.3, 0.3])]
+)
 def test_drop_path_schedule(schedule, expected):
     backbone = tiny_backbone(drop_path_rate=0.3, drop_path_schedule=schedule)
     assert [block.drop_path_rate for block in backbone.blocks] == pytest.approx(expected)
@@ -132,13 +152,18 @@ def calls_in(model, layer):
 
 @pytest.mark.parametrize("merged", [0, 2])
 def test_each_block_is_called_once(merged):
-    for model in (tiny_backbone(num_merged_tokens=merged), tiny_classifier({"num_merged_tokens": merged})):
+    for model in (
+        tiny_backbone(num_merged_tokens=merged),
+        tiny_classifier({"num_merged_tokens": merged}),
+    ):
         assert [calls_in(model, f"block_{index}") for index in range(3)] == [1, 1, 1]
         assert calls_in(model, "final_norm") == 1
 
 
 def test_summary_has_what_the_model_computes(capsys):
-    """The scores' path used to come first: `get_layer(...).output` was a list, and `summary` had the shapes of other calls."""
+    """The scores' path used to come first: `get_layer(...).output` was a list, and `summary` had
+    the shapes of other calls.
+    """
     backbone = tiny_backbone()
     output = backbone.get_layer("block_2").output
     assert output is backbone.block_outputs["block_2"]
@@ -157,7 +182,10 @@ def test_scores_of_a_loaded_and_of_a_cloned_backbone(rng, tmp_path):
     attention = keras.Model(backbone.input, backbone.attention_scores)
     attention.save(tmp_path / "attention.keras")
     backbone.save(tmp_path / "backbone.keras")
-    loaded, clone = keras.saving.load_model(tmp_path / "backbone.keras"), keras.models.clone_model(backbone)
+    loaded, clone = (
+        keras.saving.load_model(tmp_path / "backbone.keras"),
+        keras.models.clone_model(backbone),
+    )
     clone.set_weights(backbone.get_weights())  # a functional model, no `DeiTBackbone`
     expected = attention(x)
     for found in (
@@ -184,7 +212,9 @@ def test_compiles_under_xla(rng):
         import torch
 
         compiled = torch.compile(backbone, backend="eager", fullgraph=False)
-    np.testing.assert_allclose(numpy(compiled(keras.ops.convert_to_tensor(x))), numpy(backbone(x)), atol=1e-5)
+    np.testing.assert_allclose(
+        numpy(compiled(keras.ops.convert_to_tensor(x))), numpy(backbone(x)), atol=1e-5
+    )
 
 
 def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
@@ -203,23 +233,32 @@ def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
 
 def test_errors():
     with raises(
-        "`patch_size` must divide the image: height 13 is not a multiple of 4. Use 12 or 16, or resize first. "
+        "`patch_size` must divide the image: height 13 is not a multiple of 4. Use 12 or 16, or "
+        "resize first. "
         "Received: input shape (None, 13, 32, 3), data_format='channels_last', patch_size=(4, 8)"
     ):
         tiny_backbone(image_shape=(13, 32, 3))
     with raises(
-        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: num_heads=3, hidden_dim=8"
+        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: "
+        "num_heads=3, hidden_dim=8"
     ):
         tiny_backbone(num_heads=3)
     with raises(
-        "`image_shape` must be (height, width, channels) for data_format='channels_last'. Received: image_shape=(12, 32)"
+        "`image_shape` must be (height, width, channels) for data_format='channels_last'. "
+        "Received: image_shape=(12, 32)"
     ):
         tiny_backbone(image_shape=(12, 32))
-    with raises("`drop_path_schedule` must be one of 'linear', 'constant'. Received: drop_path_schedule='cosine'"):
+    with raises(
+        "`drop_path_schedule` must be one of 'linear', 'constant'. Received: "
+        "drop_path_schedule='cosine'"
+    ):
         tiny_backbone(drop_path_schedule="cosine")
     with raises("`num_layers` must be a positive integer. Received: num_layers=0"):
         tiny_backbone(num_layers=0)
-    with raises("`drop_path_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: drop_path_rate=1.0"):
+    with raises(
+        "`drop_path_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: "
+        "drop_path_rate=1.0"
+    ):
         tiny_backbone(drop_path_rate=1.0)
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):
         tiny_backbone(depth=3)

@@ -47,7 +47,9 @@ def cross_entropy(logits, labels):
 
 
 def kl_div_of_official_code(student, teacher, temperature):
-    """losses.py of facebookresearch/deit: both as log-probabilities, summed, times T * T, by the number of elements."""
+    """losses.py of facebookresearch/deit: both as log-probabilities, summed, times T * T, by the
+    number of elements.
+    """
     log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
     return (np.exp(log_p) * (log_p - log_q)).sum() * temperature**2 / student.size
 
@@ -56,10 +58,16 @@ def kl_div_of_official_code(student, teacher, temperature):
 def test_losses_are_the_formulas(temperature, rng):
     student, teacher = (rng.normal(size=(6, 5)).astype("float32") for _ in range(2))
     hard = HardDistillationLoss()(teacher, student)
-    np.testing.assert_allclose(numpy(hard), cross_entropy(student, teacher.argmax(-1)).mean(), atol=1e-6)
+    np.testing.assert_allclose(
+        numpy(hard), cross_entropy(student, teacher.argmax(-1)).mean(), atol=1e-6
+    )
     official = kl_div_of_official_code(student, teacher, temperature)
-    np.testing.assert_allclose(numpy(SoftDistillationLoss(temperature, "mean")(teacher, student)), official, atol=1e-6)
-    np.testing.assert_allclose(numpy(SoftDistillationLoss(temperature)(teacher, student)), official * 5, rtol=1e-6)
+    np.testing.assert_allclose(
+        numpy(SoftDistillationLoss(temperature, "mean")(teacher, student)), official, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        numpy(SoftDistillationLoss(temperature)(teacher, student)), official * 5, rtol=1e-6
+    )
 
 
 def test_losses_stand_large_logits_of_half_precision():
@@ -74,30 +82,46 @@ def test_losses_stand_large_logits_of_half_precision():
 @pytest.mark.parametrize("distillation_type", ["hard", "soft"])
 def test_a_step_reports_both_losses_and_moves_by_their_sum(distillation_type, rng):
     student, teacher = tiny_student(rng), tiny_teacher(rng)
-    x, y, weights = images(rng), np.asarray([0, 4, 2, 1]), np.asarray([1.0, 0.5, 2.0, 0.0], "float32")
-    logits = {name: numpy(value) for name, value in keras.Model(student.input, student.token_logits)(x).items()}
+    x, y, weights = (
+        images(rng),
+        np.asarray([0, 4, 2, 1]),
+        np.asarray([1.0, 0.5, 2.0, 0.0], "float32"),
+    )
+    logits = {
+        name: numpy(value)
+        for name, value in keras.Model(student.input, student.token_logits)(x).items()
+    }
     taught = numpy(teacher(x, training=False))
     distiller = DeiTDistiller(student, teacher, distillation_type, alpha=0.3, temperature=2.0)
-    distiller.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY, metrics=["accuracy"], jit_compile=JIT)
+    distiller.compile(
+        keras.optimizers.SGD(0.0), CROSS_ENTROPY, metrics=["accuracy"], jit_compile=JIT
+    )
     logs = distiller.fit(x, y, sample_weight=weights, batch_size=4, verbose=0).history
     class_loss = (weights * cross_entropy(logits["class"], y)).mean()
     if distillation_type == "hard":
-        distillation_loss = (weights * cross_entropy(logits["distillation"], taught.argmax(-1))).mean()
+        distillation_loss = (
+            weights * cross_entropy(logits["distillation"], taught.argmax(-1))
+        ).mean()
     else:
         of_each = [
-            kl_div_of_official_code(logits["distillation"][i : i + 1], taught[i : i + 1], 2.0) * 5 for i in range(len(x))
+            kl_div_of_official_code(logits["distillation"][i : i + 1], taught[i : i + 1], 2.0) * 5
+            for i in range(len(x))
         ]
         distillation_loss = (weights * of_each).mean()
     np.testing.assert_allclose(logs["class_loss"][0], class_loss, rtol=1e-5)
     np.testing.assert_allclose(logs["distillation_loss"][0], distillation_loss, rtol=1e-5)
-    np.testing.assert_allclose(logs["loss"][0], 0.7 * class_loss + 0.3 * distillation_loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        logs["loss"][0], 0.7 * class_loss + 0.3 * distillation_loss, rtol=1e-5
+    )
 
 
 def test_evaluate_is_of_the_mean_of_the_heads_and_asks_no_teacher(rng):
     student = tiny_student(rng)
     x, y = images(rng, batch=6), np.asarray([0, 4, 2, 1, 3, 3])
     distiller = DeiTDistiller(student, None)
-    distiller.compile("sgd", metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")])
+    distiller.compile(
+        "sgd", metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")]
+    )
     logs = distiller.evaluate(x, y, verbose=0, return_dict=True)
     logits = numpy(student(x))
     assert sorted(logs) == ["accuracy", "loss", "top2"]
@@ -113,7 +137,10 @@ def test_logits_computed_before_teach_as_the_teacher_does(rng):
     x, y = images(rng, batch=6), np.asarray([0, 4, 2, 1, 3, 3])
     start = tiny_student(rng).get_weights()
     trained = []
-    for given, data in ((teacher, x), (None, {"images": x, "teacher_logits": numpy(teacher(x, training=False))})):
+    for given, data in (
+        (teacher, x),
+        (None, {"images": x, "teacher_logits": numpy(teacher(x, training=False))}),
+    ):
         student = tiny_student()
         student.set_weights(start)
         distiller = DeiTDistiller(student, given, "soft")
@@ -126,7 +153,9 @@ def test_logits_computed_before_teach_as_the_teacher_does(rng):
 
 
 def test_a_teacher_may_give_probabilities(rng):
-    """As all of `keras.applications` do. Taken as logits, the best and the worst class would differ by one at most."""
+    """As all of `keras.applications` do. Taken as logits, the best and the worst class would differ
+    by one at most.
+    """
     student, teacher = tiny_student(rng), tiny_teacher(rng)
     x, y = images(rng), np.asarray([0, 4, 2, 1])
     with_softmax = keras.Sequential([keras.Input((12, 32, 3)), teacher, keras.layers.Softmax()])
@@ -140,12 +169,13 @@ def test_a_teacher_may_give_probabilities(rng):
 
     expected = distillation_loss(teacher, x)
     assert distillation_loss(with_softmax, x) == pytest.approx(expected, rel=1e-4)
-    assert distillation_loss(lambda images: keras.ops.softmax(teacher(images, training=False)), x) == pytest.approx(
-        expected, rel=1e-4
-    )
+    assert distillation_loss(
+        lambda images: keras.ops.softmax(teacher(images, training=False)), x
+    ) == pytest.approx(expected, rel=1e-4)
     computed_before = {"images": x, "teacher_logits": probabilities.astype("float16")}
     assert distillation_loss(None, computed_before) == pytest.approx(expected, rel=1e-2)
-    # The logarithm of zero is as small as float32 has it: the Kullback-Leibler divergence is that of a one-hot distribution.
+    # The logarithm of zero is as small as float32 has it: the Kullback-Leibler divergence is that
+    # of a one-hot distribution.
     certain = distillation_loss(None, {"images": x, "teacher_logits": one_hot})
     logits = numpy(keras.Model(student.input, student.token_logits)(x)["distillation"])
     assert certain == pytest.approx(4 * cross_entropy(logits / 2, y).mean(), rel=1e-4)
@@ -188,11 +218,15 @@ def test_raw_images_are_converted_for_each(kind, rng):
         DeiTImageClassifier(
             tiny_backbone(image_shape=(24, 16, 3), num_layers=1),
             5,
-            preprocessor=DeiTImageConverter((24, 16), mean=0.5, std=0.5, data_format="channels_last"),
+            preprocessor=DeiTImageConverter(
+                (24, 16), mean=0.5, std=0.5, data_format="channels_last"
+            ),
         ),
         rng,
     )
-    student = tiny_student(rng, preprocessor=DeiTImageConverter((12, 32), data_format="channels_last"))
+    student = tiny_student(
+        rng, preprocessor=DeiTImageConverter((12, 32), data_format="channels_last")
+    )
     x, y = raw_images(rng), np.asarray([0, 4, 2, 1])
     logits = keras.Model(student.input, student.token_logits)(student.preprocessor(x))
     taught = teacher.predict(x, verbose=0).argmax(-1)
@@ -216,7 +250,9 @@ def test_raw_images_are_converted_for_each(kind, rng):
     expected = cross_entropy(numpy(logits["distillation"]), taught).mean()
     np.testing.assert_allclose(logs["distillation_loss"][0], expected, rtol=1e-4)
     expected = (student.predict(x, verbose=0).argmax(-1) == y).mean()
-    np.testing.assert_allclose(distiller.evaluate(**data, verbose=0, return_dict=True)["accuracy"], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        distiller.evaluate(**data, verbose=0, return_dict=True)["accuracy"], expected, atol=1e-6
+    )
 
 
 def test_raw_images_with_logits_are_split_for_validation(rng):
@@ -224,7 +260,9 @@ def test_raw_images_with_logits_are_split_for_validation(rng):
     x = {"images": raw_images(rng, 8), "teacher_logits": rng.normal(size=(8, 5)).astype("float32")}
     distiller = DeiTDistiller(student, None)
     distiller.compile("sgd", jit_compile=JIT)
-    logs = distiller.fit(x, np.arange(8) % 5, validation_split=0.25, batch_size=3, verbose=0).history
+    logs = distiller.fit(
+        x, np.arange(8) % 5, validation_split=0.25, batch_size=3, verbose=0
+    ).history
     assert sorted(logs) == ["class_loss", "distillation_loss", "loss", "val_loss"]
     expected = distiller.evaluate(x["images"][6:], np.asarray([1, 2]), verbose=0)
     np.testing.assert_allclose(logs["val_loss"][0], expected, rtol=1e-5)
@@ -257,18 +295,28 @@ def test_a_teacher_of_a_class_of_its_own_and_a_dataset_without_labels(rng):
     teacher(images(rng))
     distiller = DeiTDistiller(tiny_student(), teacher)
     distiller.compile("sgd", jit_compile=JIT)
-    assert np.isfinite(distiller.fit(images(rng), np.zeros(4, int), verbose=0).history["distillation_loss"]).all()
+    assert np.isfinite(
+        distiller.fit(images(rng), np.zeros(4, int), verbose=0).history["distillation_loss"]
+    ).all()
     tf = pytest.importorskip("tensorflow")
     with pytest.raises(ValueError, match="There are no labels to learn from"):
-        distiller.fit(tf.data.Dataset.from_tensor_slices(images(rng)).batch(2), shuffle=False, verbose=0)
+        distiller.fit(
+            tf.data.Dataset.from_tensor_slices(images(rng)).batch(2), shuffle=False, verbose=0
+        )
 
 
 def test_class_weights_and_mixed_labels(rng):
     distiller = DeiTDistiller(tiny_student(rng), tiny_teacher(rng))
     distiller.compile("sgd", jit_compile=JIT)
-    logs = distiller.fit(images(rng), np.asarray([0, 1, 1, 0]), class_weight={0: 0.0, 1: 0.0}, verbose=0).history
+    logs = distiller.fit(
+        images(rng), np.asarray([0, 1, 1, 0]), class_weight={0: 0.0, 1: 0.0}, verbose=0
+    ).history
     assert logs["loss"] == [0.0]
-    distiller.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1), jit_compile=JIT)
+    distiller.compile(
+        "sgd",
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+        jit_compile=JIT,
+    )
     mixed = rng.dirichlet(np.ones(5), size=4).astype("float32")
     assert np.isfinite(distiller.fit(images(rng), mixed, verbose=0).history["loss"]).all()
 
@@ -277,7 +325,9 @@ def test_class_weights_and_mixed_labels(rng):
 def test_trains_compiled(rng):
     distiller = DeiTDistiller(tiny_student(rng), tiny_teacher(rng), "soft")
     distiller.compile("adamw", jit_compile=True)
-    first, *_, last = distiller.fit(images(rng), np.asarray([0, 1, 2, 0]), epochs=5, verbose=0).history["loss"]
+    first, *_, last = distiller.fit(
+        images(rng), np.asarray([0, 1, 2, 0]), epochs=5, verbose=0
+    ).history["loss"]
     assert last < first
 
 
@@ -286,7 +336,9 @@ def test_saves_and_loads(save_teacher, rng, tmp_path):
     student, teacher = tiny_student(rng), tiny_teacher(rng)
     x, y = images(rng), np.asarray([0, 1, 2, 0])
     distiller = DeiTDistiller(student, teacher, "soft", 0.2, 3.0, "mean", save_teacher)
-    distiller.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"], jit_compile=JIT)
+    distiller.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"], jit_compile=JIT
+    )
     distiller.fit(x, y, verbose=0)
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras.saving.load_model(tmp_path / "distiller.keras")
@@ -313,7 +365,13 @@ def test_files_of_weights_leave_the_teacher_out(rng, tmp_path):
     """BackupAndRestore and ModelCheckpoint write one each epoch."""
     import h5py
 
-    teacher = keras.Sequential([keras.Input((12, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(5, name="of_the_teacher")])
+    teacher = keras.Sequential(
+        [
+            keras.Input((12, 32, 3)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(5, name="of_the_teacher"),
+        ]
+    )
     DeiTDistiller(tiny_student(), teacher).save_weights(tmp_path / "a.weights.h5")
     names = []
     with h5py.File(tmp_path / "a.weights.h5") as file:
@@ -327,14 +385,20 @@ def test_wrong_arguments_are_refused(rng):
     with raises("`student` must be a `DeiTImageClassifier`. Received: student=None"):
         DeiTDistiller(None, teacher)
     with raises(
-        "`student` must have a distillation head, which learns from the teacher. Use a backbone with "
-        "`use_distillation_token=True`, or `DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. "
+        "`student` must have a distillation head, which learns from the teacher. Use a backbone "
+        "with "
+        "`use_distillation_token=True`, or `DeiTImageClassifier.from_preset(name, "
+        "use_distillation_token=True)`. "
         "Received: a student with one head"
     ):
         DeiTDistiller(tiny_student(use_distillation_head=False), teacher)
-    with raises("`student` must give logits: use `activation=None`. Received: activation='softmax'"):
+    with raises(
+        "`student` must give logits: use `activation=None`. Received: activation='softmax'"
+    ):
         DeiTDistiller(tiny_student(activation="softmax"), teacher)
-    with raises("`distillation_type` must be one of 'hard', 'soft'. Received: distillation_type='warm'"):
+    with raises(
+        "`distillation_type` must be one of 'hard', 'soft'. Received: distillation_type='warm'"
+    ):
         DeiTDistiller(student, teacher, "warm")
     with raises("`alpha` must be a share in [0, 1]. Received: alpha=1.5"):
         DeiTDistiller(student, teacher, alpha=1.5)
@@ -342,26 +406,35 @@ def test_wrong_arguments_are_refused(rng):
         DeiTDistiller(student, teacher, temperature=0)
     with raises("`kl_reduction` must be one of 'batchmean', 'mean'. Received: kl_reduction='sum'"):
         DeiTDistiller(student, teacher, kl_reduction="sum")
-    with raises("`teacher` must be a Keras model or a callable of images. Received: teacher='resnet'"):
+    with raises(
+        "`teacher` must be a Keras model or a callable of images. Received: teacher='resnet'"
+    ):
         DeiTDistiller(student, "resnet")
-    with raises("`teacher` must be built, as a trained one is: call it on a batch of images first."):
+    with raises(
+        "`teacher` must be built, as a trained one is: call it on a batch of images first."
+    ):
         DeiTDistiller(student, keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(5)]))
     with raises(
-        "With `save_teacher=True` the teacher must be a Keras model, which can be saved. Received: teacher=<built-in function max>"
+        "With `save_teacher=True` the teacher must be a Keras model, which can be saved. Received: "
+        "teacher=<built-in function max>"
     ):
         DeiTDistiller(student, max, save_teacher=True)
     with raises(
-        "The teacher has a preprocessor and the student has none, so that no images suit both. Give the student one, and both "
-        "take raw images; or give the teacher `preprocessor=None`, and both take the same converted images."
+        "The teacher has a preprocessor and the student has none, so that no images suit both. "
+        "Give the student one, and both "
+        "take raw images; or give the teacher `preprocessor=None`, and both take the same "
+        "converted images."
     ):
         DeiTDistiller(student, any_tiny_classifier())
     with raises(
-        "The teacher must give logits of shape (batch, 5), as many classes as the student has. Received: shape (None, 7)"
+        "The teacher must give logits of shape (batch, 5), as many classes as the student has. "
+        "Received: shape (None, 7)"
     ):
         DeiTDistiller(student, tiny_teacher(rng, classes=7))
     distiller = DeiTDistiller(student, teacher)
     with raises(
-        "`loss` must take logits, such as `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
+        "`loss` must take logits, such as "
+        "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
         "Received: loss='sparse_categorical_crossentropy'"
     ):
         distiller.compile("sgd", "sparse_categorical_crossentropy")
@@ -382,8 +455,14 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(rng):
         with pytest.raises(ValueError, match=message):
             distiller.fit(x, y, verbose=0)
 
-    fit("Labels must be whole numbers from 0 to 4, .* Received: labels from 0 to 5", y=np.asarray([0, 5, 2, 0]))
-    fit("Labels must be whole numbers from 0 to 4, .* Received: labels from -1 to 2", y=np.asarray([0, -1, 2, 0]))
+    fit(
+        "Labels must be whole numbers from 0 to 4, .* Received: labels from 0 to 5",
+        y=np.asarray([0, 5, 2, 0]),
+    )
+    fit(
+        "Labels must be whole numbers from 0 to 4, .* Received: labels from -1 to 2",
+        y=np.asarray([0, -1, 2, 0]),
+    )
     fit(
         "Images and teacher logits must be finite. Received: 1 values that are NaN or infinite",
         x=np.where(np.arange(x.size) == 7, np.nan, x.ravel()).reshape(x.shape),
@@ -399,5 +478,9 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(rng):
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
     )
     fit("There are no labels to learn from or to compare with: give `y`", y=None)
-    fit("Inputs are images, or a dictionary of \"images\" and one of 'teacher_images', 'teacher_logits'", x={"image": x})
+    fit(
+        "Inputs are images, or a dictionary of \"images\" and one of 'teacher_images', "
+        "'teacher_logits'",
+        x={"image": x},
+    )
     same_arrays(before, student.weights)

@@ -19,7 +19,8 @@ def tiny_classifier(backbone_overrides=None, **overrides):
     return any_tiny_classifier({"num_layers": 1, **(backbone_overrides or {})}, **overrides)
 
 
-# Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack does.
+# Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack
+# does.
 LOSS = {
     "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     "metrics": ["accuracy"],
@@ -54,15 +55,21 @@ def test_plain_classifier_reads_the_class_token_or_the_mean_of_the_patches(pooli
 
 def test_activation_is_applied_to_the_logits(rng):
     classifier = randomize(tiny_classifier(activation="softmax"), rng)
-    logits = keras.Model(classifier.input, classifier.token_logits)(images(rng := np.random.default_rng(3)))
+    logits = keras.Model(classifier.input, classifier.token_logits)(
+        images(rng := np.random.default_rng(3))
+    )
     mean = (numpy(logits["class"]) + numpy(logits["distillation"])) / 2
-    np.testing.assert_allclose(numpy(classifier(images(np.random.default_rng(3)))), witness.softmax(mean), atol=1e-5)
+    np.testing.assert_allclose(
+        numpy(classifier(images(np.random.default_rng(3)))), witness.softmax(mean), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("distilled", [True, False])
 def test_head_dropout_acts_in_training_alone(distilled, rng):
     """KerasHub's DeiT builds this layer and never calls it."""
-    classifier = randomize(tiny_classifier({"use_distillation_token": distilled}, dropout_rate=0.5), rng)
+    classifier = randomize(
+        tiny_classifier({"use_distillation_token": distilled}, dropout_rate=0.5), rng
+    )
     x = images(rng)
     np.testing.assert_array_equal(numpy(classifier(x)), numpy(classifier(x, training=False)))
     assert not np.allclose(numpy(classifier(x)), numpy(classifier(x, training=True)))
@@ -89,14 +96,18 @@ def test_saved_model_keeps_preprocessor_labels_and_bits(rng, tmp_path):
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
 def test_a_training_step_is_finite_and_compiled(policy, rng):
-    classifier = tiny_classifier({"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4})
+    classifier = tiny_classifier(
+        {"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4}
+    )
     # A warning that compilation fell back would be an error: setup.cfg.
     classifier.compile("sgd", **{**LOSS, "jit_compile": BACKEND != "torch"})
     loss, _ = classifier.train_on_batch(raw_images(rng, 8), rng.integers(0, 5, 8))
     assert np.isfinite(loss)
 
 
-quantizing = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+quantizing = pytest.mark.filterwarnings(
+    "ignore:Layer .* does not have a `quantize` method:UserWarning"
+)
 
 
 @quantizing
@@ -109,7 +120,8 @@ def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
     assert not np.array_equal(quantized, before)
     np.testing.assert_allclose(quantized, before, atol=0.15 * abs(before).max())
     assert str(classifier.backbone.blocks[0].attention.qkv.kernel.dtype) == "int8"
-    # What was loaded saves as well: sub-layers must not keep the map of policies that their config came with.
+    # What was loaded saves as well: sub-layers must not keep the map of policies that their config
+    # came with.
     for turn in range(2):
         classifier.save(tmp_path / f"{turn}.keras")
         classifier = keras.saving.load_model(tmp_path / f"{turn}.keras")
@@ -121,7 +133,9 @@ def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
 
 @quantizing
 def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
-    """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never called before."""
+    """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never
+    called before.
+    """
     for preprocessor in (DeiTImageConverter((12, 32)), keras.layers.Rescaling(1 / 255)):
         tiny_classifier(preprocessor=preprocessor).save_to_preset(tmp_path / "preset")
         classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
@@ -139,7 +153,10 @@ def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     assert fresh.backbone.blocks[0].mlp.projection.quantization_mode == "int8"
     assert len(fresh.head.trainable_variables) == 4
     random = DeiTImageClassifier.from_preset(tmp_path / "int8", load_weights=False)
-    assert all(layer.quantization_mode is None for layer in random.backbone.layers + [random.head.class_head])
+    assert all(
+        layer.quantization_mode is None
+        for layer in random.backbone.layers + [random.head.class_head]
+    )
     assert random.backbone.blocks[0].mlp.projection.quantization_mode is None
 
 
@@ -171,13 +188,19 @@ def test_lora_on_the_fused_qkv_trains_saves_and_loads(rng, tmp_path):
     classifier.compile(keras.optimizers.SGD(0.1), **LOSS)
     before = classifier.predict(x, verbose=0)
     classifier.fit(x, y, verbose=0)
-    np.testing.assert_array_equal(numpy(classifier.backbone.blocks[0].attention.qkv._kernel), kernel)
+    np.testing.assert_array_equal(
+        numpy(classifier.backbone.blocks[0].attention.qkv._kernel), kernel
+    )
     after = classifier.predict(x, verbose=0)
     assert not np.allclose(after, before)
     classifier.save(tmp_path / "lora.keras")
-    np.testing.assert_allclose(keras.saving.load_model(tmp_path / "lora.keras").predict(x, verbose=0), after, atol=1e-5)
+    np.testing.assert_allclose(
+        keras.saving.load_model(tmp_path / "lora.keras").predict(x, verbose=0), after, atol=1e-5
+    )
     classifier.save_to_preset(tmp_path / "lora")
-    np.testing.assert_allclose(DeiTImageClassifier.from_preset(tmp_path / "lora").predict(x, verbose=0), after, atol=1e-5)
+    np.testing.assert_allclose(
+        DeiTImageClassifier.from_preset(tmp_path / "lora").predict(x, verbose=0), after, atol=1e-5
+    )
 
 
 def test_decode_predictions():
@@ -188,12 +211,15 @@ def test_decode_predictions():
     assert first[0][1] == pytest.approx(witness.softmax(logits)[0, 4])
     assert [label for label, _ in second] == ["ant", "cat"]
     assert len(classifier.decode_predictions(logits, top=9)[0]) == 5
-    [[(label, score)]] = tiny_classifier(activation="softmax").decode_predictions([[0.1, 0.2, 0.3, 0.4, 0.0]], top=1)
+    [[(label, score)]] = tiny_classifier(activation="softmax").decode_predictions(
+        [[0.1, 0.2, 0.3, 0.4, 0.0]], top=1
+    )
     assert (label, score) == ("dog", pytest.approx(0.4))
 
 
 NO_HEAD = (
-    "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, 0]` is the class token, or give the "
+    "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, "
+    "0]` is the class token, or give the "
     "number of classes. Received: num_classes=0"
 )
 
@@ -229,23 +255,33 @@ def test_errors():
     ):
         tiny_classifier(pooling="mean")
     with raises(
-        "The distillation head reads the distillation token, which the backbone lacks. Use a backbone with "
+        "The distillation head reads the distillation token, which the backbone lacks. Use a "
+        "backbone with "
         "`use_distillation_token=True`. Received: use_distillation_head=True"
     ):
         tiny_classifier({"use_distillation_token": False}, use_distillation_head=True)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
         tiny_classifier(labels=["ant", "bee"])
-    with raises("`labels` must be a sequence of strings, one for each class. Received: labels='abcde'"):
+    with raises(
+        "`labels` must be a sequence of strings, one for each class. Received: labels='abcde'"
+    ):
         tiny_classifier(labels="abcde")
-    with raises("`dropout_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: dropout_rate=-0.1"):
+    with raises(
+        "`dropout_rate` must be a probability in [0, 1); use 0.0 to switch it off. Received: "
+        "dropout_rate=-0.1"
+    ):
         tiny_classifier(dropout_rate=-0.1)
     with raises("`backbone` must be a `DeiTBackbone`. Received: backbone='deit'"):
         DeiTImageClassifier("deit", 5)
     with raises(
-        "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. Received: preprocessor='resize'"
+        "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. Received: "
+        "preprocessor='resize'"
     ):
         tiny_classifier(preprocessor="resize")
-    with raises("The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or `from_preset`."):
+    with raises(
+        "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or "
+        "`from_preset`."
+    ):
         tiny_classifier(labels=None).decode_predictions(np.zeros((1, 5)))
     with raises("`logits` must be what `predict` returns, (batch, 5). Received: shape (1, 4)"):
         tiny_classifier().decode_predictions(np.zeros((1, 4)))
@@ -264,7 +300,9 @@ def test_a_backbone_serves_two_classifiers(rng):
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])
 def test_one_head_on_a_distilled_backbone(pooling, rng, tmp_path):
-    """As transformers' DeiTForImageClassification: the class token is read, or the patches, and never the distillation token."""
+    """As transformers' DeiTForImageClassification: the class token is read, or the patches, and
+    never the distillation token.
+    """
     classifier = randomize(tiny_classifier(use_distillation_head=False, pooling=pooling), rng)
     assert list(classifier.token_logits) == ["class"]
     x = images(rng)
@@ -273,4 +311,6 @@ def test_one_head_on_a_distilled_backbone(pooling, rng, tmp_path):
     expected = pooled @ numpy(classifier.head.kernel) + numpy(classifier.head.bias)
     np.testing.assert_allclose(numpy(classifier(x)), expected, atol=1e-4)
     classifier.save_to_preset(tmp_path / "preset")
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(tmp_path / "preset")(x)), numpy(classifier(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset(tmp_path / "preset")(x)), numpy(classifier(x))
+    )

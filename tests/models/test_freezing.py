@@ -29,12 +29,18 @@ FROZEN = {
     "all": freeze(""),
     "backbone": freeze("backbone"),
     "one block": freeze("backbone.blocks.0"),
-    "parts of blocks": freeze("backbone.blocks.0.attention.qkv", "backbone.blocks.2.mlp", "backbone.final_norm"),
+    "parts of blocks": freeze(
+        "backbone.blocks.0.attention.qkv", "backbone.blocks.2.mlp", "backbone.final_norm"
+    ),
     "embeddings": freeze("backbone.patch_embedding", "backbone.token_position_embedding"),
     "head": freeze("head"),
     "half of the head": freeze("head.class_head"),
-    "backbone but one block": lambda model: freeze("backbone.blocks.1", value=True)(freeze("backbone")(model)),
-    "all but the last block's MLP": lambda model: freeze("backbone.blocks.2.mlp", value=True)(freeze("")(model)),
+    "backbone but one block": lambda model: freeze("backbone.blocks.1", value=True)(
+        freeze("backbone")(model)
+    ),
+    "all but the last block's MLP": lambda model: freeze("backbone.blocks.2.mlp", value=True)(
+        freeze("")(model)
+    ),
     "all but the head": lambda model: freeze("head", value=True)(freeze("")(model)),
 }
 
@@ -45,7 +51,9 @@ def frozen(request):
 
 
 def trains(model):
-    """{path of a layer: whether it trains}, {path of a variable: whether it trains}, wherever the model stands."""
+    """{path of a layer: whether it trains}, {path of a variable: whether it trains}, wherever the
+    model stands.
+    """
     layers = [model] + model._flatten_layers(include_self=False)
     layers = [layer for layer in layers if layer.weights]
     return [layer.trainable for layer in layers], [
@@ -87,7 +95,9 @@ def test_a_users_model_of_blocks(tmp_path):
     model = keras.Model(inputs, x)
     model.get_layer("second").attention.trainable = False
     names = {variable.path for variable in model.trainable_variables}
-    assert len(names) == 10 and all("second/mlp" in name or "norm" in name or "scale" in name for name in names)
+    assert len(names) == 10 and all(
+        "second/mlp" in name or "norm" in name or "scale" in name for name in names
+    )
     model.save(tmp_path / "model.keras")
     assert trains(keras.saving.load_model(tmp_path / "model.keras")) == trains(model)
 
@@ -120,5 +130,7 @@ def test_overrides_of_a_frozen_preset(tmp_path):
     assert not DeiTBackbone.from_preset(tmp_path / "preset").trainable_variables
     random = DeiTImageClassifier.from_preset(tmp_path / "preset", load_weights=False)
     assert len(random.trainable_variables) == len(tiny_classifier().trainable_variables)
-    random = DeiTImageClassifier.from_preset(tmp_path / "preset", load_weights=False, trainable=False)
+    random = DeiTImageClassifier.from_preset(
+        tmp_path / "preset", load_weights=False, trainable=False
+    )
     assert not random.backbone.trainable_variables

@@ -1,4 +1,6 @@
-"""Every configuration of `quantize` that Keras 3.15 saves comes back with the same bits: in `.keras` files and in presets."""
+"""Every configuration of `quantize` that Keras 3.15 saves comes back with the same bits: in
+`.keras` files and in presets.
+"""
 
 import json
 
@@ -10,7 +12,9 @@ from keras.quantizers import AbsMaxQuantizer, Int4QuantizationConfig, Int8Quanti
 from keras_deit.models import DeiTImageClassifier
 from tests.helpers import images, numpy, randomize, same_arrays, tiny_backbone, tiny_classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Layer .* does not have a `quantize` method:UserWarning"
+)
 
 WEIGHTS_ONLY = Int8QuantizationConfig(activation_quantizer=None)
 # Arguments of each call of `quantize`.
@@ -28,7 +32,13 @@ CASES = {
     "int4": [{"mode": "int4"}],
     "int4, blocks of 4": [{"config": Int4QuantizationConfig(block_size=4)}],
     "int4, a scale for each channel": [{"config": Int4QuantizationConfig(block_size=None)}],
-    "int4, activations": [{"config": Int4QuantizationConfig(block_size=-1, activation_quantizer=AbsMaxQuantizer(axis=-1))}],
+    "int4, activations": [
+        {
+            "config": Int4QuantizationConfig(
+                block_size=-1, activation_quantizer=AbsMaxQuantizer(axis=-1)
+            )
+        }
+    ],
     "float8": [{"mode": "float8"}],
     "one layer": [{"config": WEIGHTS_ONLY, "filters": "intermediate"}],
     "each layer its own": [
@@ -46,7 +56,11 @@ def quantized(model, case):
 
 
 def test_every_mode_of_keras_but_those_for_text_is_here():
-    names = [name.removesuffix("QuantizationConfig") for name in dir(keras.quantizers) if name.endswith("QuantizationConfig")]
+    names = [
+        name.removesuffix("QuantizationConfig")
+        for name in dir(keras.quantizers)
+        if name.endswith("QuantizationConfig")
+    ]
     modes = {call.get("mode") or call["config"].mode for calls in CASES.values() for call in calls}
     assert modes == {name.lower() for name in names if name}
 
@@ -83,7 +97,9 @@ def test_overrides_of_a_quantized_preset(rng, tmp_path):
     classifier = randomize(tiny_classifier({"num_layers": 1}), rng)
     classifier.quantize(config=WEIGHTS_ONLY)
     classifier.save_to_preset(tmp_path / "preset")
-    fresh = DeiTImageClassifier.from_preset(tmp_path / "preset", num_classes=3, image_shape=(24, 32, 3))
+    fresh = DeiTImageClassifier.from_preset(
+        tmp_path / "preset", num_classes=3, image_shape=(24, 32, 3)
+    )
     assert fresh.head.class_head.quantization_config is None
     assert fresh.head.class_head.quantization_mode is None
     kept = fresh.backbone.blocks[0].attention.qkv

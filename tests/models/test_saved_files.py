@@ -1,4 +1,6 @@
-"""Files of earlier versions load and give the numbers that they gave then: tests/saved, one folder for each version."""
+"""Files of earlier versions load and give the numbers that they gave then: tests/saved, one folder
+for each version.
+"""
 
 import json
 import pathlib
@@ -31,15 +33,24 @@ def test_a_classifier_that_merges(load, folder, expected):
     name = "preset" if load == DeiTImageClassifier.from_preset else "classifier.keras"
     classifier = load(folder / name)
     assert classifier.backbone.num_merged_tokens == 2
-    np.testing.assert_allclose(classifier.predict(expected["photos"], verbose=0), expected["logits"], atol=1e-5)
-    scored = keras.Model(classifier.input, classifier.outputs_with_attention_scores)(expected["converted"])
-    np.testing.assert_allclose(numpy(scored["attention_scores"]["block_1"]), expected["scores"], atol=1e-5)
+    np.testing.assert_allclose(
+        classifier.predict(expected["photos"], verbose=0), expected["logits"], atol=1e-5
+    )
+    scored = keras.Model(classifier.input, classifier.outputs_with_attention_scores)(
+        expected["converted"]
+    )
+    np.testing.assert_allclose(
+        numpy(scored["attention_scores"]["block_1"]), expected["scores"], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "expected_error"),
     [
-        (lambda entry: entry.update(sha256="0" * 64), "The weights file was cut short or changed: "),
+        (
+            lambda entry: entry.update(sha256="0" * 64),
+            "The weights file was cut short or changed: ",
+        ),
         (lambda entry: entry["variables"].popitem(), "do not fit the model"),
         (lambda entry: entry.update(variables=[1]), "must be of format 2"),
         (lambda entry: entry.update(variables={"a": 1}), "must be of format 2"),
@@ -59,11 +70,15 @@ def test_saving_over_a_preset_of_version_0_1_leaves_none_of_its_files(folder, tm
     classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
     classifier.save_to_preset(tmp_path / "preset")
     assert not list((tmp_path / "preset").glob("*.h5"))
-    same_arrays(DeiTImageClassifier.from_preset(tmp_path / "preset").get_weights(), classifier.get_weights())
+    same_arrays(
+        DeiTImageClassifier.from_preset(tmp_path / "preset").get_weights(), classifier.get_weights()
+    )
 
 
 def test_a_users_own_model_of_plain_and_merging_blocks(folder, expected):
-    """Version 0.1's `TransformerBlock` merged by itself: its config has become that of a `MergingTransformerBlock`."""
+    """Version 0.1's `TransformerBlock` merged by itself: its config has become that of a
+    `MergingTransformerBlock`.
+    """
     model = keras.saving.load_model(folder / "composed.keras")
     assert type(model.get_layer("plain")) is TransformerBlock
     assert type(model.get_layer("merging")) is MergingTransformerBlock

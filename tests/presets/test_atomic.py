@@ -79,7 +79,8 @@ with atomic_directory({str(target)!r}, replaceable=("a.txt", "b.txt")) as folder
 def test_nothing_of_the_users_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with raises(
-        f"Saving would replace the directory {tmp_path}, which holds files that are not of a preset: thesis.tex. "
+        f"Saving would replace the directory {tmp_path}, which holds files that are not of a "
+        "preset: thesis.tex. "
         "Give another path, or an empty directory."
     ):
         write(tmp_path, "new")

@@ -21,7 +21,9 @@ def test_a_published_directory_loads_back(hub, rng, tmp_path):
     huggingface_hub.HfApi(endpoint=hub.url, token="hf_test").upload_folder(
         folder_path=tmp_path / "insects", repo_id="someone/insects"
     )
-    assert {file for _, file in hub.files} == {file.name for file in (tmp_path / "insects").iterdir()}
+    assert {file for _, file in hub.files} == {
+        file.name for file in (tmp_path / "insects").iterdir()
+    }
     loaded = DeiTImageClassifier.from_preset("hf://someone/insects")
     x = raw_images(rng)
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), classifier.predict(x, verbose=0))
@@ -36,11 +38,15 @@ def test_a_card_of_a_model_of_ones_own_claims_nothing(tmp_path):
     classifier = tiny_classifier()
     classifier.save_to_preset(tmp_path / "insects")
     card = card_of(tmp_path / "insects")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("keras_deit", "image-classification")
+    assert (card.data.library_name, card.data.pipeline_tag) == (
+        "keras_deit",
+        "image-classification",
+    )
     assert card.data.license is None
     assert card.text.lstrip().startswith("# insects\n")
     assert (
-        f"A DeiT image classifier for 5 classes: {classifier.count_params():,} parameters, images of 12 x 32 x 3" in card.text
+        f"A DeiT image classifier for 5 classes: {classifier.count_params():,} parameters, images "
+        "of 12 x 32 x 3" in card.text
     )
     assert 'DeiTImageClassifier.from_preset("hf://owner/insects")' in card.text
     assert "No source is recorded." in card.text
@@ -57,12 +63,17 @@ def test_a_card_of_a_backbone(tmp_path):
 
 def test_a_card_of_published_weights_names_source_licence_and_accuracy():
     backbone = tiny_backbone(use_distillation_token=True).get_config()
-    text = model_card("mine", backbone, {"num_classes": 1000}, 5_910_800, True, "deit_tiny_distilled_patch16_224")
+    text = model_card(
+        "mine", backbone, {"num_classes": 1000}, 5_910_800, True, "deit_tiny_distilled_patch16_224"
+    )
     card = huggingface_hub.ModelCard(text)
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == "timm/deit_tiny_distilled_patch16_224.fb_in1k"
     assert "logits = model.predict(images)  # raw images, 0 to 255, of any size" in text
-    assert "The published classifier has 74.476 % top-1 on ImageNet-1k's validation set as its authors measured it" in text
+    assert (
+        "The published classifier has 74.476 % top-1 on ImageNet-1k's validation set as its "
+        "authors measured it" in text
+    )
     assert "a class token and a distillation token" in text
 
 
@@ -72,7 +83,9 @@ def test_the_origin_stays_with_the_weights(rng, tmp_path, monkeypatch):
     backbone.save_to_preset(tmp_path / "first")
     DeiTBackbone.from_preset(tmp_path / "first").save_to_preset(tmp_path / "second")
     assert "timm/deit_tiny_patch16_224.fb_in1k" in card_of(tmp_path / "second").text
-    DeiTBackbone.from_preset(tmp_path / "first", load_weights=False).save_to_preset(tmp_path / "third")
+    DeiTBackbone.from_preset(tmp_path / "first", load_weights=False).save_to_preset(
+        tmp_path / "third"
+    )
     assert "No source is recorded." in card_of(tmp_path / "third").text
 
 
@@ -95,10 +108,14 @@ def test_a_directory_without_its_card_loads(rng, tmp_path):
     classifier.save_to_preset(tmp_path / "insects")
     (tmp_path / "insects" / "README.md").unlink()
     loaded = DeiTImageClassifier.from_preset(tmp_path / "insects")
-    np.testing.assert_array_equal(numpy(loaded.head.class_head.kernel), numpy(classifier.head.class_head.kernel))
+    np.testing.assert_array_equal(
+        numpy(loaded.head.class_head.kernel), numpy(classifier.head.class_head.kernel)
+    )
 
 
-@pytest.mark.parametrize("handle", ["hf://timm/deit_tiny_patch16_224.fb_in1k", "hf://facebook/deit-tiny-patch16-224"])
+@pytest.mark.parametrize(
+    "handle", ["hf://timm/deit_tiny_patch16_224.fb_in1k", "hf://facebook/deit-tiny-patch16-224"]
+)
 def test_published_weights_are_known_by_their_repositories(handle):
     text = model_card("mine", tiny_backbone().get_config(), None, 1, False, handle)
     assert "license: apache-2.0" in text
@@ -113,4 +130,7 @@ def test_published_weights_stay_known_through_the_hub(hub, rng, tmp_path):
     for file in (tmp_path / "mine").iterdir():
         hub.files[("me/mine", file.name)] = file.read_bytes()
     DeiTImageClassifier.from_preset("hf://me/mine").save_to_preset(tmp_path / "again")
-    assert card_of(tmp_path / "again").data.base_model == "timm/deit_tiny_distilled_patch16_224.fb_in1k"
+    assert (
+        card_of(tmp_path / "again").data.base_model
+        == "timm/deit_tiny_distilled_patch16_224.fb_in1k"
+    )

@@ -8,7 +8,9 @@ from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN
 @pytest.fixture
 def no_random_numbers(monkeypatch):
     """Weights of zeros: the catalog has billions of them, and here only their number counts."""
-    monkeypatch.setattr(keras.initializers, "TruncatedNormal", lambda stddev: keras.initializers.Zeros())
+    monkeypatch.setattr(
+        keras.initializers, "TruncatedNormal", lambda stddev: keras.initializers.Zeros()
+    )
 
 
 def test_names():
@@ -17,8 +19,14 @@ def test_names():
     assert sum(name.startswith("deit_") for name in names) == 8
     assert "deit_base_distilled_patch16_384" in names
     assert "deit3_base_patch16_224_in21k" in names
-    assert ARCHITECTURES["deit3_huge_patch14_224_in21k"].timm_repository == "timm/deit3_huge_patch14_224.fb_in22k_ft_in1k"
-    assert ARCHITECTURES["deit_tiny_patch16_224"].timm_repository == "timm/deit_tiny_patch16_224.fb_in1k"
+    assert (
+        ARCHITECTURES["deit3_huge_patch14_224_in21k"].timm_repository
+        == "timm/deit3_huge_patch14_224.fb_in22k_ft_in1k"
+    )
+    assert (
+        ARCHITECTURES["deit_tiny_patch16_224"].timm_repository
+        == "timm/deit_tiny_patch16_224.fb_in1k"
+    )
 
 
 @pytest.mark.parametrize("cls", [DeiTBackbone, DeiTImageClassifier])

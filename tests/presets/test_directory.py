@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
-from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone, tiny_classifier
+from tests.helpers import (
+    images,
+    numpy,
+    raises,
+    randomize,
+    raw_images,
+    same_arrays,
+    tiny_backbone,
+    tiny_classifier,
+)
 
 FILES = {
     "config.json",
@@ -53,9 +62,12 @@ def test_a_backbone_alone_and_out_of_a_classifier(saved, rng, tmp_path):
         "metadata.json",
         "README.md",
     }
-    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "backbone")(x)), expected)
+    np.testing.assert_array_equal(
+        numpy(DeiTBackbone.from_preset(tmp_path / "backbone")(x)), expected
+    )
     with raises(
-        f"The preset {str(tmp_path / 'backbone')!r} is a backbone without a head. Give `num_classes=` for a fresh one."
+        f"The preset {str(tmp_path / 'backbone')!r} is a backbone without a head. Give "
+        "`num_classes=` for a fresh one."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "backbone")
     fresh = DeiTImageClassifier.from_preset(tmp_path / "backbone", num_classes=3)
@@ -67,14 +79,18 @@ def test_saving_again_replaces(saved, rng):
     randomize(classifier, rng)
     classifier.save_to_preset(directory)
     x = images(rng)
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(directory)(x)), numpy(classifier(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset(directory)(x)), numpy(classifier(x))
+    )
 
 
 def test_channels_first_survives(rng, tmp_path):
     backbone = randomize(tiny_backbone(image_shape=(3, 12, 32), data_format="channels_first"), rng)
     backbone.save_to_preset(tmp_path / "preset")
     x = images(rng).transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x))
+    )
 
 
 def test_an_activation_survives(rng, tmp_path):
@@ -83,20 +99,28 @@ def test_an_activation_survives(rng, tmp_path):
     inputs = images(rng)
     same_arrays(DeiTImageClassifier.from_preset(tmp_path / "preset")(inputs), classifier(inputs))
     logits = DeiTImageClassifier.from_preset(tmp_path / "preset", activation=None)(inputs)
-    np.testing.assert_allclose(numpy(keras.ops.softmax(logits)), numpy(classifier(inputs)), atol=1e-6)
+    np.testing.assert_allclose(
+        numpy(keras.ops.softmax(logits)), numpy(classifier(inputs)), atol=1e-6
+    )
 
 
 def test_unknown_handles():
     with raises(
-        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and 'deit_tiny_patch16_225' is neither a name "
-        "nor an existing path. Did you mean deit_tiny_patch16_224 or deit_tiny_distilled_patch16_224 or "
+        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and "
+        "'deit_tiny_patch16_225' is neither a name "
+        "nor an existing path. Did you mean deit_tiny_patch16_224 or "
+        "deit_tiny_distilled_patch16_224 or "
         "deit_base_patch16_224?"
     ):
         DeiTBackbone.from_preset("deit_tiny_patch16_225")
-    with pytest.raises(ValueError, match="'resnet50' is neither a name nor an existing path. Known names: deit_nano_"):
+    with pytest.raises(
+        ValueError,
+        match="'resnet50' is neither a name nor an existing path. Known names: deit_nano_",
+    ):
         DeiTImageClassifier.from_preset("resnet50")
     with raises(
-        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and 'facebook/deit-tiny-patch16-224' is neither a name "
+        "A preset handle is a built-in name, 'hf://owner/repo' or a directory, and "
+        "'facebook/deit-tiny-patch16-224' is neither a name "
         "nor an existing path. Did you mean hf://facebook/deit-tiny-patch16-224?"
     ):
         DeiTImageClassifier.from_preset("facebook/deit-tiny-patch16-224")
@@ -115,7 +139,10 @@ def test_a_tilde_is_the_home_directory(rng, tmp_path, monkeypatch):
 
 
 def test_handles_of_another_type():
-    with raises("A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. Received: None"):
+    with raises(
+        "A preset handle is a built-in name, 'hf://owner/repo' or the path of a directory. "
+        "Received: None"
+    ):
         DeiTBackbone.from_preset(None)
 
 
@@ -124,7 +151,10 @@ def test_a_lost_file_does_not_make_another_model(saved, name):
     """Without its preprocessor the model would classify raw images as if they were normalised."""
     _, directory = saved
     (directory / name).unlink()
-    with raises(f"The preset lacks one of its files: {directory / name} does not exist. Copy the preset again."):
+    with raises(
+        f"The preset lacks one of its files: {directory / name} does not exist. Copy the preset "
+        "again."
+    ):
         DeiTImageClassifier.from_preset(directory, num_classes=5)
 
 
@@ -132,7 +162,8 @@ def test_lost_labels(saved):
     _, directory = saved
     (directory / "labels.json").unlink()
     with raises(
-        f"The preset lacks its labels: {directory / 'labels.json'} does not exist. Copy the preset again, or give `labels=[...]`, or "
+        f"The preset lacks its labels: {directory / 'labels.json'} does not exist. Copy the preset "
+        "again, or give `labels=[...]`, or "
         "`labels=None` to do without."
     ):
         DeiTImageClassifier.from_preset(directory)
@@ -153,7 +184,9 @@ def test_a_model_made_in_a_name_scope(rng, tmp_path):
         backbone = randomize(tiny_backbone(), rng)
     backbone.save_to_preset(tmp_path / "preset")
     x = images(rng)
-    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTBackbone.from_preset(tmp_path / "preset")(x)), numpy(backbone(x))
+    )
     with keras.name_scope("student"):
         loaded = DeiTBackbone.from_preset(tmp_path / "preset", image_shape=(12, 32, 3))
     np.testing.assert_array_equal(numpy(loaded(x)), numpy(backbone(x)))
@@ -171,13 +204,17 @@ def test_a_model_made_in_a_name_scope(rng, tmp_path):
 def test_metadata_of_another_form(saved, change):
     _, directory = saved
     edit(directory / "metadata.json", change)
-    with pytest.raises(ValueError, match="must be of format 2 and list the files, and the weights with their checksums"):
+    with pytest.raises(
+        ValueError,
+        match="must be of format 2 and list the files, and the weights with their checksums",
+    ):
         DeiTImageClassifier.from_preset(directory)
 
 
 def test_a_directory_that_is_not_a_preset(tmp_path):
     with raises(
-        f"{tmp_path} is not a preset: a preset has config.json and metadata.json, as `save_to_preset` writes them, or the "
+        f"{tmp_path} is not a preset: a preset has config.json and metadata.json, as "
+        "`save_to_preset` writes them, or the "
         "config.json of timm or transformers. Found: an empty directory"
     ):
         DeiTBackbone.from_preset(tmp_path)
@@ -212,7 +249,10 @@ def test_damaged_weights(saved, name, damage):
 
 def test_weights_of_another_architecture(saved):
     _, directory = saved
-    edit(directory / "config.json", lambda content: content["config"].update(num_layers=4, use_distillation_token=False))
+    edit(
+        directory / "config.json",
+        lambda content: content["config"].update(num_layers=4, use_distillation_token=False),
+    )
     with pytest.raises(ValueError) as caught:
         DeiTBackbone.from_preset(directory)
     message = str(caught.value)
@@ -225,7 +265,11 @@ def test_weights_of_another_architecture(saved):
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        ("config.json", lambda c: c["config"].pop("num_heads"), "Missing: num_heads. Unknown: none."),
+        (
+            "config.json",
+            lambda c: c["config"].pop("num_heads"),
+            "Missing: num_heads. Unknown: none.",
+        ),
         ("config.json", lambda c: c["config"].update(heads=2), "Missing: none. Unknown: heads."),
         ("task.json", lambda c: c.pop("num_classes"), "Missing: num_classes. Unknown: none."),
         ("task.json", lambda c: c.update(backbone={}), "Missing: none. Unknown: backbone."),
@@ -236,7 +280,8 @@ def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
     edit(directory / name, change)
     cls = "DeiTBackbone" if name == "config.json" else "DeiTImageClassifier"
     with raises(
-        f"{directory / name} does not hold the arguments of {cls}. {expected} Correct the file, or save the preset again."
+        f"{directory / name} does not hold the arguments of {cls}. {expected} Correct the file, or "
+        "save the preset again."
     ):
         DeiTImageClassifier.from_preset(directory)
 
@@ -244,28 +289,38 @@ def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
 def test_files_that_are_not_what_they_should_be(saved):
     classifier, directory = saved
     (directory / "task.json").write_text("{")
-    with pytest.raises(ValueError, match="task.json is not valid JSON: .* Restore it, or save the preset again."):
+    with pytest.raises(
+        ValueError, match="task.json is not valid JSON: .* Restore it, or save the preset again."
+    ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "config.json").write_text('{"class_name": "ViT"}')
-    with raises(f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. Received: 'ViT'"):
+    with raises(
+        f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. "
+        "Received: 'ViT'"
+    ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "labels.json").write_text('["ant"]')
     with raises(
-        f"{directory / 'labels.json'} must list one label for each of the 5 classes in task.json. Received: 1. "
+        f"{directory / 'labels.json'} must list one label for each of the 5 classes in task.json. "
+        "Received: 1. "
         "Correct the list, or give `labels=[...]`, or `labels=None` to do without."
     ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "preprocessor.json").write_text("[]")
-    with raises(f"{directory / 'preprocessor.json'} must hold a serialized Keras layer. Received: []"):
+    with raises(
+        f"{directory / 'preprocessor.json'} must hold a serialized Keras layer. Received: []"
+    ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     edit(directory / "metadata.json", lambda c: c.update(format=3))
     with raises(
-        f"{directory / 'metadata.json'} must be of format 2 and list the files, and the weights with their checksums. "
-        "It was changed, or a later version of keras_deit wrote it: save the preset again, or upgrade."
+        f"{directory / 'metadata.json'} must be of format 2 and list the files, and the weights "
+        "with their checksums. "
+        "It was changed, or a later version of keras_deit wrote it: save the preset again, or "
+        "upgrade."
     ):
         DeiTImageClassifier.from_preset(directory)
 
@@ -315,4 +370,6 @@ def test_what_lora_adds_is_saved_in_the_kernels(quantized, rng, tmp_path):
     loaded = DeiTImageClassifier.from_preset(tmp_path / "preset")
     same_arrays(loaded(x), keras.saving.load_model(tmp_path / "model.keras")(x))
     # int8 rounds the sum anew.
-    np.testing.assert_allclose(numpy(loaded(x)), numpy(classifier(x)), atol=0.1 if quantized else 1e-5)
+    np.testing.assert_allclose(
+        numpy(loaded(x)), numpy(classifier(x)), atol=0.1 if quantized else 1e-5
+    )

@@ -24,7 +24,11 @@ ARCHITECTURES = {
 def case(request):
     """(classifier, the weights in the file, what else is in it)."""
     content = load_file(GOLDEN / f"{request.param}.safetensors")
-    tensors = {name.removeprefix("weights."): array for name, array in content.items() if name.startswith("weights.")}
+    tensors = {
+        name.removeprefix("weights."): array
+        for name, array in content.items()
+        if name.startswith("weights.")
+    }
     backbone = tiny_backbone(hidden_dim=12, intermediate_dim=48, **ARCHITECTURES[request.param])
     classifier = DeiTImageClassifier(backbone, num_classes=5)
     presets.assign_tensors(classifier, tensors, source=request.param)
@@ -38,7 +42,11 @@ def test_timms_forward_pass_at_three_depths(case):
     np.testing.assert_allclose(numpy(embeddings), golden["embeddings"], atol=1e-5)
     model = keras.Model(
         classifier.input,
-        {"block_1": backbone.block_outputs["block_1"], "logits": classifier.output, **classifier.token_logits},
+        {
+            "block_1": backbone.block_outputs["block_1"],
+            "logits": classifier.output,
+            **classifier.token_logits,
+        },
     )
     outputs = model(golden["images"])
     assert set(outputs) <= set(golden)
@@ -50,7 +58,9 @@ def test_timms_own_state_dict_comes_back(case):
     """The same names, shapes and bits: `load_state_dict(strict=True)` takes them."""
     classifier, tensors, _ = case
     found = presets.timm_tensors(classifier)
-    assert {name: array.shape for name, array in found.items()} == {name: array.shape for name, array in tensors.items()}
+    assert {name: array.shape for name, array in found.items()} == {
+        name: array.shape for name, array in tensors.items()
+    }
     for name, array in found.items():
         np.testing.assert_array_equal(array, tensors[name])
 
@@ -63,4 +73,6 @@ def test_positions_are_resampled_as_timm_does(num_prefix_tokens):
     for name, expected in golden.items():
         new_grid = tuple(map(int, name.split("x")))
         found = resample_positions(positions, num_prefix_tokens, (14, 14), new_grid)
-        np.testing.assert_allclose(found, expected[0, 2 - num_prefix_tokens :], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            found, expected[0, 2 - num_prefix_tokens :], atol=1e-5, err_msg=name
+        )

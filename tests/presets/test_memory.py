@@ -16,8 +16,14 @@ from tests.hub_layouts import timm_config, write_folder
 def test_loading_base_takes_less_than_two_and_a_half_times_its_weights(tmp_path):
     row = ARCHITECTURES["deit_base_patch16_224"]
     table = rules(row.backbone_config, row.classifier_config)
-    tensors = {name: np.ones(shape, "float32") for rule in table for name, shape in zip(rule.names, rule.shapes)}
-    folder = write_folder(tmp_path / "base", tensors, config=timm_config(row.name, (224, 224), 1000))
+    tensors = {
+        name: np.ones(shape, "float32")
+        for rule in table
+        for name, shape in zip(rule.names, rule.shapes)
+    }
+    folder = write_folder(
+        tmp_path / "base", tensors, config=timm_config(row.name, (224, 224), 1000)
+    )
     script = '''
 import re, sys
 from keras_deit.models import DeiTImageClassifier

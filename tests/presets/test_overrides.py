@@ -1,4 +1,6 @@
-"""The overrides of from_preset: what trained weights follow, and what would make another model of them."""
+"""The overrides of from_preset: what trained weights follow, and what would make another model of
+them.
+"""
 
 import inspect
 import logging
@@ -10,14 +12,25 @@ import pytest
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets.positions import resample_positions
-from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone, tiny_classifier
+from tests.helpers import (
+    images,
+    numpy,
+    raises,
+    randomize,
+    raw_images,
+    same_arrays,
+    tiny_backbone,
+    tiny_classifier,
+)
 
 
 def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     classifier, directory = saved
     with caplog.at_level(logging.INFO):
         loaded = DeiTImageClassifier.from_preset(directory, num_classes=7)
-    assert caplog.messages == [f"The head for 7 classes is fresh: the preset {str(directory)!r} has none of that size."]
+    assert caplog.messages == [
+        f"The head for 7 classes is fresh: the preset {str(directory)!r} has none of that size."
+    ]
     assert loaded.labels is None
     x = images(rng)
     assert numpy(loaded(x)).shape == (4, 7)
@@ -27,7 +40,8 @@ def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     with caplog.at_level(logging.INFO):
         same = DeiTImageClassifier.from_preset(directory, num_classes=5)
     assert caplog.messages == [
-        f"The head for 5 classes is the trained one, with its labels: the preset {str(directory)!r} has as many. Give `labels=` for "
+        "The head for 5 classes is the trained one, with its labels: the preset "
+        f"{str(directory)!r} has as many. Give `labels=` for "
         "classes of your own."
     ]
     assert same.labels == classifier.labels
@@ -35,19 +49,26 @@ def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"use_distillation_token": True}, {"position_scope": "patches"}, {"position_scope": "all"}]
+    "overrides",
+    [{"use_distillation_token": True}, {"position_scope": "patches"}, {"position_scope": "all"}],
 )
 def test_image_shape_resamples_positions(overrides, rng, tmp_path):
     backbone = randomize(tiny_backbone(**overrides), rng)
-    classifier = DeiTImageClassifier(backbone, 5, preprocessor=DeiTImageConverter((12, 32), crop_ratio=1.0))
+    classifier = DeiTImageClassifier(
+        backbone, 5, preprocessor=DeiTImageConverter((12, 32), crop_ratio=1.0)
+    )
     classifier.save_to_preset(tmp_path / "preset")
     loaded = DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(20, 16, 3))
     assert loaded.backbone.grid_size == (5, 2)
     assert loaded.preprocessor.image_size == (20, 16)
     assert loaded.preprocessor.crop_ratio == 1.0
     prefix = backbone.num_prefix_tokens if backbone.position_scope == "all" else 0
-    expected = resample_positions(numpy(backbone.token_position_embedding.positions), prefix, (3, 4), (5, 2))
-    np.testing.assert_array_equal(numpy(loaded.backbone.token_position_embedding.positions), expected)
+    expected = resample_positions(
+        numpy(backbone.token_position_embedding.positions), prefix, (3, 4), (5, 2)
+    )
+    np.testing.assert_array_equal(
+        numpy(loaded.backbone.token_position_embedding.positions), expected
+    )
     for old, new in zip(backbone.weights, loaded.backbone.weights):
         if not new.path.endswith("/positions"):
             np.testing.assert_array_equal(numpy(old), numpy(new))
@@ -63,14 +84,18 @@ def test_dtype_and_rates_are_overrides(saved, rng):
     assert half.compute_dtype == half.backbone.compute_dtype == "bfloat16"
     x = raw_images(rng)
     expected = classifier.predict(x, verbose=0)
-    np.testing.assert_allclose(half.predict(x, verbose=0).astype("float32"), expected, atol=0.2 * abs(expected).max())
-    # Saved with drop path and loaded without, and the other way: a rate of 0 has no seed to restore.
+    np.testing.assert_allclose(
+        half.predict(x, verbose=0).astype("float32"), expected, atol=0.2 * abs(expected).max()
+    )
+    # Saved with drop path and loaded without, and the other way: a rate of 0 has no seed to
+    # restore.
     for rate in (0.0, 0.4):
         loaded = DeiTImageClassifier.from_preset(directory, drop_path_rate=rate, crop_ratio=1.0)
         assert loaded.backbone.drop_path_rate == rate
         assert loaded.preprocessor.crop_ratio == 1.0
         np.testing.assert_array_equal(
-            numpy(loaded(images(rng := np.random.default_rng(5)))), numpy(classifier(images(np.random.default_rng(5))))
+            numpy(loaded(images(rng := np.random.default_rng(5)))),
+            numpy(classifier(images(np.random.default_rng(5)))),
         )
 
 
@@ -84,23 +109,36 @@ def global_policy():
 
 @pytest.mark.parametrize("saved_in", ["float32", "bfloat16", "mixed_bfloat16"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
-def test_the_global_policy_is_that_of_what_is_loaded(saved_in, policy, global_policy, rng, tmp_path):
-    """A preset of one's own and one of the package alike; what the weights were saved in does not matter."""
+def test_the_global_policy_is_that_of_what_is_loaded(
+    saved_in, policy, global_policy, rng, tmp_path
+):
+    """A preset of one's own and one of the package alike; what the weights were saved in does not
+    matter.
+    """
     classifier = randomize(tiny_classifier({"dtype": saved_in}), rng)
     classifier.save_to_preset(tmp_path / "preset")
     expected = [numpy(variable).astype("float32") for variable in classifier.weights]
     global_policy(policy)
     for handle in (tmp_path / "preset", "deit_nano_distilled_patch4_32_digits"):
         loaded = DeiTImageClassifier.from_preset(handle)
-        names = {layer.dtype_policy.name for layer in (loaded, loaded.backbone, loaded.head, *loaded.backbone.blocks)}
+        names = {
+            layer.dtype_policy.name
+            for layer in (loaded, loaded.backbone, loaded.head, *loaded.backbone.blocks)
+        }
         assert names == {policy}
         assert loaded.preprocessor is None or loaded.preprocessor.dtype_policy.name == "float32"
-        assert DeiTImageClassifier.from_preset(handle, dtype="float32").dtype_policy.name == "float32"
-        assert DeiTImageClassifier.from_preset(handle, load_weights=False).dtype_policy.name == policy
+        assert (
+            DeiTImageClassifier.from_preset(handle, dtype="float32").dtype_policy.name == "float32"
+        )
+        assert (
+            DeiTImageClassifier.from_preset(handle, load_weights=False).dtype_policy.name == policy
+        )
     loaded = DeiTImageClassifier.from_preset(tmp_path / "preset")
     tolerance = 0.01 if "bfloat16" in (saved_in, policy) else 0
     for variable, value in zip(loaded.weights, expected):
-        np.testing.assert_allclose(numpy(variable).astype("float32"), value, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            numpy(variable).astype("float32"), value, rtol=tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
@@ -128,9 +166,16 @@ def test_another_data_format_turns_the_image_shape(shape, turned, rng, tmp_path)
     x = images(rng).transpose(0, 3, 1, 2) if own == "channels_first" else images(rng)
     axes = (0, 2, 3, 1) if own == "channels_first" else (0, 3, 1, 2)
     np.testing.assert_allclose(
-        numpy(loaded.predict_on_batch(x.transpose(axes))), numpy(classifier.predict_on_batch(x)), atol=1e-5
+        numpy(loaded.predict_on_batch(x.transpose(axes))),
+        numpy(classifier.predict_on_batch(x)),
+        atol=1e-5,
     )
-    assert DeiTBackbone.from_preset(tmp_path / "preset", data_format=other, load_weights=False).image_shape == turned
+    assert (
+        DeiTBackbone.from_preset(
+            tmp_path / "preset", data_format=other, load_weights=False
+        ).image_shape
+        == turned
+    )
     assert DeiTBackbone.from_preset(tmp_path / "preset", data_format=own).image_shape == shape
 
 
@@ -140,12 +185,19 @@ def test_an_override_that_the_trained_weights_cannot_take(saved):
         DeiTImageClassifier.from_preset(directory, use_distillation_token=False)
     message = str(caught.value)
     assert message.startswith(
-        f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to another `image_shape` and "
-        "`num_classes`, and to another `dtype` if they are not quantized: leave the rest as the preset has it, or give "
+        f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to "
+        "another `image_shape` and "
+        "`num_classes`, and to another `dtype` if they are not quantized: leave the rest as the "
+        "preset has it, or give "
         "`load_weights=False`.\nMissing: none\nLeft over: none\n"
         "Other shape: token_position_embedding/prefix_tokens is (2, 8), not (1, 8); "
     )
-    assert DeiTImageClassifier.from_preset(directory, num_layers=2, load_weights=False).backbone.num_layers == 2
+    assert (
+        DeiTImageClassifier.from_preset(
+            directory, num_layers=2, load_weights=False
+        ).backbone.num_layers
+        == 2
+    )
 
 
 # Other values than those of `saved`, of every argument of the backbone.
@@ -178,22 +230,37 @@ TAKEN = {
 def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_path):
     """Half of these have no weights of their own: they changed the answers and said nothing."""
     # What `quantize` was told comes with the saved weights alone.
-    assert {*REFUSED, *TAKEN} == set(inspect.signature(DeiTBackbone.__init__).parameters) - {"self", "quantization_config"}
+    assert {*REFUSED, *TAKEN} == set(inspect.signature(DeiTBackbone.__init__).parameters) - {
+        "self",
+        "quantization_config",
+    }
     backbone = randomize(tiny_backbone(layer_scale_init_value=1e-4), rng)
     backbone.save_to_preset(tmp_path / "preset")
     for name, value in REFUSED.items():
         had = getattr(backbone, name)
         with raises(
-            f"The weights of preset {str(tmp_path / 'preset')!r} were trained with {name}={list(had) if name == 'patch_size' else had!r}: "
-            "with another value they are another model, which nobody trained. Leave the override out, or give `load_weights=False` for "
+            f"The weights of preset {str(tmp_path / 'preset')!r} were trained with "
+            f"{name}={list(had) if name == 'patch_size' else had!r}: "
+            "with another value they are another model, which nobody trained. Leave the override "
+            "out, or give `load_weights=False` for "
             f"random weights. Received: {name}={value!r}"
         ):
             DeiTBackbone.from_preset(tmp_path / "preset", **{name: value})
         if name not in ("patch_size", "hidden_dim"):  # of sizes that fit nothing else
-            assert getattr(DeiTBackbone.from_preset(tmp_path / "preset", load_weights=False, **{name: value}), name) == value
+            assert (
+                getattr(
+                    DeiTBackbone.from_preset(
+                        tmp_path / "preset", load_weights=False, **{name: value}
+                    ),
+                    name,
+                )
+                == value
+            )
     x = images(rng)
     expected = numpy(backbone(x))
-    same = DeiTBackbone.from_preset(tmp_path / "preset", patch_size=[4, 8], num_heads=np.int64(2), layer_norm_epsilon=1e-6)
+    same = DeiTBackbone.from_preset(
+        tmp_path / "preset", patch_size=[4, 8], num_heads=np.int64(2), layer_norm_epsilon=1e-6
+    )
     np.testing.assert_array_equal(numpy(same(x)), expected)
     for name, value in TAKEN.items():
         loaded = DeiTBackbone.from_preset(tmp_path / "preset", **{name: value})
@@ -204,20 +271,25 @@ def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_pa
 def test_a_trained_head_keeps_its_pooling(rng, tmp_path):
     tiny_classifier({"use_distillation_token": False}).save_to_preset(tmp_path / "preset")
     with raises(
-        f"The head of the preset {str(tmp_path / 'preset')!r} was trained with another `pooling`. Leave the override out, or give "
+        f"The head of the preset {str(tmp_path / 'preset')!r} was trained with another `pooling`. "
+        "Leave the override out, or give "
         "`load_weights=False`. Received: pooling='mean'"
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean")
-    assert DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean", num_classes=3).pooling == "mean"
+    assert (
+        DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean", num_classes=3).pooling
+        == "mean"
+    )
 
 
 def test_an_override_that_nothing_takes(saved):
     _, directory = saved
-    with pytest.raises(ValueError, match="got an override that nothing takes: sizes. What can be overridden: activation, "):
+    with pytest.raises(
+        ValueError,
+        match="got an override that nothing takes: sizes. What can be overridden: activation, ",
+    ):
         DeiTImageClassifier.from_preset(directory, sizes=3)
-    meant = (
-        "nothing takes: classes, image_size. Did you mean num_classes and image_shape\\? What can be overridden: activation, "
-    )
+    meant = "nothing takes: classes, image_size. Did you mean num_classes and image_shape\\? What can be overridden: activation, "
     with pytest.raises(ValueError, match=meant):
         DeiTImageClassifier.from_preset(directory, image_size=64, classes=3)
     with pytest.raises(ValueError, match="got an override that nothing takes: num_classes. "):
@@ -227,7 +299,8 @@ def test_an_override_that_nothing_takes(saved):
 def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
     _, directory = saved
     with pytest.raises(
-        ValueError, match="another `preprocessor=` exclude each other. Received: preprocessor=None and {'crop_r"
+        ValueError,
+        match="another `preprocessor=` exclude each other. Received: preprocessor=None and {'crop_r",
     ):
         DeiTImageClassifier.from_preset(directory, preprocessor=None, crop_ratio=1.0)
 
@@ -235,19 +308,28 @@ def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
 def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
     classifier = tiny_classifier(preprocessor=keras.layers.Rescaling(1 / 255))
     classifier.save_to_preset(tmp_path / "preset")
-    assert isinstance(DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling)
+    assert isinstance(
+        DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling
+    )
     with raises(
-        "The preset's preprocessor is a Rescaling, which cannot follow {'image_size': (8, 16), 'data_format': "
+        "The preset's preprocessor is a Rescaling, which cannot follow {'image_size': (8, 16), "
+        "'data_format': "
         "'channels_last'}. Give `preprocessor=` as well."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
-    assert DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None).preprocessor is None
+    assert (
+        DeiTImageClassifier.from_preset(
+            tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None
+        ).preprocessor
+        is None
+    )
 
 
 def test_one_of_two_heads_is_another_model(tmp_path):
     tiny_classifier().save_to_preset(tmp_path / "own")
     with raises(
-        f"The preset {str(tmp_path / 'own')!r} has two heads that answer together; one alone is another model. Leave out "
+        f"The preset {str(tmp_path / 'own')!r} has two heads that answer together; one alone is "
+        "another model. Leave out "
         "`use_distillation_head=False`, or take `token_logits` apart."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_head=False)
@@ -256,4 +338,6 @@ def test_one_of_two_heads_is_another_model(tmp_path):
 def test_an_override_that_says_what_is_there_already_changes_nothing(rng, tmp_path):
     one = randomize(tiny_classifier(use_distillation_head=False), rng)
     one.save_to_preset(tmp_path / "own")
-    assert list(DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_token=True).token_logits) == ["class"]
+    assert list(
+        DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_token=True).token_logits
+    ) == ["class"]

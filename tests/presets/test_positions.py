@@ -24,7 +24,9 @@ def test_patches_are_resampled_bicubically_and_prefix_tokens_kept(num_prefix_tok
     for channel in range(5):
         image = Image.fromarray(positions[num_prefix_tokens:, channel].reshape(grid))
         expected = np.asarray(image.resize(new_grid[::-1], Image.BICUBIC))
-        np.testing.assert_allclose(found[num_prefix_tokens:, channel].reshape(new_grid), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            found[num_prefix_tokens:, channel].reshape(new_grid), expected, atol=1e-5
+        )
 
 
 def test_a_grid_of_the_same_number_of_patches_is_not_the_same_grid(rng):

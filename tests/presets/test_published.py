@@ -65,7 +65,9 @@ def test_the_second_load_comes_from_the_cache_without_a_request(published, hub, 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     DeiTBackbone.from_preset(NAME)
     assert hub.requests == []
-    with pytest.raises(ConnectionError, match="is not in the cache and cannot be downloaded. Check the connection"):
+    with pytest.raises(
+        ConnectionError, match="is not in the cache and cannot be downloaded. Check the connection"
+    ):
         DeiTBackbone.from_preset(PLAIN)
 
 
@@ -83,7 +85,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(published, hub, monkeypatch):
         with pytest.raises(BlockingIOError):
             silent.accept()
     assert re.fullmatch(
-        f"model.safetensors of '{repository(NAME)}' on the Hugging Face Hub is not in the cache and cannot be downloaded. Check the "
+        f"model.safetensors of '{repository(NAME)}' on the Hugging Face Hub is not in the cache "
+        "and cannot be downloaded. Check the "
         f"connection, HF_ENDPOINT and HF_HUB_OFFLINE. {constants.ENDPOINT} does not answer: .*",
         str(caught.value),
     )
@@ -92,47 +95,72 @@ def test_a_hub_that_does_not_answer_is_asked_once(published, hub, monkeypatch):
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
-        ("hang", ConnectionError, "The download of model.safetensors of .* failed: timed out. What arrived is kept"),
+        (
+            "hang",
+            ConnectionError,
+            "The download of model.safetensors of .* failed: timed out. What arrived is kept",
+        ),
         ("forbidden", ValueError, "needs its authors' consent"),
         (
             "cut",
             ConnectionError,
-            "The download of model.safetensors of .* failed: .* What arrived is kept: load again to go on.",
+            "The download of model.safetensors of .* failed: .* What arrived is kept: load again "
+            "to go on.",
         ),
-        ("altered", OSError, "and the hub promises [0-9a-f]{64}. It was removed from the cache: load again."),
+        (
+            "altered",
+            OSError,
+            "and the hub promises [0-9a-f]{64}. It was removed from the cache: load again.",
+        ),
     ],
 )
-def test_a_fault_is_a_clear_error_and_the_next_load_a_good_model(fault, kind, message, published, hub, rng, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's pauses before it tries again
+def test_a_fault_is_a_clear_error_and_the_next_load_a_good_model(
+    fault, kind, message, published, hub, rng, monkeypatch
+):
+    # The client's pauses before it tries again
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.faults[(repository(NAME), "model.safetensors")] = fault
     with pytest.raises(kind, match=message):
         DeiTBackbone.from_preset(NAME)
     hub.faults.clear()
     x = images(rng, shape=(32, 32, 3))
-    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(NAME)(x)), numpy(published[NAME].backbone(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTBackbone.from_preset(NAME)(x)), numpy(published[NAME].backbone(x))
+    )
 
 
 def test_a_repository_or_a_file_that_is_not_there(published, hub):
     content = hub.files.pop((repository(NAME), "model.safetensors"))
-    with pytest.raises(ValueError, match="There is no model.safetensors of .* or it is private. Check the name"):
+    with pytest.raises(
+        ValueError, match="There is no model.safetensors of .* or it is private. Check the name"
+    ):
         DeiTBackbone.from_preset(NAME)
     hub.files[(repository(NAME), "pytorch_model.bin")] = content
-    with pytest.raises(ValueError, match=r"There is no model.safetensors of 'timm/.*' on the Hugging Face Hub\. "):
+    with pytest.raises(
+        ValueError, match=r"There is no model.safetensors of 'timm/.*' on the Hugging Face Hub\. "
+    ):
         DeiTBackbone.from_preset(NAME)
 
 
 def test_tensors_of_another_architecture_are_refused_with_both_lists(published, hub):
-    hub.files[(repository(NAME), "model.safetensors")] = hub.files[(repository(PLAIN), "model.safetensors")]
+    hub.files[(repository(NAME), "model.safetensors")] = hub.files[
+        (repository(PLAIN), "model.safetensors")
+    ]
     with pytest.raises(ValueError) as caught:
         DeiTImageClassifier.from_preset(NAME)
     message = str(caught.value)
-    assert "Missing: dist_token (1, 1, 8); head_dist.weight (1000, 8); head_dist.bias (1000,)\n" in message
+    assert (
+        "Missing: dist_token (1, 1, 8); head_dist.weight (1000, 8); head_dist.bias (1000,)\n"
+        in message
+    )
     assert "Left over: blocks.0.ls1.gamma (8,); " in message
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_other_numbers_of_channels(channels, published, rng):
-    """The sum for one channel; repeated, and scaled so that a gray image keeps its answer, for others."""
+    """The sum for one channel; repeated, and scaled so that a gray image keeps its answer, for
+    others.
+    """
     backbone = DeiTBackbone.from_preset(NAME, image_shape=(32, 32, channels))
     gray = images(rng, shape=(32, 32, 1))
     found = numpy(backbone(np.repeat(gray, channels, axis=-1)))
@@ -140,15 +168,21 @@ def test_other_numbers_of_channels(channels, published, rng):
     if channels in (1, 6):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     else:
-        kernel = numpy(published[NAME].backbone.patch_embedding.projection.kernel).reshape(256, 3, 8)
+        kernel = numpy(published[NAME].backbone.patch_embedding.projection.kernel).reshape(
+            256, 3, 8
+        )
         repeated = np.concatenate([kernel, kernel[:, :1]], axis=1) * 0.75
-        np.testing.assert_allclose(numpy(backbone.patch_embedding.projection.kernel), repeated.reshape(-1, 8), rtol=1e-6)
+        np.testing.assert_allclose(
+            numpy(backbone.patch_embedding.projection.kernel), repeated.reshape(-1, 8), rtol=1e-6
+        )
 
 
 def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(published, rng, caplog):
     with caplog.at_level("INFO"):
         backbone = DeiTBackbone.from_preset(PLAIN, use_distillation_token=True)
-    assert any(message.startswith("The distillation token is not trained: ") for message in caplog.messages)
+    assert any(
+        message.startswith("The distillation token is not trained: ") for message in caplog.messages
+    )
     tokens = numpy(backbone.token_position_embedding.prefix_tokens)
     np.testing.assert_array_equal(tokens[0], tokens[1])
     x = images(rng, shape=(32, 32, 3))
@@ -173,10 +207,15 @@ print(keras_deit.models.DeiTImageClassifier.from_preset("hf://someone/own").head
         "PYTHONPATH": os.getcwd(),
     }
     processes = [
-        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
     ]
     outputs = [process.communicate(timeout=120)[0].splitlines()[-1] for process in processes]
-    np.testing.assert_allclose(ast.literal_eval(outputs[0]), numpy(classifier.head.class_head.bias), rtol=1e-6)
+    np.testing.assert_allclose(
+        ast.literal_eval(outputs[0]), numpy(classifier.head.class_head.bias), rtol=1e-6
+    )
     assert outputs[0] == outputs[1]
     methods = [method for method, path in hub.requests if path.endswith("model.safetensors")]
     assert sorted(methods) == ["GET", "HEAD", "HEAD"]

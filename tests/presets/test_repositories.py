@@ -29,25 +29,46 @@ def test_repositories_of_three_layouts(hub, small_catalog, rng, tmp_path):
     own = randomize(tiny_classifier(), rng)
     own.save_to_preset(tmp_path / "own")
     serve(hub, "someone/own", tmp_path / "own")
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset("hf://someone/own")(x)), numpy(own(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset("hf://someone/own")(x)), numpy(own(x))
+    )
     theirs = randomize(tiny_classifier({"layer_norm_epsilon": 1e-12}), rng)
-    serve(hub, "some.one/two_heads-1", transformers_folder(tmp_path / "hf", theirs, "DeiTForImageClassificationWithTeacher", 4))
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset("hf://some.one/two_heads-1")(x)), numpy(theirs(x)))
+    serve(
+        hub,
+        "some.one/two_heads-1",
+        transformers_folder(tmp_path / "hf", theirs, "DeiTForImageClassificationWithTeacher", 4),
+    )
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset("hf://some.one/two_heads-1")(x)), numpy(theirs(x))
+    )
     timms = classifier_of(rng, **{**SIZES, "use_distillation_token": False})
-    folder = write_folder(tmp_path / "timm", timm_tensors(timms), config=timm_config("deit_tiny_patch16_224", (32, 48), 5))
+    folder = write_folder(
+        tmp_path / "timm",
+        timm_tensors(timms),
+        config=timm_config("deit_tiny_patch16_224", (32, 48), 5),
+    )
     serve(hub, "someone/timm", folder)
     x = images(rng, shape=(32, 48, 3))
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset("hf://someone/timm")(x)), numpy(timms(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset("hf://someone/timm")(x)), numpy(timms(x))
+    )
 
 
-def test_facebooks_repository_has_the_epsilon_and_the_preprocessing_of_the_training(hub, small_catalog, rng, tmp_path):
+def test_facebooks_repository_has_the_epsilon_and_the_preprocessing_of_the_training(
+    hub, small_catalog, rng, tmp_path
+):
     """Its config says 1e-12, and for some of the models a mean of 0.5."""
     expected = classifier_of(rng, num_classes=1000, **{**SIZES, "image_shape": (224, 224, 3)})
-    folder = transformers_folder(tmp_path / "fb", expected, "DeiTForImageClassificationWithTeacher", 4)
+    folder = transformers_folder(
+        tmp_path / "fb", expected, "DeiTForImageClassificationWithTeacher", 4
+    )
     serve(hub, "facebook/deit-tiny-distilled-patch16-224", folder)
     classifier = DeiTImageClassifier.from_preset("hf://facebook/deit-tiny-distilled-patch16-224")
     assert classifier.backbone.layer_norm_epsilon == 1e-6
-    assert (classifier.preprocessor.mean, classifier.preprocessor.crop_ratio) == ((0.485, 0.456, 0.406), 0.875)
+    assert (classifier.preprocessor.mean, classifier.preprocessor.crop_ratio) == (
+        (0.485, 0.456, 0.406),
+        0.875,
+    )
     assert classifier.labels[1] == "goldfish, Carassius auratus"
     x = images(rng, batch=1, shape=(224, 224, 3))
     np.testing.assert_array_equal(numpy(classifier(x)), numpy(expected(x)))
@@ -58,7 +79,9 @@ def test_offline_knows_what_a_repository_does_not_have(hub, rng, tmp_path, monke
     from huggingface_hub import constants
 
     expected = randomize(tiny_classifier({"layer_norm_epsilon": 1e-12}), rng)
-    folder = transformers_folder(tmp_path / "hf", expected, "DeiTForImageClassificationWithTeacher", 4)
+    folder = transformers_folder(
+        tmp_path / "hf", expected, "DeiTForImageClassificationWithTeacher", 4
+    )
     (folder / "preprocessor_config.json").unlink()
     serve(hub, "someone/model", folder)
     x = images(rng)
@@ -73,14 +96,19 @@ def test_offline_knows_what_a_repository_does_not_have(hub, rng, tmp_path, monke
 
 def test_handles_of_the_hub_that_are_none(hub):
     with raises(
-        "A preset on the Hugging Face Hub is named by its owner and repository, 'hf://owner/repo'. Received: 'hf://deit'"
+        "A preset on the Hugging Face Hub is named by its owner and repository, 'hf://owner/repo'. "
+        "Received: 'hf://deit'"
     ):
         DeiTBackbone.from_preset("hf://deit")
-    with pytest.raises(ValueError, match="There is no config.json of 'no/such' on the Hugging Face Hub, or it is private."):
+    with pytest.raises(
+        ValueError,
+        match="There is no config.json of 'no/such' on the Hugging Face Hub, or it is private.",
+    ):
         DeiTBackbone.from_preset("hf://no/such")
     hub.files[("a/dataset", "data.csv")] = b""
     with raises(
-        "'a/dataset' on the Hugging Face Hub is not a preset: a preset has config.json and metadata.json, as `save_to_preset` "
+        "'a/dataset' on the Hugging Face Hub is not a preset: a preset has config.json and "
+        "metadata.json, as `save_to_preset` "
         "writes them, or the config.json of timm or transformers. Found: a repository without them"
     ):
         DeiTBackbone.from_preset("hf://a/dataset")
@@ -88,7 +116,9 @@ def test_handles_of_the_hub_that_are_none(hub):
 
 def test_configs_that_are_not_json(hub):
     hub.files[("some/one", "config.json")] = b"{"
-    with pytest.raises(ValueError, match="config.json of 'some/one' on the Hugging Face Hub is not valid JSON"):
+    with pytest.raises(
+        ValueError, match="config.json of 'some/one' on the Hugging Face Hub is not valid JSON"
+    ):
         DeiTBackbone.from_preset("hf://some/one")
     hub.files[("some/list", "config.json")] = json.dumps([1]).encode()
     hub.files[("some/list", "model.safetensors")] = save({})

@@ -40,7 +40,10 @@ def test_shapes_are_those_of_timm(case):
     classifier, _, tensors = case
     assert tensors["patch_embed.proj.weight"].shape == (8, 3, 4, 8)
     assert tensors["cls_token"].shape == (1, 1, 8)
-    assert tensors["pos_embed"].shape == (1, *classifier.backbone.token_position_embedding.positions.shape)
+    assert tensors["pos_embed"].shape == (
+        1,
+        *classifier.backbone.token_position_embedding.positions.shape,
+    )
     assert tensors["blocks.2.attn.qkv.weight"].shape == (24, 8)
     assert tensors["blocks.0.mlp.fc1.weight"].shape == (20, 8)
     assert tensors["head.weight"].shape == (5, 8)
@@ -59,8 +62,14 @@ def test_names_of_transformers(version, rng):
 
 @pytest.mark.parametrize("distilled", [True, False])
 def test_to_the_names_of_transformers(distilled, rng):
-    classifier = randomize(DeiTImageClassifier(tiny_backbone(use_distillation_token=distilled), 5), rng)
-    model, heads = ("deit", ("cls_classifier", "distillation_classifier")) if distilled else ("vit", ("classifier",))
+    classifier = randomize(
+        DeiTImageClassifier(tiny_backbone(use_distillation_token=distilled), 5), rng
+    )
+    model, heads = (
+        ("deit", ("cls_classifier", "distillation_classifier"))
+        if distilled
+        else ("vit", ("classifier",))
+    )
     expected = transformers_names(presets.timm_tensors(classifier), 4, model, heads)
     found = presets.transformers_tensors(classifier)
     assert set(found) == set(expected)
@@ -70,7 +79,11 @@ def test_to_the_names_of_transformers(distilled, rng):
 
 def test_names_of_facebookresearch():
     tensors = {"blocks.0.gamma_1": 1, "blocks.11.gamma_2": 2, "cls_token": 3}
-    assert to_timm_names(tensors) == {"blocks.0.ls1.gamma": 1, "blocks.11.ls2.gamma": 2, "cls_token": 3}
+    assert to_timm_names(tensors) == {
+        "blocks.0.ls1.gamma": 1,
+        "blocks.11.ls2.gamma": 2,
+        "cls_token": 3,
+    }
 
 
 def test_a_renamed_tensor_is_named_on_both_sides(case):
@@ -79,12 +92,16 @@ def test_a_renamed_tensor_is_named_on_both_sides(case):
     original = tensors.pop("norm.weight")
     for name in ("model.norm.weight", "vit.norm.weight", "encoder.layernorm.weight"):
         with raises(
-            "The tensors of my file, under timm's names, are not those of the architecture.\nMissing: norm.weight (8,)\n"
+            "The tensors of my file, under timm's names, are not those of the "
+            "architecture.\nMissing: norm.weight (8,)\n"
             f"Left over: {name} (8,)\nOther shape: none"
         ):
             to_keras(to_timm_names({**tensors, name: original}), table, "my file")
 
 
 def test_two_names_of_one_tensor_are_refused():
-    with raises("These tensors are one and the same, which timm calls head.weight: classifier.weight, cls_classifier.weight."):
+    with raises(
+        "These tensors are one and the same, which timm calls head.weight: classifier.weight, "
+        "cls_classifier.weight."
+    ):
         to_timm_names({"classifier.weight": 1, "cls_classifier.weight": 2})

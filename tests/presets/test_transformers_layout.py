@@ -34,7 +34,11 @@ def test_a_folder_of_transformers(architecture, distilled, two_heads, version, r
     assert classifier.labels == LABELS
     assert classifier.backbone.layer_norm_epsilon == 1e-12
     converter = classifier.preprocessor
-    assert (converter.image_size, converter.crop_ratio, converter.crop_to_aspect_ratio) == ((12, 32), 0.8, False)
+    assert (converter.image_size, converter.crop_ratio, converter.crop_to_aspect_ratio) == (
+        (12, 32),
+        0.8,
+        False,
+    )
     assert (converter.interpolation, converter.mean) == ("bicubic", (0.5, 0.5, 0.5))
     assert classifier.predict(raw_images(rng), verbose=0).shape == (4, 5)
 
@@ -49,17 +53,32 @@ def test_a_backbone_of_transformers_leaves_its_pooler(architecture, rng, tmp_pat
         backbone = DeiTBackbone.from_preset(folder)
     x = images(rng)
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(expected.backbone(x)))
-    assert any("as DeiT has none: pooler.dense.weight, pooler.dense.bias" in message for message in caplog.messages)
+    assert any(
+        "as DeiT has none: pooler.dense.weight, pooler.dense.bias" in message
+        for message in caplog.messages
+    )
     with pytest.raises(ValueError, match="is a backbone without a head. Give `num_classes=`"):
         DeiTImageClassifier.from_preset(folder)
 
 
 def test_defaults_that_transformers_leaves_out(tmp_path):
-    folder = write_folder(tmp_path / "mine", {}, config={"model_type": "vit", "architectures": ["ViTForImageClassification"]})
+    folder = write_folder(
+        tmp_path / "mine",
+        {},
+        config={"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+    )
     backbone = DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
-    assert (backbone.image_shape, backbone.hidden_dim, backbone.num_heads) == ((224, 224, 3), 768, 12)
+    assert (backbone.image_shape, backbone.hidden_dim, backbone.num_heads) == (
+        (224, 224, 3),
+        768,
+        12,
+    )
     classifier = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
-    assert (classifier.num_classes, classifier.preprocessor, classifier.labels) == (2, None, ["LABEL_0", "LABEL_1"])
+    assert (classifier.num_classes, classifier.preprocessor, classifier.labels) == (
+        2,
+        None,
+        ["LABEL_0", "LABEL_1"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +90,9 @@ def test_defaults_that_transformers_leaves_out(tmp_path):
     ],
 )
 def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, tmp_path):
-    config = transformers_config("ViTForImageClassification", tiny_classifier().backbone, LABELS, **changes)
+    config = transformers_config(
+        "ViTForImageClassification", tiny_classifier().backbone, LABELS, **changes
+    )
     folder = write_folder(tmp_path / "other", {}, config=config)
     with raises(f"{folder / 'config.json'} describes a model that is no DeiT: {problem}."):
         DeiTBackbone.from_preset(folder)
@@ -83,23 +104,50 @@ def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, 
         # As the hub's older files say it.
         (
             {"size": 438, "crop_size": 384, "do_center_crop": True, "resample": 3},
-            {"image_size": (384, 384), "crop_ratio": 384 / 438, "crop_to_aspect_ratio": False, "interpolation": "bicubic"},
+            {
+                "image_size": (384, 384),
+                "crop_ratio": 384 / 438,
+                "crop_to_aspect_ratio": False,
+                "interpolation": "bicubic",
+            },
         ),
         (
-            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3},
-            {"image_size": (224, 224), "crop_ratio": 0.875, "crop_to_aspect_ratio": True, "interpolation": "bicubic"},
+            {
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+                "resample": 3,
+            },
+            {
+                "image_size": (224, 224),
+                "crop_ratio": 0.875,
+                "crop_to_aspect_ratio": True,
+                "interpolation": "bicubic",
+            },
         ),
         (
             {"size": {"height": 224, "width": 224}, "resample": 2, "do_normalize": False},
-            {"image_size": (224, 224), "crop_ratio": 1.0, "crop_to_aspect_ratio": False, "mean": (0.0,), "std": (1.0,)},
+            {
+                "image_size": (224, 224),
+                "crop_ratio": 1.0,
+                "crop_to_aspect_ratio": False,
+                "mean": (0.0,),
+                "std": (1.0,),
+            },
         ),
     ],
 )
 def test_processors_of_transformers(processor, expected, tmp_path):
-    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": expected["image_size"]}
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "image_size": expected["image_size"],
+    }
     processor = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **processor}
     folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
-    converter = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1).preprocessor
+    converter = DeiTImageClassifier.from_preset(
+        folder, load_weights=False, num_layers=1
+    ).preprocessor
     assert {name: getattr(converter, name) for name in expected} == expected
 
 
@@ -107,35 +155,57 @@ def test_processors_of_transformers(processor, expected, tmp_path):
     ("changes", "problem"),
     [
         ({"do_resize": False}, "do_resize=False (supported: True)"),
-        ({"rescale_factor": 1 / 127.5}, "rescale_factor=0.00784313725490196 (supported: 0.00392156862745098)"),
+        (
+            {"rescale_factor": 1 / 127.5},
+            "rescale_factor=0.00784313725490196 (supported: 0.00392156862745098)",
+        ),
         ({"resample": 1}, "resample=1 (supported: 0 or 2 or 3)"),
-        ({"size": {"height": 20, "width": 40}}, "a crop of (12, 32) from (20, 40), which is smaller or of another shape"),
-        ({"size": {"height": 6, "width": 16}}, "a crop of (12, 32) from (6, 16), which is smaller or of another shape"),
-        ({"size": {"shortest_edge": 20}, "do_center_crop": False}, "do_center_crop=False (supported: True)"),
+        (
+            {"size": {"height": 20, "width": 40}},
+            "a crop of (12, 32) from (20, 40), which is smaller or of another shape",
+        ),
+        (
+            {"size": {"height": 6, "width": 16}},
+            "a crop of (12, 32) from (6, 16), which is smaller or of another shape",
+        ),
+        (
+            {"size": {"shortest_edge": 20}, "do_center_crop": False},
+            "do_center_crop=False (supported: True)",
+        ),
     ],
 )
 def test_preprocessing_that_the_converter_does_not_have_is_refused(changes, problem, tmp_path):
     config = transformers_config("ViTForImageClassification", tiny_classifier().backbone, LABELS)
-    folder = write_folder(tmp_path / "other", {}, config=config, preprocessor_config=deit_processor(**changes))
+    folder = write_folder(
+        tmp_path / "other", {}, config=config, preprocessor_config=deit_processor(**changes)
+    )
     with raises(
-        f"{folder / 'preprocessor_config.json'} describes preprocessing that `DeiTImageConverter` does not have. "
+        f"{folder / 'preprocessor_config.json'} describes preprocessing that `DeiTImageConverter` "
+        "does not have. "
         f"Give `preprocessor=`: {problem}."
     ):
         DeiTImageClassifier.from_preset(folder, load_weights=False)
-    assert DeiTImageClassifier.from_preset(folder, load_weights=False, preprocessor=None).preprocessor is None
+    assert (
+        DeiTImageClassifier.from_preset(folder, load_weights=False, preprocessor=None).preprocessor
+        is None
+    )
     assert DeiTBackbone.from_preset(folder, load_weights=False).num_layers == 3
 
 
 def test_pickles_are_never_opened(rng, tmp_path):
     """A folder may hold both, or a pickle alone."""
-    expected = randomize(tiny_classifier({"use_distillation_token": False, "layer_norm_epsilon": 1e-12}), rng)
+    expected = randomize(
+        tiny_classifier({"use_distillation_token": False, "layer_norm_epsilon": 1e-12}), rng
+    )
     folder = transformers_folder(tmp_path / "mine", expected, "ViTForImageClassification", 4)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
     DeiTImageClassifier.from_preset(folder)
     (folder / "model.safetensors").unlink()
     with raises(
-        f"There is no {folder / 'model.safetensors'}. Weights in pickles (.bin, .pth) are not opened here. Save them as "
-        "safetensors (timm's `save_for_hf` takes `safe_serialization=True`), or convert them once, with tools/convert_checkpoint.py."
+        f"There is no {folder / 'model.safetensors'}. Weights in pickles (.bin, .pth) are not "
+        "opened here. Save them as "
+        "safetensors (timm's `save_for_hf` takes `safe_serialization=True`), or convert them once, "
+        "with tools/convert_checkpoint.py."
     ):
         DeiTImageClassifier.from_preset(folder)
 
@@ -145,7 +215,10 @@ def test_a_safetensors_file_cut_short(rng, tmp_path):
     folder = transformers_folder(tmp_path / "mine", expected, "ViTForImageClassification", 4)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file: .* Copy or download it again."):
+    with pytest.raises(
+        ValueError,
+        match=r"model.safetensors is not a whole safetensors file: .* Copy or download it again.",
+    ):
         DeiTImageClassifier.from_preset(folder)
 
 
@@ -163,7 +236,10 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({"config": {"id2label": ["a", "b"]}}, "must map the classes' numbers to names in 'id2label'. Received: ['a', 'b']"),
+        (
+            {"config": {"id2label": ["a", "b"]}},
+            "must map the classes' numbers to names in 'id2label'. Received: ['a', 'b']",
+        ),
         ({"preprocessor_config": []}, "must be a JSON object. Received: []"),
         (
             {"preprocessor_config": {"size": {"longest_edge": 256}}},
@@ -173,16 +249,34 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
 )
 def test_a_config_of_transformers_that_lacks_something(files, problem, tmp_path):
     name = next(iter(files))
-    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], **files.get("config", {})}
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        **files.get("config", {}),
+    }
     folder = write_folder(tmp_path / "mine", {}, **{**files, "config": config})
     with raises(f"{folder / name}.json {problem}"):
         DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
 
 
 def test_processors_that_leave_their_defaults_out(tmp_path):
-    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": None}
-    processor = {"image_processor_type": "ViTImageProcessorFast", "crop_size": None, "do_center_crop": None}
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "image_size": None,
+    }
+    processor = {
+        "image_processor_type": "ViTImageProcessorFast",
+        "crop_size": None,
+        "do_center_crop": None,
+    }
     folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
-    converter = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1).preprocessor
-    assert (converter.image_size, converter.crop_ratio, converter.interpolation) == ((224, 224), 1.0, "bilinear")
+    converter = DeiTImageClassifier.from_preset(
+        folder, load_weights=False, num_layers=1
+    ).preprocessor
+    assert (converter.image_size, converter.crop_ratio, converter.interpolation) == (
+        (224, 224),
+        1.0,
+        "bilinear",
+    )
     assert converter.mean == (0.5, 0.5, 0.5)

@@ -31,7 +31,10 @@ def classifier(monkeypatch, rng):
 
 
 def facebook_names(tensors):
-    return {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): tensor for name, tensor in tensors.items()}
+    return {
+        name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 @pytest.mark.parametrize("layout", ["timm", "facebookresearch", "transformers 4", "transformers 5"])
@@ -62,24 +65,38 @@ def test_a_tilde_is_the_home_directory(classifier, tmp_path, monkeypatch):
     save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
     run_script(tool, preset=NAME, checkpoint="~/file.safetensors", output="~/preset")
     run_script(tool, preset="~/preset", output="~/back.safetensors", to="timm")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["back.safetensors", "file.safetensors", "preset"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "back.safetensors",
+        "file.safetensors",
+        "preset",
+    ]
 
 
 def test_other_numbers_of_classes_and_none(classifier, rng, tmp_path):
     tensors = timm_tensors(classifier)
     x = images(rng, batch=1, shape=(224, 224, 3))
     for head in ("head", "head_dist"):
-        tensors[f"{head}.weight"], tensors[f"{head}.bias"] = tensors[f"{head}.weight"][:7], tensors[f"{head}.bias"][:7]
+        tensors[f"{head}.weight"], tensors[f"{head}.bias"] = (
+            tensors[f"{head}.weight"][:7],
+            tensors[f"{head}.bias"][:7],
+        )
     save_file(tensors, tmp_path / "seven.safetensors")
     tool.convert(NAME, tmp_path / "seven", checkpoint=tmp_path / "seven.safetensors")
     loaded = DeiTImageClassifier.from_preset(tmp_path / "seven")
     np.testing.assert_allclose(numpy(loaded(x)), numpy(classifier(x))[:, :7], rtol=1e-5, atol=1e-5)
     assert loaded.labels is None
-    save_file({name: tensor for name, tensor in tensors.items() if "head" not in name}, tmp_path / "none.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "head" not in name},
+        tmp_path / "none.safetensors",
+    )
     tool.convert(NAME, tmp_path / "none", checkpoint=tmp_path / "none.safetensors")
-    np.testing.assert_array_equal(numpy(DeiTBackbone.from_preset(tmp_path / "none")(x)), numpy(classifier.backbone(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTBackbone.from_preset(tmp_path / "none")(x)), numpy(classifier.backbone(x))
+    )
     tool.convert(tmp_path / "none", tmp_path / "back.safetensors", to="timm")
-    assert set(load_file(tmp_path / "back.safetensors")) == {name for name in tensors if "head" not in name}
+    assert set(load_file(tmp_path / "back.safetensors")) == {
+        name for name in tensors if "head" not in name
+    }
 
 
 def test_one_head_on_a_distilled_model(classifier, rng, tmp_path):
@@ -87,7 +104,9 @@ def test_one_head_on_a_distilled_model(classifier, rng, tmp_path):
     save_file(presets.transformers_tensors(one), tmp_path / "one.safetensors")
     tool.convert(NAME, tmp_path / "one", checkpoint=tmp_path / "one.safetensors")
     x = images(rng, batch=1, shape=(224, 224, 3))
-    np.testing.assert_array_equal(numpy(DeiTImageClassifier.from_preset(tmp_path / "one")(x)), numpy(one(x)))
+    np.testing.assert_array_equal(
+        numpy(DeiTImageClassifier.from_preset(tmp_path / "one")(x)), numpy(one(x))
+    )
 
 
 def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
@@ -104,7 +123,8 @@ def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
     bad = tmp_path / f"{NAME}-b40b3cf7.safetensors"
     bad.write_bytes(content)
     with raises(
-        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with b40b3cf7, and it is {digest}. "
+        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with b40b3cf7, "
+        f"and it is {digest}. "
         "Download it again."
     ):
         tool.convert(NAME, tmp_path / "preset", checkpoint=bad)
@@ -118,17 +138,33 @@ def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_pa
     monkeypatch.setattr(DeiTImageClassifier, "presets", rows)
     words = f"file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it is {NAME}: give that as --preset."
     with pytest.raises(ValueError, match=words):
-        tool.convert("deit_tiny_patch16_224", tmp_path / "preset", checkpoint=tmp_path / "file.safetensors")
+        tool.convert(
+            "deit_tiny_patch16_224", tmp_path / "preset", checkpoint=tmp_path / "file.safetensors"
+        )
     assert not (tmp_path / "preset").exists()
 
 
 def test_nothing_is_replaced_unasked(tmp_path):
     (tmp_path / "mine").mkdir()
-    program = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", "--preset", "deit_nano_distilled_patch4_32_digits"]
+    program = [
+        sys.executable,
+        ROOT / "tools" / "convert_checkpoint.py",
+        "--preset",
+        "deit_nano_distilled_patch4_32_digits",
+    ]
     program += ["--output", tmp_path / "mine"]
-    done = subprocess.run(program, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        program,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 1
-    assert f"{tmp_path / 'mine'} is there already. Give another --output, or --overwrite to replace it." in done.stderr
+    assert (
+        f"{tmp_path / 'mine'} is there already. Give another --output, or --overwrite to replace "
+        "it." in done.stderr
+    )
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -137,7 +173,12 @@ def test_pth_files(classifier, tmp_path):
     tensors = timm_tensors(classifier)
     state = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
     parameters = {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}
-    for content in (state, {"model": state, "args": argparse.Namespace(lr=1.0)}, {"state_dict": state}, parameters):
+    for content in (
+        state,
+        {"model": state, "args": argparse.Namespace(lr=1.0)},
+        {"state_dict": state},
+        parameters,
+    ):
         torch.save(content, tmp_path / "file.pth")
         found = tool.read_checkpoint(tmp_path / "file.pth")
         assert set(found) == set(tensors)
@@ -149,11 +190,15 @@ def test_pth_files(classifier, tmp_path):
     (tmp_path / "empty.pth").write_bytes(b"")
     for name in ("unsafe.pth", "cut.pth", "empty.pth"):
         with pytest.raises(
-            ValueError, match=f"{name} is not whole, or holds more than tensors and is not opened, as such a file"
+            ValueError,
+            match=f"{name} is not whole, or holds more than tensors and is not opened, as such a file",
         ):
             tool.read_checkpoint(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with raises(f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model' or 'state_dict'. Received: list"):
+    with raises(
+        f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model' or 'state_dict'. "
+        "Received: list"
+    ):
         tool.read_checkpoint(tmp_path / "list.pth")
 
 
@@ -165,7 +210,10 @@ def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
     with raises(f"There is no file {tmp_path / 'nothing.pth'}."):
         tool.read_checkpoint(tmp_path / "nothing.pth")
     (tmp_path / "weights.npz").write_bytes(b"")
-    with raises(f"A checkpoint is a .safetensors, .pth, .pt, .bin file. Received: {tmp_path / 'weights.npz'}"):
+    with raises(
+        "A checkpoint is a .safetensors, .pth, .pt, .bin file. Received: "
+        f"{tmp_path / 'weights.npz'}"
+    ):
         tool.read_checkpoint(tmp_path / "weights.npz")
 
 
@@ -173,18 +221,30 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
     monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
     monkeypatch.setitem(catalog.SIZES, "small", (2, 2, 8))
     names = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit3_small_patch16_224"]
-    monkeypatch.setattr(DeiTImageClassifier, "presets", {name: DeiTImageClassifier.presets[name] for name in names})
+    monkeypatch.setattr(
+        DeiTImageClassifier, "presets", {name: DeiTImageClassifier.presets[name] for name in names}
+    )
     from safetensors.numpy import save
 
     for name in (names[0], names[2]):  # the second is not there
         model = randomize(DeiTImageClassifier.from_preset(name, load_weights=False), rng)
-        hub.files[(handles.ARCHITECTURES[name].timm_repository, "model.safetensors")] = save(timm_tensors(model))
+        hub.files[(handles.ARCHITECTURES[name].timm_repository, "model.safetensors")] = save(
+            timm_tensors(model)
+        )
     failures = tool.convert_all(tmp_path / "all", "keras_deit")
     assert list(failures) == [names[1]]
     printed = capsys.readouterr().out
-    assert f"Converted 2 of 3 to {tmp_path / 'all'}.\nFailed: deit_small_patch16_224: ValueError: There is no model" in printed
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted([names[0], names[2]])
-    assert "The weights go back to `deit3_small_patch16_224`" in (tmp_path / "all" / names[2] / "README.md").read_text()
+    assert (
+        f"Converted 2 of 3 to {tmp_path / 'all'}.\nFailed: deit_small_patch16_224: ValueError: "
+        "There is no model" in printed
+    )
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(
+        [names[0], names[2]]
+    )
+    assert (
+        "The weights go back to `deit3_small_patch16_224`"
+        in (tmp_path / "all" / names[2] / "README.md").read_text()
+    )
     assert list(tool.convert_all(tmp_path / "timm", "timm")) == [names[1]]
     assert len(load_file(tmp_path / "timm" / f"{names[0]}.safetensors")) == 8 + 2 * 12
 
@@ -192,13 +252,17 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_what_timm_does_not_have():
     with raises(
-        "timm's DeiT reads its class token, and its distillation token if it has one, each with a head. "
+        "timm's DeiT reads its class token, and its distillation token if it has one, each with a "
+        "head. "
         "Received: pooling='token', use_distillation_head=False, use_distillation_token=True"
     ):
         timm_tensors(tiny_classifier(use_distillation_head=False))
     quantized = tiny_backbone()
     quantized.quantize("int8")
-    with pytest.raises(ValueError, match="The model's weights are not those of DeiT in PyTorch. Convert it before `quantize`."):
+    with pytest.raises(
+        ValueError,
+        match="The model's weights are not those of DeiT in PyTorch. Convert it before `quantize`.",
+    ):
         timm_tensors(quantized)
 
 
@@ -207,7 +271,9 @@ def test_what_transformers_does_not_have():
         "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
         "Received: layer_scale_init_value=0.1, position_scope='patches'"
     ):
-        presets.transformers_tensors(tiny_backbone(position_scope="patches", layer_scale_init_value=0.1))
+        presets.transformers_tensors(
+            tiny_backbone(position_scope="patches", layer_scale_init_value=0.1)
+        )
     with raises("transformers' classifiers read the class token. Received: pooling='mean'"):
         presets.transformers_tensors(tiny_classifier(use_distillation_head=False, pooling="mean"))
     assert "embeddings.cls_token" in presets.transformers_tensors(tiny_backbone())
@@ -235,7 +301,10 @@ def test_on_the_command_line(tmp_path):
 
     digits = "deit_nano_distilled_patch4_32_digits"
     result = run("--preset", digits, "--to", "timm", "--output", tmp_path / "digits.safetensors")
-    assert (result.returncode, result.stdout) == (0, f"Wrote {tmp_path / 'digits.safetensors'}\n"), result.stderr
+    assert (result.returncode, result.stdout) == (
+        0,
+        f"Wrote {tmp_path / 'digits.safetensors'}\n",
+    ), result.stderr
     expected = timm_tensors(DeiTImageClassifier.from_preset(digits))
     for name, tensor in load_file(tmp_path / "digits.safetensors").items():
         np.testing.assert_array_equal(tensor, expected[name])

@@ -1,4 +1,6 @@
-"""tools/evaluate.py: accuracy on folders and sets of TensorFlow Datasets, and what is said of those that cannot be evaluated."""
+"""tools/evaluate.py: accuracy on folders and sets of TensorFlow Datasets, and what is said of those
+that cannot be evaluated.
+"""
 
 import csv
 import errno
@@ -58,7 +60,9 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(1)
-    randomize(tiny_classifier({"num_layers": 1}, num_classes=10, labels=list("0123456789")), rng).save_to_preset(folder)
+    randomize(
+        tiny_classifier({"num_layers": 1}, num_classes=10, labels=list("0123456789")), rng
+    ).save_to_preset(folder)
     return folder
 
 
@@ -98,11 +102,14 @@ def test_the_shipped_model_on_a_folder_of_digits(digits, tmp_path, capsys):
     # It is there already, and under any other settings not the same.
     assert run(f"{folder}/", tmp_path / "new" / "table.csv") == [row]
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'new' / 'table.csv'} has {DIGITS} already. Delete its row to evaluate it again.\n"
+        f"{tmp_path / 'new' / 'table.csv'} has {DIGITS} already. Delete its row to evaluate it "
+        "again.\n"
     )
     assert refusal(folder, tmp_path / "new" / "table.csv", crop_ratio=0.9, dtype="bfloat16") == (
-        f"Not evaluated. {tmp_path / 'new' / 'table.csv'} holds results of other images or settings. Give those to go on with it, or "
-        f"another --output. Received: {DIGITS} with crop_ratio preset's, now 0.9; dtype preset's, now bfloat16"
+        f"Not evaluated. {tmp_path / 'new' / 'table.csv'} holds results of other images or "
+        "settings. Give those to go on with it, or "
+        f"another --output. Received: {DIGITS} with crop_ratio preset's, now 0.9; dtype preset's, "
+        "now bfloat16"
     )
     next(folder.glob("*/*")).unlink()
     assert "with data folder:" in refusal(folder, tmp_path / "new" / "table.csv")
@@ -123,8 +130,12 @@ def test_class_report(digits, tmp_path):
     np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], int), expected)
     with open(reports / f"{DIGITS}_classes.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(labels, logits.argmax(axis=-1))
-    assert [float(row["recall(%)"]) for row in rows] == sorted(float(f"{100 * value:.3f}") for value in recall)
+    precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+        labels, logits.argmax(axis=-1)
+    )
+    assert [float(row["recall(%)"]) for row in rows] == sorted(
+        float(f"{100 * value:.3f}") for value in recall
+    )
     for row in rows:
         index = int(row["class"])
         assert (row["recall(%)"], row["precision(%)"], row["f1(%)"], row["images"]) == (
@@ -136,16 +147,28 @@ def test_class_report(digits, tmp_path):
     # A table that has the model already has no answers for a report that is asked for later.
     shutil.rmtree(reports)
     assert refusal(folder, table, class_report=str(reports)) == (
-        f"Not evaluated. {table} has {DIGITS} already, without a class report. Delete its row to evaluate it again, or give another --output."
+        f"Not evaluated. {table} has {DIGITS} already, without a class report. Delete its row to "
+        "evaluate it again, or give another --output."
     )
 
 
 def test_the_figures_of_others_stand_beside_ours(val):
     set_flags(tool, data_dir=str(val), preset=DIGITS)
     images = tool.open_images(str(val))
-    counts = {**tool.first_counts(), "seen": 50_003, "corrupt": 3, "top1": 36_068, "top5": 45_564, "real": 3, "real_images": 4}
+    counts = {
+        **tool.first_counts(),
+        "seen": 50_003,
+        "corrupt": 3,
+        "top1": 36_068,
+        "top5": 45_564,
+        "real": 3,
+        "real_images": 4,
+    }
     row = tool.build_row("deit_tiny_patch16_224", counts, images)
-    assert ",".join(list(row.values())[:10]) == "deit_tiny_patch16_224,72.136,91.128,72.202,-0.066,72.136,91.128,75.000,50000,3"
+    assert (
+        ",".join(list(row.values())[:10])
+        == "deit_tiny_patch16_224,72.136,91.128,72.202,-0.066,72.136,91.128,75.000,50000,3"
+    )
     row = tool.build_row("deit3_huge_patch14_224", {**counts, "real_images": 0}, images)
     assert ",".join(list(row.values())[3:8]) == "85.2,-13.064,,,"
 
@@ -154,10 +177,14 @@ def test_the_table_of_deit_tf():
     with open(tool.DEIT_TF, newline="") as stream:
         rows = {row["model_name"]: row for row in csv.DictReader(stream)}
     assert set(rows) == {
-        name for name, row in DeiTImageClassifier.presets.items() if row["version"] == "deit" and "top1" in row
+        name
+        for name, row in DeiTImageClassifier.presets.items()
+        if row["version"] == "deit" and "top1" in row
     }
     for name, row in rows.items():
-        assert float(row["top1_acc(%)"]) == pytest.approx(DeiTImageClassifier.presets[name]["top1"], abs=0.07)
+        assert float(row["top1_acc(%)"]) == pytest.approx(
+            DeiTImageClassifier.presets[name]["top1"], abs=0.07
+        )
         assert float(row["top5_acc(%)"]) > float(row["top1_acc(%)"])
 
 
@@ -186,18 +213,25 @@ def test_what_is_no_image_is_named_and_counted(val, digits, tiny, tmp_path, caps
     good = [number for number in range(30) if number not in (cut, text)]
     hits = answers(images[good]) == labels[good]
     assert row["top1_acc(%)"] == f"{100 * hits.mean():.3f}"
-    messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Not read: ")]
+    messages = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("Not read: ")
+    ]
     assert sorted(message.split(": ")[1] for message in messages) == sorted(
         [str(val / "0" / "notes.txt"), str(files[cut]), str(files[text])]
     )
     for file in files:
         file.write_text("no image")
-    assert refusal(val, tmp_path / "none.csv", tiny) == "Not evaluated. None of the 30 images could be read."
+    assert (
+        refusal(val, tmp_path / "none.csv", tiny)
+        == "Not evaluated. None of the 30 images could be read."
+    )
     assert not (tmp_path / "none.csv").exists()
 
 
 @pytest.mark.parametrize("ended", [1, 5])
-def test_stopped_and_started_again_it_ends_with_the_same_figures(ended, val, tiny, tmp_path, monkeypatch, capsys):
+def test_stopped_and_started_again_it_ends_with_the_same_figures(
+    ended, val, tiny, tmp_path, monkeypatch, capsys
+):
     next(val.glob("*/001.png")).write_text("no image")
     expected = run(val, tmp_path / "unbroken.csv", tiny, batch_size=4)
     monkeypatch.setattr(tool, "BATCHES_BETWEEN_SAVES", 2)
@@ -234,16 +268,22 @@ def test_counts_of_another_run_are_not_gone_on_with(val, tiny, tmp_path, monkeyp
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """A folder with an image for each of ImageNet's classes, and a model that says tench, goldfish, ... whatever it sees."""
+    """A folder with an image for each of ImageNet's classes, and a model that says tench, goldfish,
+    ... whatever it sees.
+    """
     folder = tmp_path_factory.mktemp("imagenet")
     content = io.BytesIO()
     Image.new("RGB", (3, 4)).save(content, "JPEG")
     for number, synset in enumerate(presets.imagenet_synsets()):
         (folder / "val" / synset).mkdir(parents=True)
-        (folder / "val" / synset / f"ILSVRC2012_val_{50_000 - number:08d}.JPEG").write_bytes(content.getvalue())
+        (folder / "val" / synset / f"ILSVRC2012_val_{50_000 - number:08d}.JPEG").write_bytes(
+            content.getvalue()
+        )
     keras.utils.set_random_seed(1)
     classifier = tiny_classifier(
-        {"num_layers": 1, "use_distillation_token": False}, num_classes=1000, labels=presets.imagenet_labels()
+        {"num_layers": 1, "use_distillation_token": False},
+        num_classes=1000,
+        labels=presets.imagenet_labels(),
     )
     kernel, bias = classifier.head.weights
     kernel.assign(np.zeros(kernel.shape))
@@ -261,9 +301,21 @@ def write_real_labels(path, **lists):
 
 
 def test_imagenet_and_real_labels(imagenet, tmp_path):
-    real = write_real_labels(tmp_path / "real.json", image_50000=[7], image_49999=[0], image_49001=[0, 999], image_1=[0])
-    (row,) = run(imagenet / "val", tmp_path / "table.csv", imagenet / "model", real_labels=real, batch_size=200)
-    assert (row["top1_acc(%)"], row["top5_acc(%)"], row["real_acc(%)"]) == ("0.100", "0.500", "66.667")
+    real = write_real_labels(
+        tmp_path / "real.json", image_50000=[7], image_49999=[0], image_49001=[0, 999], image_1=[0]
+    )
+    (row,) = run(
+        imagenet / "val",
+        tmp_path / "table.csv",
+        imagenet / "model",
+        real_labels=real,
+        batch_size=200,
+    )
+    assert (row["top1_acc(%)"], row["top5_acc(%)"], row["real_acc(%)"]) == (
+        "0.100",
+        "0.500",
+        "66.667",
+    )
     assert (row["images"], row["corrupt_images"]) == ("1000", "0")
     # A table has ReaL accuracy in each of its rows or in none.
     text = (tmp_path / "table.csv").read_text().replace("66.667", "")
@@ -275,18 +327,24 @@ def test_imagenet_and_real_labels(imagenet, tmp_path):
 
 def test_real_labels_that_are_none(imagenet, val, tmp_path):
     def said(path, folder=imagenet / "val"):
-        return refusal(folder, tmp_path / "table.csv", imagenet / "model", real_labels=path).removeprefix("Not evaluated. ")
+        return refusal(
+            folder, tmp_path / "table.csv", imagenet / "model", real_labels=path
+        ).removeprefix("Not evaluated. ")
 
     assert (
-        said(tmp_path / "real.json", val) == "--real_labels are of ImageNet's validation set, with its 1000 synsets as classes."
+        said(tmp_path / "real.json", val)
+        == "--real_labels are of ImageNet's validation set, with its 1000 synsets as classes."
     )
     assert "No such file or directory" in said(tmp_path / "real.json")
     (tmp_path / "real.json").write_text("[[1], [")
-    assert said(tmp_path / "real.json").startswith(f"{tmp_path / 'real.json'} is not JSON. Download real.json again. ")
+    assert said(tmp_path / "real.json").startswith(
+        f"{tmp_path / 'real.json'} is not JSON. Download real.json again. "
+    )
     for content in ([[0]] * 49_999, [[0]] * 49_999 + [[1000]], [[0]] * 49_999 + [0], {"0": [1]}):
         (tmp_path / "real.json").write_text(json.dumps(content))
         assert said(tmp_path / "real.json") == (
-            f"{tmp_path / 'real.json'} must hold 50000 lists of classes from 0 to 999, as real.json of "
+            f"{tmp_path / 'real.json'} must hold 50000 lists of classes from 0 to 999, as "
+            "real.json of "
             "google-research/reassessed-imagenet."
         )
     other = tmp_path / "others"
@@ -294,9 +352,12 @@ def test_real_labels_that_are_none(imagenet, val, tmp_path):
         (other / synset).mkdir(parents=True)
         (other / synset / f"{synset}_1.JPEG").touch()
     assert said(write_real_labels(tmp_path / "real.json"), other) == (
-        "With --real_labels the images must have the names of ImageNet's validation set, ILSVRC2012_val_00000001.JPEG to "
+        "With --real_labels the images must have the names of ImageNet's validation set, "
+        "ILSVRC2012_val_00000001.JPEG to "
         "ILSVRC2012_val_00050000.JPEG. Received: "
-        + ", ".join(str(other / synset / f"{synset}_1.JPEG") for synset in presets.imagenet_synsets()[:5])
+        + ", ".join(
+            str(other / synset / f"{synset}_1.JPEG") for synset in presets.imagenet_synsets()[:5]
+        )
         + ", ..."
     )
 
@@ -327,17 +388,21 @@ def test_classes_are_found_by_name(digits, tiny, tmp_path):
 def test_classes_of_another_model(val, imagenet, tmp_path):
     (val / "9").rename(val / "nine")
     assert refusal(val, tmp_path / "table.csv") == (
-        f"Not evaluated. The images must be of the classes of {DIGITS}, its labels, 10 in number. Rename the folders, or give the model "
+        f"Not evaluated. The images must be of the classes of {DIGITS}, its labels, 10 in number. "
+        "Rename the folders, or give the model "
         "that belongs to them. Received: 10 classes; missing 9; unknown nine"
     )
     assert refusal(val, tmp_path / "table.csv", imagenet / "model") == (
-        f"Not evaluated. The images must be of the classes of {imagenet / 'model'}, the synsets of ImageNet, 1000 in number. Rename the "
+        f"Not evaluated. The images must be of the classes of {imagenet / 'model'}, the synsets of "
+        "ImageNet, 1000 in number. Rename the "
         "folders, or give the model that belongs to them. Received: 10 classes; "
-        "missing n01440764, n01443537, n01484850, n01491361, n01494475, ...; unknown 0, 1, 2, 3, 4, ..."
+        "missing n01440764, n01443537, n01484850, n01491361, n01494475, ...; unknown 0, 1, 2, 3, "
+        "4, ..."
     )
     tiny_classifier(num_classes=10, labels=None).save_to_preset(tmp_path / "nameless")
     assert refusal(val, tmp_path / "table.csv", tmp_path / "nameless") == (
-        f"Not evaluated. {tmp_path / 'nameless'} does not say which classes its outputs are. Save it again with its labels: "
+        f"Not evaluated. {tmp_path / 'nameless'} does not say which classes its outputs are. Save "
+        "it again with its labels: "
         "`DeiTImageClassifier.from_preset(handle, labels=[...]).save_to_preset(directory)`."
     )
     (val / "0" / "empty").mkdir()
@@ -354,23 +419,40 @@ def test_what_cannot_be_evaluated(val, tmp_path):
     Image.new("L", (2, 2)).save(flat / "ILSVRC2012_val_00000001.JPEG")
     tiny_backbone().save_to_preset(tmp_path / "backbone")
     labels = list("0123456789")
-    tiny_classifier(num_classes=10, labels=labels, preprocessor=None).save_to_preset(tmp_path / "unprepared")
+    tiny_classifier(num_classes=10, labels=labels, preprocessor=None).save_to_preset(
+        tmp_path / "unprepared"
+    )
     broken = tiny_classifier(num_classes=10, labels=labels)
     broken.head.weights[0].assign(np.full(broken.head.weights[0].shape, np.nan))
     broken.save_to_preset(tmp_path / "broken")
     for message, arguments in {
         f"There is no folder {tmp_path / 'none'}.": (tmp_path / "none", output),
-        f"There is no folder {flat / 'ILSVRC2012_val_00000001.JPEG'}.": (flat / "ILSVRC2012_val_00000001.JPEG", output),
+        f"There is no folder {flat / 'ILSVRC2012_val_00000001.JPEG'}.": (
+            flat / "ILSVRC2012_val_00000001.JPEG",
+            output,
+        ),
         f"{flat} must have a subfolder of images for each class. ImageNet's": (flat, output),
-        "and 'deit_tiny' is neither a name nor an existing path.": (val, output, f"{DIGITS},deit_tiny"),
-        "--preset must name a model, or several with commas between them. Received: none": (val, output, ""),
+        "and 'deit_tiny' is neither a name nor an existing path.": (
+            val,
+            output,
+            f"{DIGITS},deit_tiny",
+        ),
+        "--preset must name a model, or several with commas between them. Received: none": (
+            val,
+            output,
+            "",
+        ),
         "is a backbone without a head.": (val, output, tmp_path / "backbone"),
         "Save it with a `DeiTImageConverter` as its `preprocessor`. Received: preprocessor=None": (
             val,
             output,
             tmp_path / "unprepared",
         ),
-        f"{tmp_path / 'broken'} answers with NaN. Give another --dtype.": (val, output, tmp_path / "broken"),
+        f"{tmp_path / 'broken'} answers with NaN. Give another --dtype.": (
+            val,
+            output,
+            tmp_path / "broken",
+        ),
         "Is a directory": (val, tmp_path),
     }.items():
         assert message in refusal(*arguments), message
@@ -384,7 +466,8 @@ def test_a_file_that_is_no_table_stays(val, tmp_path):
     for content in (b"model_name,top1_acc(%)\na,1.0\n", b"\x89PNG\r\n\xff\x00"):
         (tmp_path / "table.csv").write_bytes(content)
         assert refusal(val, tmp_path / "table.csv") == (
-            f"Not evaluated. {tmp_path / 'table.csv'} exists, and is not a table of this program. Give another --output."
+            f"Not evaluated. {tmp_path / 'table.csv'} exists, and is not a table of this program. "
+            "Give another --output."
         )
         assert (tmp_path / "table.csv").read_bytes() == content
 
@@ -400,7 +483,10 @@ def test_on_a_full_disk_the_table_stays_as_it_was(val, tiny, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pathlib.Path, "write_text", write_half)
-    assert refusal(val, tmp_path / "table.csv", tmp_path / "copy") == "Not evaluated. [Errno 28] No space left on device"
+    assert (
+        refusal(val, tmp_path / "table.csv", tmp_path / "copy")
+        == "Not evaluated. [Errno 28] No space left on device"
+    )
     monkeypatch.undo()
     assert (tmp_path / "table.csv").read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "table.csv", "val"]
@@ -427,7 +513,9 @@ def test_photographs_are_read_to_the_bit(photographs, tmp_path):
         image, reason = read_one(path)
         assert reason is None
         content = path.read_bytes()
-        np.testing.assert_array_equal(image, tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE").numpy())
+        np.testing.assert_array_equal(
+            image, tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE").numpy()
+        )
         path.write_bytes(content[: len(content) // 2])
         image, reason = read_one(path)
         assert image.shape == (1, 1, 3)
@@ -454,7 +542,9 @@ def test_images_of_every_kind(tmp_path):
     (tmp_path / "a.png").rename(tmp_path / "png.JPEG")  # ImageNet has one
     np.testing.assert_array_equal(read_one(tmp_path / "png.JPEG")[0], red)
     gray = image.convert("L")
-    np.testing.assert_array_equal(read("gray.png", gray), np.repeat(np.asarray(gray)[..., None], 3, axis=-1))
+    np.testing.assert_array_equal(
+        read("gray.png", gray), np.repeat(np.asarray(gray)[..., None], 3, axis=-1)
+    )
     np.testing.assert_array_equal(read("color.png", image, channels=1), np.asarray(gray)[..., None])
     alpha = image.convert("RGBA")
     alpha.putalpha(100)
@@ -465,7 +555,10 @@ def test_images_of_every_kind(tmp_path):
     assert read("one.png", Image.new("RGB", (1, 1))).shape == (1, 1, 3)
     assert read("long.png", Image.new("L", (20_000, 200)), channels=1).shape == (200, 20_000, 1)
     Image.new("L", (20_000, 199)).save(tmp_path / "long.png")
-    assert read_one(tmp_path / "long.png")[1] == "ValueError: an image of 20000 x 199 pixels is too long"
+    assert (
+        read_one(tmp_path / "long.png")[1]
+        == "ValueError: an image of 20000 x 199 pixels is too long"
+    )
     assert "No such file" in read_one(tmp_path / "none.png")[1]
     (tmp_path / "empty.png").touch()
     assert "cannot identify image file" in read_one(tmp_path / "empty.png")[1]
@@ -495,22 +588,33 @@ def test_sets_of_tensorflow_datasets(digits, tiny, tmp_path, monkeypatch):
         def _generate_examples(self):
             for number in range(30):
                 image = images[number][..., None]
-                yield number, {"image": image, "label": labels[number], "file_name": f"{number}.png"}
+                yield (
+                    number,
+                    {"image": image, "label": labels[number], "file_name": f"{number}.png"},
+                )
 
     class WithoutClasses(UnseenDigits):
         def _info(self):
-            features = {"image": tfds.features.Image(shape=(None, None, 1)), "label": tfds.features.Scalar(np.int64)}
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 1)),
+                "label": tfds.features.Scalar(np.int64),
+            }
             return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
     (row,) = run("tfds:unseen_digits", tmp_path / "table.csv", tiny, batch_size=8)
     assert (row["images"], row["data"]) == ("30", "unseen_digits/1.0.0:test")
     assert row["top1_acc(%)"] == f"{100 * np.mean(answers(images[:30], tiny) == labels[:30]):.3f}"
-    assert set(tool.open_images("tfds:unseen_digits").names) == {f"{number}.png" for number in range(30)}
-    assert "is not of images with one class each" in refusal("tfds:without_classes", tmp_path / "table.csv")
+    assert set(tool.open_images("tfds:unseen_digits").names) == {
+        f"{number}.png" for number in range(30)
+    }
+    assert "is not of images with one class each" in refusal(
+        "tfds:without_classes", tmp_path / "table.csv"
+    )
     assert "nothing_such" in refusal("tfds:nothing_such", tmp_path / "none.csv")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert refusal("tfds:unseen_digits", tmp_path / "none.csv") == (
-        "Not evaluated. Reading tfds:unseen_digits takes TensorFlow Datasets: pip install tensorflow-datasets."
+        "Not evaluated. Reading tfds:unseen_digits takes TensorFlow Datasets: pip install "
+        "tensorflow-datasets."
     )
 
 

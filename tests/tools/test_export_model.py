@@ -1,6 +1,8 @@
-"""tools/export_model.py: files in the runtimes they are for, and what it says to what it cannot export.
+"""tools/export_model.py: files in the runtimes they are for, and what it says to what it cannot
+export.
 
-SavedModel is tested with TensorFlow alone. The other runtimes come with the `export` extra, and .ci/run brings them.
+SavedModel is tested with TensorFlow alone. The other runtimes come with the `export` extra, and
+.ci/run brings them.
 """
 
 import os
@@ -24,14 +26,23 @@ from tests.helpers import numpy, randomize, tiny_backbone, tiny_classifier
 from tests.scripts import ROOT, load_script, run_script, set_flags
 
 tool = load_script("tools/export_model.py")
-NAMES = {"saved_model": "deit", "onnx": "deit.onnx", "litert": "deit.tflite", "openvino": "deit.xml"}
+NAMES = {
+    "saved_model": "deit",
+    "onnx": "deit.onnx",
+    "litert": "deit.tflite",
+    "openvino": "deit.xml",
+}
 
-needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="models are exported from TensorFlow")
+needs_tensorflow = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="models are exported from TensorFlow"
+)
 pytestmark = [
     # Keras 3.15 looks for what NumPy 2 no longer has.
     pytest.mark.filterwarnings("ignore:In the future `np.object` will be defined:FutureWarning"),
     # OpenVINO's and ONNX's bindings, of SWIG, on Python 3.12.
-    pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:builtin type .* has no __module__ attribute:DeprecationWarning"
+    ),
 ]
 
 
@@ -43,10 +54,20 @@ def folder(tmp_path_factory):
     randomize(tiny_classifier({"num_layers": 2}), rng).save_to_preset(folder / "tiny")
     first = {"num_layers": 1, "image_shape": (3, 12, 32), "data_format": "channels_first"}
     squeezing = DeiTImageConverter(
-        (12, 32), 0.9, "bilinear", (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), data_format="channels_first", crop_to_aspect_ratio=False
+        (12, 32),
+        0.9,
+        "bilinear",
+        (0.4, 0.5, 0.6),
+        (0.3, 0.2, 0.1),
+        data_format="channels_first",
+        crop_to_aspect_ratio=False,
     )
-    randomize(tiny_classifier(first, preprocessor=squeezing), rng).save_to_preset(folder / "other_layout")
-    randomize(tiny_classifier({"num_layers": 1}, preprocessor=None), rng).save_to_preset(folder / "no_preprocessor")
+    randomize(tiny_classifier(first, preprocessor=squeezing), rng).save_to_preset(
+        folder / "other_layout"
+    )
+    randomize(tiny_classifier({"num_layers": 1}, preprocessor=None), rng).save_to_preset(
+        folder / "no_preprocessor"
+    )
     return folder
 
 
@@ -55,7 +76,9 @@ def files(photographs, folder):
     """Photographs, of one pixel and of 20,000 in a row, too."""
     paths = []
     long = np.resize(photographs[1], (40, 20000, 3))
-    for index, photograph in enumerate((photographs[0], photographs[1][:200], photographs[0][:1, :1], long)):
+    for index, photograph in enumerate(
+        (photographs[0], photographs[1][:200], photographs[0][:1, :1], long)
+    ):
         paths.append(folder / f"{index}.png")
         Image.fromarray(photograph).save(paths[-1])
     return ",".join(map(str, paths))
@@ -74,30 +97,53 @@ def refused(message, **options):
     before = sorted(output.parent.rglob("*")) if output.parent.is_dir() else []
     with pytest.raises(SystemExit) as caught:
         run_script(tool, **options)
-    assert re.fullmatch(f"Not exported. {message}", caught.value.code, flags=re.DOTALL), caught.value.code
+    assert re.fullmatch(f"Not exported. {message}", caught.value.code, flags=re.DOTALL), (
+        caught.value.code
+    )
     assert (sorted(output.parent.rglob("*")) if output.parent.is_dir() else []) == before
 
 
 def load_as_documented(format, folder, images):
     """Runs the lines of docs/export.md in a process that cannot import this package."""
     page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if f'"{NAMES[format]}"' in code]
+    (code,) = [
+        code
+        for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+        if f'"{NAMES[format]}"' in code
+    ]
     np.save(folder / "images.npy", images)
     code = f'import sys\nsys.modules["keras_deit"] = None\n{code}\nnp.save("logits.npy", logits)'
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True
+    )
     return np.load(folder / "logits.npy")
 
 
 def test_raw_images_in_its_own_runtime(format, folder, files, photographs, tmp_path, capsys):
     output = tmp_path / "deep" / NAMES[format]
-    run_script(tool, format=format, preset=folder / "tiny", output=output, raw_image_size="60,50", photographs=files)
-    names = {output.name, f"{output.name}.labels.txt", *(["deit.bin"] if format == "openvino" else [])}
+    run_script(
+        tool,
+        format=format,
+        preset=folder / "tiny",
+        output=output,
+        raw_image_size="60,50",
+        photographs=files,
+    )
+    names = {
+        output.name,
+        f"{output.name}.labels.txt",
+        *(["deit.bin"] if format == "openvino" else []),
+    }
     assert {path.name for path in output.parent.iterdir()} == names
     row = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(rf"\| {format}, float32, raw, 60 x 50 \| \d+\.\d \| \d+\.\d \| \d\.\de-\d\d \| 100% \|", row)
+    assert re.fullmatch(
+        rf"\| {format}, float32, raw, 60 x 50 \| \d+\.\d \| \d+\.\d \| \d\.\de-\d\d \| 100% \|", row
+    )
     images = np.stack([photograph[100:160, 200:250] for photograph in photographs])
     expected = DeiTImageClassifier.from_preset(folder / "tiny").predict(images, verbose=0)
-    np.testing.assert_allclose(load_as_documented(format, output.parent, images), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        load_as_documented(format, output.parent, images), expected, rtol=0, atol=1e-4
+    )
 
 
 def test_labels_are_a_file_beside_it(format, rng, tmp_path, capsys):
@@ -109,16 +155,26 @@ def test_labels_are_a_file_beside_it(format, rng, tmp_path, capsys):
     assert path.read_text(encoding="utf-8") == "Zürich\ntwo lines\nc\nd\ne\n"
     assert f"Wrote {output} and {path}\n" in capsys.readouterr().out
     code = (
-        (ROOT / "docs" / "export.md").read_text(encoding="utf-8").split("its largest logit:\n\n```python\n")[1].split("```")[0]
+        (ROOT / "docs" / "export.md")
+        .read_text(encoding="utf-8")
+        .split("its largest logit:\n\n```python\n")[1]
+        .split("```")[0]
     )
     images = rng.normal(size=(3, 12, 32, 3)).astype("float32")
     logits = tool.FORMATS[format].load(output)(images)["logits"]
     code = code.replace('"deit.onnx.labels.txt"', repr(str(path)))
     exec(code, {"logits": logits})
-    assert capsys.readouterr().out.strip() == str([labels[index].replace("\n", " ") for index in logits.argmax(axis=-1)])
+    assert capsys.readouterr().out.strip() == str(
+        [labels[index].replace("\n", " ") for index in logits.argmax(axis=-1)]
+    )
     other = output.with_name(f"other{tool.FORMATS[format].suffix}")
     os.rename(path, f"{other}.labels.txt")
-    refused(".*labels.txt exists. Give another --output, .*", format=format, preset=tmp_path / "labelled", output=other)
+    refused(
+        ".*labels.txt exists. Give another --output, .*",
+        format=format,
+        preset=tmp_path / "labelled",
+        output=other,
+    )
 
 
 def test_scores_at_any_batch_size(format, folder, rng, tmp_path):
@@ -138,12 +194,20 @@ def test_scores_at_any_batch_size(format, folder, rng, tmp_path):
 
 def test_a_fixed_batch_of_another_layout(format, folder, rng, tmp_path):
     output = tmp_path / NAMES[format]
-    run_script(tool, format=format, preset=folder / "other_layout", output=output, raw_image_size="7,90", batch_size=3)
+    run_script(
+        tool,
+        format=format,
+        preset=folder / "other_layout",
+        output=output,
+        raw_image_size="7,90",
+        batch_size=3,
+    )
     images = rng.integers(0, 256, (3, 3, 7, 90)).astype("uint8")
     expected = DeiTImageClassifier.from_preset(folder / "other_layout").predict(images, verbose=0)
     run = tool.FORMATS[format].load(output)
     np.testing.assert_allclose(run(images)["logits"], expected, rtol=0, atol=1e-4)
-    if format in ("onnx", "openvino"):  # TensorFlow makes room for another batch, and LiteRT's interpreter does when asked to
+    # TensorFlow makes room for another batch, and LiteRT's interpreter does when asked to
+    if format in ("onnx", "openvino"):
         with pytest.raises(Exception, match=r"(?s)[Dd]imension|shape"):
             run(images[:2])
 
@@ -163,7 +227,9 @@ def test_a_saved_model_takes_images_of_any_size(folder, files, photographs, tmp_
     run = tool.load_saved_model(tmp_path / "deit")
     for images in (np.stack(photographs), photographs[0][None, :1, :1], photographs[1][None, :1]):
         found = run(images)
-        np.testing.assert_allclose(found["logits"], classifier.predict(images, verbose=0), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            found["logits"], classifier.predict(images, verbose=0), rtol=0, atol=1e-4
+        )
         assert found["block_1"].shape == (len(images), 2, 14, 14)
 
 
@@ -173,13 +239,21 @@ def test_a_saved_model_has_each_weight_once(folder, tmp_path):
     import tensorflow as tf
 
     variables = tf.train.list_variables(str(tmp_path / "deit" / "variables" / "variables"))
-    written = sum(np.prod(shape, dtype=int) for name, shape in variables if name.endswith("VARIABLE_VALUE"))
+    written = sum(
+        np.prod(shape, dtype=int) for name, shape in variables if name.endswith("VARIABLE_VALUE")
+    )
     assert written == DeiTImageClassifier.from_preset(folder / "tiny").count_params()
 
 
 def test_merged_tokens(format, rng, tmp_path):
     tiny_classifier({"num_merged_tokens": 2}).save_to_preset(tmp_path / "merged")
-    run_script(tool, format=format, preset=tmp_path / "merged", output=tmp_path / NAMES[format], attention_scores=True)
+    run_script(
+        tool,
+        format=format,
+        preset=tmp_path / "merged",
+        output=tmp_path / NAMES[format],
+        attention_scores=True,
+    )
     images = rng.normal(size=(2, 12, 32, 3)).astype("float32")
     found = tool.FORMATS[format].load(tmp_path / NAMES[format])(images)
     expected = DeiTImageClassifier.from_preset(tmp_path / "merged")(images)
@@ -189,21 +263,46 @@ def test_merged_tokens(format, rng, tmp_path):
 
 @needs_tensorflow
 def test_converted_images_without_a_preprocessor(folder, tmp_path):
-    run_script(tool, format="saved_model", preset=folder / "no_preprocessor", output=tmp_path / "deit")
+    run_script(
+        tool, format="saved_model", preset=folder / "no_preprocessor", output=tmp_path / "deit"
+    )
     assert (tmp_path / "deit" / "saved_model.pb").is_file()
     why = "--raw_image_size takes a preset with a `DeiTImageConverter` as its preprocessor. .* Received: preprocessor=None"
     refused(
-        why, format="saved_model", preset=folder / "no_preprocessor", output=tmp_path / "no" / "raw", raw_image_size="20,20"
+        why,
+        format="saved_model",
+        preset=folder / "no_preprocessor",
+        output=tmp_path / "no" / "raw",
+        raw_image_size="20,20",
     )
     why = ".*no_preprocessor does not say how photographs are converted for it. .*"
-    refused(why, format="saved_model", preset=folder / "no_preprocessor", output=tmp_path / "no" / "raw", photographs="a.jpg")
+    refused(
+        why,
+        format="saved_model",
+        preset=folder / "no_preprocessor",
+        output=tmp_path / "no" / "raw",
+        photographs="a.jpg",
+    )
 
 
 @needs_tensorflow
 def test_int8_gives_the_predictions_of_the_digits(tmp_path):
     pytest.importorskip("ai_edge_litert")
-    run_script(tool, format="litert", preset=digits.PRESET, output=tmp_path / "float32.tflite", raw_image_size="8,8")
-    run_script(tool, format="litert", preset=digits.PRESET, output=tmp_path / "int8.tflite", raw_image_size="8,8", int8=True)
+    run_script(
+        tool,
+        format="litert",
+        preset=digits.PRESET,
+        output=tmp_path / "float32.tflite",
+        raw_image_size="8,8",
+    )
+    run_script(
+        tool,
+        format="litert",
+        preset=digits.PRESET,
+        output=tmp_path / "int8.tflite",
+        raw_image_size="8,8",
+        int8=True,
+    )
     sizes = [(tmp_path / name).stat().st_size for name in ("int8.tflite", "float32.tflite")]
     assert sizes[0] < 0.4 * sizes[1]
     images, _ = digits.test_digits()
@@ -211,7 +310,8 @@ def test_int8_gives_the_predictions_of_the_digits(tmp_path):
     found = tool.load_litert(tmp_path / "float32.tflite")(images)["logits"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     found = tool.load_litert(tmp_path / "int8.tflite")(images)["logits"]
-    assert np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1)) >= 0.99  # 1.0 when it was written
+    # 1.0 when it was written
+    assert np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1)) >= 0.99
 
 
 @needs_tensorflow
@@ -221,11 +321,22 @@ def test_litert_has_neither_flex_operators_nor_ranks_above_4(tmp_path):
     resize = keras.Model(images, {"logits": DeiTImageConverter(8)(images)})
     resize(np.zeros((1, 20, 30, 3), "uint8"))
     set_flags(tool, format="litert", preset=digits.PRESET, output="-")
-    with pytest.raises(ValueError, match="litert could not be written and read. .*ScaleAndTranslate"):
+    with pytest.raises(
+        ValueError, match="litert could not be written and read. .*ScaleAndTranslate"
+    ):
         tool.write(resize, tmp_path / "resize.tflite")
-    large = keras.Model(images, {"logits": keras.ops.transpose(keras.ops.reshape(images, (1, 2, 10, 30, 3)), (0, 4, 1, 2, 3))})
+    large = keras.Model(
+        images,
+        {
+            "logits": keras.ops.transpose(
+                keras.ops.reshape(images, (1, 2, 10, 30, 3)), (0, 4, 1, 2, 3)
+            )
+        },
+    )
     large(np.zeros((1, 20, 30, 3), "uint8"))
-    with pytest.raises(ValueError, match="Mobile delegates take tensors of rank 4 at most. The file has others: "):
+    with pytest.raises(
+        ValueError, match="Mobile delegates take tensors of rank 4 at most. The file has others: "
+    ):
         tool.write(large, tmp_path / "large.tflite")
 
 
@@ -236,7 +347,9 @@ def test_another_answer_is_not_shipped(wrong, folder, tmp_path, monkeypatch):
         run = tool.load_saved_model(path)
         return lambda images: {"logits": run(images)["logits"] + wrong}
 
-    monkeypatch.setitem(tool.FORMATS, "saved_model", tool.FORMATS["saved_model"]._replace(load=load))
+    monkeypatch.setitem(
+        tool.FORMATS, "saved_model", tool.FORMATS["saved_model"]._replace(load=load)
+    )
     refused(
         "saved_model answers otherwise than Keras: the largest difference, .*, is above 1e-04.",
         format="saved_model",
@@ -266,12 +379,18 @@ def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
     [
         ("A preset handle is a built-in name, .*", {"preset": "deit_tiny"}),
         (".*taken exists. Give another --output, or remove it first.", {"output": "taken"}),
-        ("--raw_image_size is HEIGHT,WIDTH, each from 1 to 8192 pixels, .* Received: 20000,20", {"raw_image_size": "20000,20"}),
+        (
+            "--raw_image_size is HEIGHT,WIDTH, each from 1 to 8192 pixels, .* Received: 20000,20",
+            {"raw_image_size": "20000,20"},
+        ),
         ("--raw_image_size is HEIGHT,WIDTH, .* Received: 0,20", {"raw_image_size": "0,20"}),
         ("--raw_image_size is HEIGHT,WIDTH, .* Received: 224", {"raw_image_size": "224"}),
         ("Images of 1 x 8192 pixels would be resized to .*", {"raw_image_size": "1,8192"}),
         ("--int8 is for --format litert. Received: --format saved_model", {"int8": True}),
-        ("There is no file nothing.jpg. Give the name of an image.", {"photographs": "nothing.jpg"}),
+        (
+            "There is no file nothing.jpg. Give the name of an image.",
+            {"photographs": "nothing.jpg"},
+        ),
         (".*taken is not an image, .*", {"photographs": "{folder}/taken"}),
         ("The preset .* is a backbone without a head. .*", {"preset": "{folder}/backbone"}),
     ],
@@ -279,25 +398,41 @@ def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
 def test_what_cannot_be_exported(message, options, folder, tmp_path):
     (tmp_path / "taken").write_text("here before")
     tiny_backbone().save_to_preset(tmp_path / "backbone")
-    options = {name: str(value).replace("{folder}", str(tmp_path)) for name, value in options.items()}
+    options = {
+        name: str(value).replace("{folder}", str(tmp_path)) for name, value in options.items()
+    }
     output = tmp_path / options.pop("output", "deit")
-    refused(message, **{"format": "saved_model", "preset": folder / "tiny", "output": output, **options})
+    refused(
+        message, **{"format": "saved_model", "preset": folder / "tiny", "output": output, **options}
+    )
     assert (tmp_path / "taken").read_text() == "here before"
 
 
 @pytest.mark.parametrize(
     ("message", "options"),
     [
-        ("--format onnx writes a file that ends in .onnx. Received: --output .*deit", {"format": "onnx", "output": "deit"}),
+        (
+            "--format onnx writes a file that ends in .onnx. Received: --output .*deit",
+            {"format": "onnx", "output": "deit"},
+        ),
         (".*deit.bin exists. .*", {"format": "openvino", "output": "deit.xml"}),
-        ("--raw_image_size any is for --format saved_model: .*", {"format": "onnx", "output": "deit.onnx"}),
+        (
+            "--raw_image_size any is for --format saved_model: .*",
+            {"format": "onnx", "output": "deit.onnx"},
+        ),
     ],
 )
 @needs_tensorflow
 def test_what_cannot_be_a_file(message, options, tmp_path, monkeypatch):
     monkeypatch.setattr(tool.importlib.util, "find_spec", lambda package: package)
     (tmp_path / "deit.bin").write_text("here before")
-    refused(message, format=options["format"], preset=digits.PRESET, output=tmp_path / options["output"], raw_image_size="any")
+    refused(
+        message,
+        format=options["format"],
+        preset=digits.PRESET,
+        output=tmp_path / options["output"],
+        raw_image_size="any",
+    )
 
 
 @needs_tensorflow
@@ -315,12 +450,21 @@ def test_other_backends_are_told_where_to_go(tmp_path):
 
 
 def test_an_unknown_format(tmp_path):
-    with pytest.raises(flags.IllegalFlagValueError, match=re.escape("should be one of <saved_model|onnx|litert|openvino>")):
+    with pytest.raises(
+        flags.IllegalFlagValueError,
+        match=re.escape("should be one of <saved_model|onnx|litert|openvino>"),
+    ):
         run_script(tool, format="torch", preset=digits.PRESET, output=tmp_path / "deit")
 
 
 def test_prints_what_it_wrote_and_no_log(format, tmp_path):
-    command = [sys.executable, ROOT / "tools" / "export_model.py", f"--format={format}", "--preset", digits.PRESET]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "export_model.py",
+        f"--format={format}",
+        "--preset",
+        digits.PRESET,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command += ["--output", tmp_path / NAMES[format]]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -332,8 +476,23 @@ def test_prints_what_it_wrote_and_no_log(format, tmp_path):
 
 
 def test_on_the_command_line(tmp_path):
-    command = [sys.executable, ROOT / "tools" / "export_model.py", "--format=saved_model", "--preset", digits.PRESET]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "export_model.py",
+        "--format=saved_model",
+        "--preset",
+        digits.PRESET,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
-    result = subprocess.run([*command, "--output", tmp_path], capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(
+        [*command, "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1] == f"Not exported. {tmp_path} exists. Give another --output, or remove it first."
+    assert (
+        result.stderr.splitlines()[-1]
+        == f"Not exported. {tmp_path} exists. Give another --output, or remove it first."
+    )

@@ -1,4 +1,6 @@
-"""tools/visualize_attention.py: pictures of real models and photographs, and what it says to what it cannot draw."""
+"""tools/visualize_attention.py: pictures of real models and photographs, and what it says to what
+it cannot draw.
+"""
 
 import os
 import subprocess
@@ -27,7 +29,11 @@ def photograph(photographs, tmp_path_factory):
 def folder(tmp_path_factory):
     """Presets of one token and of two, DeiT III, of grids that are not square."""
     folder = tmp_path_factory.mktemp("presets")
-    for name, distilled, scope in (("plain", False, "all"), ("distilled", True, "all"), ("deit3", False, "patches")):
+    for name, distilled, scope in (
+        ("plain", False, "all"),
+        ("distilled", True, "all"),
+        ("deit3", False, "patches"),
+    ):
         classifier = tiny_classifier({"use_distillation_token": distilled, "position_scope": scope})
         randomize(classifier, np.random.default_rng(0)).save_to_preset(folder / name)
     tiny_classifier(preprocessor=None).save_to_preset(folder / "no_preprocessor")
@@ -38,7 +44,13 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["rollout", "heads", "filters", "positions"])
 @pytest.mark.parametrize("name", ["plain", "distilled", "deit3"])
 def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
-    run_script(tool, image=photograph, preset=folder / name, output=tmp_path / "deep" / "out.png", kind=kind)
+    run_script(
+        tool,
+        image=photograph,
+        preset=folder / name,
+        output=tmp_path / "deep" / "out.png",
+        kind=kind,
+    )
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["out.png"]
     picture = read_photograph(tmp_path / "deep" / "out.png")
     assert min(picture.shape[:2]) > 200
@@ -63,10 +75,23 @@ def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph
         {"kind": "heads"},
         {"kind": "heads", "block": 0},
     ):
-        run_script(tool, image=photograph, preset=folder / "distilled", output=tmp_path / "out.png", **options)
+        run_script(
+            tool,
+            image=photograph,
+            preset=folder / "distilled",
+            output=tmp_path / "out.png",
+            **options,
+        )
         drawn.append((tmp_path / "out.png").read_bytes())
     assert len(set(drawn)) == len(drawn)
-    run_script(tool, image=photograph, preset=folder / "distilled", output=tmp_path / "out.png", kind="heads", block=2)
+    run_script(
+        tool,
+        image=photograph,
+        preset=folder / "distilled",
+        output=tmp_path / "out.png",
+        kind="heads",
+        block=2,
+    )
     assert (tmp_path / "out.png").read_bytes() == drawn[4]
 
 
@@ -83,16 +108,28 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
     truncated.write_bytes(photograph.read_bytes()[:20_000])
     good = {"image": photograph, "preset": folder / "plain", "output": tmp_path / "out" / "out.png"}
     for changes, message in (
-        ({"image": tmp_path / "no.jpg"}, f"There is no file {tmp_path}/no.jpg. Give the name of an image."),
+        (
+            {"image": tmp_path / "no.jpg"},
+            f"There is no file {tmp_path}/no.jpg. Give the name of an image.",
+        ),
         ({"image": truncated}, f"{truncated} is cut short or damaged. Copy it again. "),
-        ({"image": ROOT / "README.md"}, f"{ROOT}/README.md is not an image, or of a format that Pillow does not read."),
+        (
+            {"image": ROOT / "README.md"},
+            f"{ROOT}/README.md is not an image, or of a format that Pillow does not read.",
+        ),
         ({"preset": "deit_gigantic"}, "deit_gigantic"),
         (
             {"preset": folder / "no_preprocessor"},
             "does not say how images are converted for it. Save it with a `preprocessor`.",
         ),
-        ({"preset": folder / "merged"}, "Merged tokens have no place in the image: use `num_merged_tokens=0`."),
-        ({"token": "distillation"}, 'The model has no distillation token. Ask for `token="class"`.'),
+        (
+            {"preset": folder / "merged"},
+            "Merged tokens have no place in the image: use `num_merged_tokens=0`.",
+        ),
+        (
+            {"token": "distillation"},
+            'The model has no distillation token. Ask for `token="class"`.',
+        ),
         ({"kind": "heads", "block": 3}, "--block must be of the 3 blocks, 0 to 2. Received: 3"),
         ({"output": tmp_path / "out" / "out.bmp"}, "--output must end in one of ."),
         ({"output": folder / "plain"}, "--output must end in one of"),
@@ -101,7 +138,10 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
             run_script(tool, **{**good, **changes})
         assert exit.value.code.startswith("Nothing drawn. ")
         assert message in exit.value.code
-    with pytest.raises(SystemExit, match="Nothing drawn. --kind rollout needs a photograph. Give --image photo.jpg."):
+    with pytest.raises(
+        SystemExit,
+        match="Nothing drawn. --kind rollout needs a photograph. Give --image photo.jpg.",
+    ):
         run_script(tool, preset=folder / "plain", output=tmp_path / "out" / "out.png")
     assert not (tmp_path / "out").exists()
 
@@ -128,5 +168,8 @@ def test_from_a_terminal(photograph, tmp_path):
     assert (result.returncode, result.stdout) == (0, f"Wrote {tmp_path}/out.png\n"), result.stderr
     result = run(f"--image={tmp_path}/no.jpg", f"--preset={DIGITS}", f"--output={tmp_path}/two.png")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == f"Nothing drawn. There is no file {tmp_path}/no.jpg. Give the name of an image."
+    assert (
+        result.stderr.splitlines()[-1]
+        == f"Nothing drawn. There is no file {tmp_path}/no.jpg. Give the name of an image."
+    )
     assert not (tmp_path / "two.png").exists()

@@ -58,8 +58,12 @@ def test_boxes_have_the_area_and_the_ratio_asked_for_and_lie_inside():
 
 def test_crop_of_everything_is_a_resize_and_of_a_panorama_its_centre(photographs):
     photograph = tf.cast(photographs[0][:400, :400], tf.float32)
-    cropped = augmentation.random_resized_crop(photograph, (32, 48), (1, 2), scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    converter = DeiTImageConverter((32, 48), crop_ratio=1.0, crop_to_aspect_ratio=False, mean=0.0, std=1.0)
+    cropped = augmentation.random_resized_crop(
+        photograph, (32, 48), (1, 2), scale=(1.0, 1.0), ratio=(1.0, 1.0)
+    )
+    converter = DeiTImageConverter(
+        (32, 48), crop_ratio=1.0, crop_to_aspect_ratio=False, mean=0.0, std=1.0
+    )
     # The converter resizes the axes one after the other, and rounds between.
     assert np.abs(cropped - keras.ops.convert_to_numpy(converter(photograph)) * 255).max() <= 2
     ramp = tf.tile(tf.range(120.0)[None, :, None], (12, 1, 3))
@@ -83,7 +87,10 @@ def test_three_augment_does_one_of_three():
     image = noise_image()
     pixels = np.asarray(image).astype("uint8")
     results = many(lambda seed: augmentation.three_augment(image, seed))
-    gray = np.abs(results - np.asarray(Image.fromarray(pixels).convert("L"))[..., None]).max((1, 2, 3)) <= 1
+    gray = (
+        np.abs(results - np.asarray(Image.fromarray(pixels).convert("L"))[..., None]).max((1, 2, 3))
+        <= 1
+    )
     solarized = (results == np.asarray(ImageOps.solarize(Image.fromarray(pixels)))).all((1, 2, 3))
     assert not (gray & solarized).any()
     for kind in (gray, solarized):
@@ -131,7 +138,10 @@ def test_erasing_fills_a_box_with_noise_in_its_share_of_images():
 def test_labels_mix_as_images_do(mixup, cutmix):
     values = np.asarray([0.0, 1.0, 4.0, 9.0], "float32")
     images = tf.constant(np.broadcast_to(values[:, None, None, None], (4, 16, 24, 3)))
-    mixed, labels = many(lambda seed: augmentation.mix(images, tf.eye(4), mixup, cutmix, seed), dtype=(tf.float32, tf.float32))
+    mixed, labels = many(
+        lambda seed: augmentation.mix(images, tf.eye(4), mixup, cutmix, seed),
+        dtype=(tf.float32, tf.float32),
+    )
     np.testing.assert_allclose(labels.sum(-1), 1.0, atol=1e-5)
     np.testing.assert_allclose(mixed.mean((2, 3, 4)), labels @ values, atol=1e-4)
     assert (np.count_nonzero(labels, axis=-1) <= 2).all()

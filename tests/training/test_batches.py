@@ -1,4 +1,6 @@
-"""Batches to train and to evaluate on: the same for a seed, from any start, on any number of processes."""
+"""Batches to train and to evaluate on: the same for a seed, from any start, on any number of
+processes.
+"""
 
 import dataclasses
 
@@ -51,14 +53,23 @@ def test_a_training_goes_on_where_it_was_left(repeats):
     recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))
     recipe = dataclasses.replace(recipe, repeats=repeats)
     found = batches_of(14, recipe, converter, batch_size=7)
-    for seen in (1, 5, 11):  # in a pass of 24 images, in the next ones, in the middle of an image's copies
-        assert_same(found[seen:], batches_of(14 - seen, recipe, converter, batch_size=7, start=7 * seen))
+    # In a pass of 24 images, in the next ones, in the middle of an image's copies
+    for seen in (1, 5, 11):
+        assert_same(
+            found[seen:], batches_of(14 - seen, recipe, converter, batch_size=7, start=7 * seen)
+        )
 
 
 def test_processes_share_the_images_of_a_batch():
-    recipe, converter = Augmentation(three_augment=True, erasing_rate=0.5), DeiTImageConverter((12, 16))
+    recipe, converter = (
+        Augmentation(three_augment=True, erasing_rate=0.5),
+        DeiTImageConverter((12, 16)),
+    )
     whole = batches_of(5, recipe, converter, batch_size=6)
-    shards = [batches_of(5, recipe, converter, batch_size=3, num_shards=2, shard=shard) for shard in range(2)]
+    shards = [
+        batches_of(5, recipe, converter, batch_size=3, num_shards=2, shard=shard)
+        for shard in range(2)
+    ]
     for index, (images, labels) in enumerate(whole):
         for shard in range(2):
             np.testing.assert_array_equal(shards[shard][index][0], images[shard::2])
@@ -74,16 +85,21 @@ def test_each_process_reads_its_images_alone():
         return tf.zeros((20, 30, 3)), index % 5
 
     converter = DeiTImageConverter((12, 16))
-    mine = batches.training_batches(files, Augmentation(), converter, 5, 6, 240, read, num_shards=2, shard=1)
+    mine = batches.training_batches(
+        files, Augmentation(), converter, 5, 6, 240, read, num_shards=2, shard=1
+    )
     assert len(list(mine.take(10))) == 10
-    # Half of this process' part of the first pass: several are read at once, so that some of the second pass may overtake the last.
+    # Half of this process' part of the first pass: several are read at once, so that some of the
+    # second pass may overtake the last.
     was_read = was_read[:60]
     assert len(set(was_read)) == 60
 
     def numbered(index):
         return tf.zeros((9, 9, 3)) + tf.cast(index, tf.float32), 0
 
-    other = batches.training_batches(files, Augmentation(), converter, 5, 6, 240, numbered, num_shards=2)
+    other = batches.training_batches(
+        files, Augmentation(), converter, 5, 6, 240, numbered, num_shards=2
+    )
     images = np.concatenate([images[:, 0, 0, 0] for images, _ in other.take(20)])
     seen = set(np.round((images * converter.std[0] + converter.mean[0]) * 255).astype(int))
     assert len(seen) == 120
@@ -99,7 +115,9 @@ def test_each_pass_has_every_image_in_another_order():
 
 
 def test_repeated_augmentation_repeats_images():
-    (images, labels), *_ = found = batches_of(4, Augmentation(repeats=3), DeiTImageConverter((12, 16)), batch_size=6)
+    (images, labels), *_ = found = batches_of(
+        4, Augmentation(repeats=3), DeiTImageConverter((12, 16)), batch_size=6
+    )
     labels = np.concatenate([batch[1] for batch in found]).argmax(-1).reshape(8, 3)
     assert (labels == labels[:, :1]).all()
     assert not np.array_equal(images[0], images[1])
@@ -107,33 +125,45 @@ def test_repeated_augmentation_repeats_images():
 
 def test_gray_images_and_channels_first_train_a_distiller():
     student = tiny_classifier(
-        {"image_shape": (12, 32, 1), "num_layers": 1}, preprocessor=DeiTImageConverter((12, 32), mean=0.5, std=0.5)
+        {"image_shape": (12, 32, 1), "num_layers": 1},
+        preprocessor=DeiTImageConverter((12, 32), mean=0.5, std=0.5),
     )
     converter = student.preprocessor
     recipe = Augmentation(erasing_rate=0.25, mixup_alpha=0.8, cutmix_alpha=1.0)
     found = batches.training_batches(dataset_of(channels=1), recipe, converter, 5, 6)
     student.preprocessor = None
-    distiller = DeiTDistiller(student, lambda images: keras.ops.zeros((keras.ops.shape(images)[0], 5)))
+    distiller = DeiTDistiller(
+        student, lambda images: keras.ops.zeros((keras.ops.shape(images)[0], 5))
+    )
     distiller.compile("sgd", RECIPES["deit"].build_loss())
-    assert np.isfinite(distiller.fit(found, steps_per_epoch=4, shuffle=False, verbose=0).history["loss"]).all()
+    assert np.isfinite(
+        distiller.fit(found, steps_per_epoch=4, shuffle=False, verbose=0).history["loss"]
+    ).all()
     first = DeiTImageConverter((12, 32), mean=0.5, std=0.5, data_format="channels_first")
-    assert batches.training_batches(dataset_of(channels=1), recipe, first, 5, 6).element_spec[0].shape == (6, 1, 12, 32)
+    assert batches.training_batches(dataset_of(channels=1), recipe, first, 5, 6).element_spec[
+        0
+    ].shape == (6, 1, 12, 32)
 
 
 def test_datasets_that_do_not_fit_are_refused():
     converter = DeiTImageConverter((12, 16))
     with pytest.raises(
-        ValueError, match=r"must be of single images and labels, \(image \(H, W, channels\), label\), before any"
+        ValueError,
+        match=r"must be of single images and labels, \(image \(H, W, channels\), label\), before any",
     ):
         batches.training_batches(dataset_of().batch(2), Augmentation(), converter, 5, 6)
     with raises(
-        "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of channels must be known. "
+        "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of "
+        "channels must be known. "
         "Received: images of shape (20, 30, 1)"
     ):
-        batches.training_batches(dataset_of(channels=1), RECIPES["deit"].augmentation, converter, 5, 6)
+        batches.training_batches(
+            dataset_of(channels=1), RECIPES["deit"].augmentation, converter, 5, 6
+        )
     with raises(
         "`dataset` must have a known length, above 0: see `tf.data.Dataset.cardinality` and "
-        "`apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset of cardinality -1"
+        "`apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset of "
+        "cardinality -1"
     ):
         batches.training_batches(dataset_of().repeat(), Augmentation(), converter, 5, 6)
 
@@ -145,7 +175,9 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
     expected = keras.ops.convert_to_numpy(converter(images))
     seen = []
     for shard in range(num_shards):
-        found = batches.evaluation_batches(dataset_of(), converter, 5, 7, num_shards=num_shards, shard=shard)
+        found = batches.evaluation_batches(
+            dataset_of(), converter, 5, 7, num_shards=num_shards, shard=shard
+        )
         assert found.cardinality() == {1: 4, 2: 2}[num_shards]
         for converted, labels, weights in found.as_numpy_iterator():
             assert converted.shape == (7, 12, 16, 3)
@@ -166,7 +198,9 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
     ],
 )
 def test_bad_images_and_labels_end_the_training(level, label, message):
-    dataset = tf.data.Dataset.from_tensor_slices((np.full((4, 9, 9, 3), level, "float32"), [0, 1, 2, label]))
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (np.full((4, 9, 9, 3), level, "float32"), [0, 1, 2, label])
+    )
     found = batches.training_batches(dataset, Augmentation(), DeiTImageConverter((12, 16)), 5, 4)
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         next(iter(found))

@@ -17,14 +17,18 @@ def compiled(num_layers=1):
     optimizer = keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)
     # Compiling takes longer than this little training, but on JAX.
     jit = keras.backend.backend() == "jax"
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit)
+    model.compile(
+        optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit
+    )
     return model
 
 
 def fit(model, *callbacks, epochs, initial_epoch=0):
     data = images(np.random.default_rng(0), 8), np.arange(8) % 5
     settings = {"batch_size": 4, "shuffle": False, "verbose": 0}
-    model.fit(*data, epochs=epochs, initial_epoch=initial_epoch, callbacks=list(callbacks), **settings)
+    model.fit(
+        *data, epochs=epochs, initial_epoch=initial_epoch, callbacks=list(callbacks), **settings
+    )
 
 
 class Kill(keras.callbacks.Callback):
@@ -81,14 +85,16 @@ def test_a_new_training_starts_at_the_first_epoch(tmp_path):
 
 def test_a_training_that_does_not_go_on_replaces_the_one_before(tmp_path):
     for _ in range(2):
-        # A model each: with an average of the weights, Keras 3.15 cannot `fit` a model twice on JAX.
+        # A model each: with an average of the weights, Keras 3.15 cannot `fit` a model twice on
+        # JAX.
         fit(compiled(), TrainingCheckpoint(tmp_path), epochs=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch_00001"]
 
 
 def test_another_architecture_is_refused(saved):
     with pytest.raises(
-        ValueError, match=r"epoch_00001 is of another architecture\. Expected: .* weights\. Received: .* Go on with"
+        ValueError,
+        match=r"epoch_00001 is of another architecture\. Expected: .* weights\. Received: .* Go on with",
     ):
         TrainingCheckpoint(saved[1]).restore(compiled(num_layers=2))
 
@@ -103,5 +109,7 @@ def test_altered_files_are_named(saved, tmp_path, damage):
         (folder / "state.json").write_text("{")
     else:
         (folder / "state.json").write_text(json.dumps({"shapes": []}))
-    with pytest.raises(ValueError, match=r"epoch_00001 cannot be read \(.*\)\. Remove the folder to start again"):
+    with pytest.raises(
+        ValueError, match=r"epoch_00001 cannot be read \(.*\)\. Remove the folder to start again"
+    ):
         TrainingCheckpoint(tmp_path).restore(compiled())

@@ -17,7 +17,9 @@ def folder(tmp_path):
     for label in ("dog", "cat"):
         (tmp_path / label).mkdir()
         for name in ("0.png", "1.jpg", "2.bmp"):
-            keras.utils.save_img(tmp_path / label / name, rng.integers(0, 256, (20, 30, 3)), scale=False)
+            keras.utils.save_img(
+                tmp_path / label / name, rng.integers(0, 256, (20, 30, 3)), scale=False
+            )
     return tmp_path
 
 
@@ -41,8 +43,12 @@ def test_classes_are_folders_in_alphabetical_order(folder):
 
 def test_colours_become_gray_as_in_pillow(folder):
     opened = ImageFolder.open(folder)
-    for (gray, _), file in zip(opened.dataset().map(lambda *element: reader(1)(element)), opened.files):
-        np.testing.assert_array_equal(gray, keras.utils.img_to_array(keras.utils.load_img(file, color_mode="grayscale")))
+    for (gray, _), file in zip(
+        opened.dataset().map(lambda *element: reader(1)(element)), opened.files
+    ):
+        np.testing.assert_array_equal(
+            gray, keras.utils.img_to_array(keras.utils.load_img(file, color_mode="grayscale"))
+        )
     with raises("`channels` must be one of 1, 3. Received: channels=4"):
         reader(4)
 
@@ -51,7 +57,8 @@ def test_broken_images_are_an_error_or_are_counted(folder):
     truncated, text = break_two(folder)
     opened = ImageFolder.open(folder)
     with raises(
-        f"2 of 6 files cannot be read as images: {truncated}, {text}. Remove or replace them, or ask for them to be skipped."
+        f"2 of 6 files cannot be read as images: {truncated}, {text}. Remove or replace them, or "
+        "ask for them to be skipped."
     ):
         opened.checked()
     # Of two processes each reads its half, and both broken files are in that of the second.
@@ -92,24 +99,31 @@ def test_files_come_in_the_order_of_keras(folder):
     (folder / "cat" / "inner").mkdir()
     (folder / ".hidden").mkdir()
     keras.utils.save_img(folder / "cat" / "inner" / "0.png", np.zeros((4, 4, 3)))
-    listed = keras.utils.image_dataset_from_directory(str(folder), batch_size=None, shuffle=False, verbose=False)
+    listed = keras.utils.image_dataset_from_directory(
+        str(folder), batch_size=None, shuffle=False, verbose=False
+    )
     opened = ImageFolder.open(folder)
     assert list(opened.files) == listed.file_paths
     assert list(opened.class_names) == listed.class_names
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with raises(f"There is no folder {tmp_path / 'none'}. Give one with a subfolder of images for each class."):
+    with raises(
+        f"There is no folder {tmp_path / 'none'}. Give one with a subfolder of images for each "
+        "class."
+    ):
         ImageFolder.open(tmp_path / "none")
     (tmp_path / "cat").mkdir()
     with raises(
-        f"There are no images in subfolders of {tmp_path}, as .bmp, .gif, .jpeg, .jpg, .png or .webp. Give a folder with one for each class."
+        f"There are no images in subfolders of {tmp_path}, as .bmp, .gif, .jpeg, .jpg, .png or "
+        ".webp. Give a folder with one for each class."
     ):
         ImageFolder.open(tmp_path)
     (tmp_path / "dog").mkdir()
     (tmp_path / "cat" / "1.png").write_bytes(b"no")
     with raises(
-        "Every class must have images, as .bmp, .gif, .jpeg, .jpg, .png or .webp. Convert those of another format, or remove the folder. "
+        "Every class must have images, as .bmp, .gif, .jpeg, .jpg, .png or .webp. Convert those of "
+        "another format, or remove the folder. "
         "Received: none in dog"
     ):
         ImageFolder.open(tmp_path)

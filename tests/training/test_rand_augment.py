@@ -1,4 +1,6 @@
-"""Each operation against Pillow, the draw by its statistics, and the whole against timm where it is installed."""
+"""Each operation against Pillow, the draw by its statistics, and the whole against timm where it is
+installed.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -44,7 +46,9 @@ def assert_same(images, ours, theirs):
 
 
 def assert_close(images, ours, theirs):
-    """Equal but where a value that is cut to a level lies on the edge of it: there float32 and float64 may differ by 1."""
+    """Equal but where a value that is cut to a level lies on the edge of it: there float32 and
+    float64 may differ by 1.
+    """
     for name, pixels in images.items():
         found, expected = levels_of_both(pixels, ours, theirs)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1, err_msg=name)
@@ -57,12 +61,27 @@ def test_histogram_operations_are_pillows(images):
 
 
 def test_auto_contrast_is_cut_where_pillow_cuts_it():
-    # For some ranges Pillow's scale and offset leave the highest level at 254.99..., which becomes 254.
-    ranges = [(0, 1), (3, 250), (100, 102), (200, 255), *np.sort(np.random.default_rng(0).integers(0, 256, (40, 2)))]
-    ramps = {f"{low} to {high}": np.linspace(low, high, 300).round().astype("uint8") for low, high in ranges}
-    ramps = {name: np.broadcast_to(ramp[:, None, None], (300, 2, 3)) for name, ramp in ramps.items()}
+    # For some ranges Pillow's scale and offset leave the highest level at 254.99..., which becomes
+    # 254.
+    ranges = [
+        (0, 1),
+        (3, 250),
+        (100, 102),
+        (200, 255),
+        *np.sort(np.random.default_rng(0).integers(0, 256, (40, 2))),
+    ]
+    ramps = {
+        f"{low} to {high}": np.linspace(low, high, 300).round().astype("uint8")
+        for low, high in ranges
+    }
+    ramps = {
+        name: np.broadcast_to(ramp[:, None, None], (300, 2, 3)) for name, ramp in ramps.items()
+    }
     assert_same(ramps, module.auto_contrast, ImageOps.autocontrast)
-    assert any(np.asarray(ImageOps.autocontrast(Image.fromarray(ramp))).max() == 254 for ramp in ramps.values())
+    assert any(
+        np.asarray(ImageOps.autocontrast(Image.fromarray(ramp))).max() == 254
+        for ramp in ramps.values()
+    )
 
 
 def posterized(image, bits):
@@ -90,7 +109,9 @@ def test_solarize_is_pillows(images):
 
 
 def solarize_added(image, amount):
-    return image.point([min(255, level + amount) if level < 128 else level for level in range(256)] * 3)
+    return image.point(
+        [min(255, level + amount) if level < 128 else level for level in range(256)] * 3
+    )
 
 
 def test_solarize_add_raises_the_lower_half(images):
@@ -121,11 +142,15 @@ def test_enhancers_are_pillows(images, name):
 
 
 def affine(image, *matrix):
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+    return image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL
+    )
 
 
 GEOMETRIC = {
-    "rotate": lambda image, degrees: image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL),
+    "rotate": lambda image, degrees: image.rotate(
+        degrees, Image.Resampling.BICUBIC, fillcolor=FILL
+    ),
     "shear_x": lambda image, factor: affine(image, 1, factor, 0, 0, 1, 0),
     "shear_y": lambda image, factor: affine(image, 1, 0, 0, factor, 1, 0),
     "translate_x": lambda image, share: affine(image, 1, 0, share * image.size[0], 0, 1, 0),
@@ -136,7 +161,9 @@ GEOMETRIC = {
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_geometric_operations_are_pillows_bicubic(images, name):
     # Of rounder amounts many values would fall on the edges of levels.
-    for amount in np.float32((-0.2837, 0.0, 0.0131, 0.2469, 0.4043)) * (100 if name == "rotate" else 1):
+    for amount in np.float32((-0.2837, 0.0, 0.0131, 0.2469, 0.4043)) * (
+        100 if name == "rotate" else 1
+    ):
         assert_close(
             images,
             lambda image, amount=amount: getattr(module, name)(image, amount, FILL),
@@ -145,7 +172,10 @@ def test_geometric_operations_are_pillows_bicubic(images, name):
 
 
 def draw(num_operations=N, magnitude=9.0, magnitude_std=0.5, rate=0.5, seed=(1, 2)):
-    return [np.asarray(values) for values in draw_operations(seed, num_operations, magnitude, magnitude_std, rate)]
+    return [
+        np.asarray(values)
+        for values in draw_operations(seed, num_operations, magnitude, magnitude_std, rate)
+    ]
 
 
 def assert_share(found, expected, n):
@@ -165,7 +195,12 @@ def test_each_operation_is_drawn_as_often_and_half_are_applied():
     assert (draw(rate=0.0)[0] == 15).all()
     # What one decides says nothing of the others, nor of the next operation.
     applied = choices < 15
-    for first, second in ((applied, signs), (choices % 2, signs), (levels, signs), (applied, levels)):
+    for first, second in (
+        (applied, signs),
+        (choices % 2, signs),
+        (levels, signs),
+        (applied, levels),
+    ):
         assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(N)
     for values in (choices, levels, signs):
         assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 4 / np.sqrt(N)
@@ -189,16 +224,30 @@ EXPECTED = {
     "Invert": lambda image, level, sign: ImageOps.invert(image),
     "Rotate": lambda image, level, sign: GEOMETRIC["rotate"](image, 30 * sign * level),
     "PosterizeIncreasing": lambda image, level, sign: posterized(image, 4 - int(4 * level)),
-    "SolarizeIncreasing": lambda image, level, sign: ImageOps.solarize(image, 256 - int(256 * level)),
+    "SolarizeIncreasing": lambda image, level, sign: ImageOps.solarize(
+        image, 256 - int(256 * level)
+    ),
     "SolarizeAdd": lambda image, level, sign: solarize_added(image, int(110 * level)),
-    "ColorIncreasing": lambda image, level, sign: ImageEnhance.Color(image).enhance(1 + 0.9 * sign * level),
-    "ContrastIncreasing": lambda image, level, sign: ImageEnhance.Contrast(image).enhance(1 + 0.9 * sign * level),
-    "BrightnessIncreasing": lambda image, level, sign: ImageEnhance.Brightness(image).enhance(1 + 0.9 * sign * level),
-    "SharpnessIncreasing": lambda image, level, sign: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * sign * level),
+    "ColorIncreasing": lambda image, level, sign: ImageEnhance.Color(image).enhance(
+        1 + 0.9 * sign * level
+    ),
+    "ContrastIncreasing": lambda image, level, sign: ImageEnhance.Contrast(image).enhance(
+        1 + 0.9 * sign * level
+    ),
+    "BrightnessIncreasing": lambda image, level, sign: ImageEnhance.Brightness(image).enhance(
+        1 + 0.9 * sign * level
+    ),
+    "SharpnessIncreasing": lambda image, level, sign: ImageEnhance.Sharpness(image).enhance(
+        1 + 0.9 * sign * level
+    ),
     "ShearX": lambda image, level, sign: GEOMETRIC["shear_x"](image, 0.3 * sign * level),
     "ShearY": lambda image, level, sign: GEOMETRIC["shear_y"](image, 0.3 * sign * level),
-    "TranslateXRel": lambda image, level, sign: GEOMETRIC["translate_x"](image, 0.45 * sign * level),
-    "TranslateYRel": lambda image, level, sign: GEOMETRIC["translate_y"](image, 0.45 * sign * level),
+    "TranslateXRel": lambda image, level, sign: GEOMETRIC["translate_x"](
+        image, 0.45 * sign * level
+    ),
+    "TranslateYRel": lambda image, level, sign: GEOMETRIC["translate_y"](
+        image, 0.45 * sign * level
+    ),
 }
 
 
@@ -218,7 +267,8 @@ def test_drawn_operations_are_applied_in_turn(images):
             if choice < len(OPERATIONS):
                 seen.add(OPERATIONS[choice])
                 expected = EXPECTED[OPERATIONS[choice]](expected, float(level), float(sign))
-        # A level of difference after the first may be more after the second, which may invert one and not the other.
+        # A level of difference after the first may be more after the second, which may invert one
+        # and not the other.
         assert (np.abs(found - np.asarray(expected)) > 1).mean() < 0.005
     assert seen == set(OPERATIONS)
 
@@ -240,7 +290,9 @@ def test_operations_and_their_ranges_are_timms(images, monkeypatch):
     image = tf.constant(pixels, tf.float32)
     for level in np.float32((0.7413, 0.8973, 0.9973)):
         for sign in (-1.0, 1.0):
-            monkeypatch.setattr(theirs.random, "random", lambda sign=sign: 0.25 if sign > 0 else 0.75)
+            monkeypatch.setattr(
+                theirs.random, "random", lambda sign=sign: 0.25 if sign > 0 else 0.75
+            )
             branches = module._branches(image, level, sign, FILL)
             for name, branch in zip(OPERATIONS, branches):
                 operation = theirs.AugmentOp(name, 1.0, 10 * float(level), hparams)
@@ -261,16 +313,23 @@ def test_the_seed_decides(images):
     assert first.min() >= 0
     assert first.max() <= 255
     np.testing.assert_array_equal(first, np.round(first))
-    np.testing.assert_array_equal(augmented(pixels, seeds[:4], rate=0.0), np.broadcast_to(pixels, (4, 48, 40, 3)))
+    np.testing.assert_array_equal(
+        augmented(pixels, seeds[:4], rate=0.0), np.broadcast_to(pixels, (4, 48, 40, 3))
+    )
 
 
 def test_maps_a_dataset_of_known_and_unknown_sizes(images):
     pixels = images["photograph"].astype("float32")
 
     def mapped(elements, shape):
-        dataset = tf.data.Dataset.from_generator(lambda: iter(elements), output_signature=tf.TensorSpec(shape, tf.float32))
+        dataset = tf.data.Dataset.from_generator(
+            lambda: iter(elements), output_signature=tf.TensorSpec(shape, tf.float32)
+        )
         dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.range(len(elements)))
-        dataset = dataset.map(lambda image, seed: rand_augment(image, tf.stack([seed, 0]), FILL, rate=0.9), tf.data.AUTOTUNE)
+        dataset = dataset.map(
+            lambda image, seed: rand_augment(image, tf.stack([seed, 0]), FILL, rate=0.9),
+            tf.data.AUTOTUNE,
+        )
         assert dataset.element_spec.shape.as_list() == list(shape)
         return list(dataset.as_numpy_iterator())
 
@@ -278,7 +337,9 @@ def test_maps_a_dataset_of_known_and_unknown_sizes(images):
     unknown = mapped([pixels, pixels[3:, :23]] * 15, (None, None, 3))
     for index, (image, other) in enumerate(zip(known, unknown)):
         seed = tf.constant((index, 0), tf.int64)
-        np.testing.assert_array_equal(image, rand_augment(tf.constant(pixels), seed, FILL, rate=0.9))
+        np.testing.assert_array_equal(
+            image, rand_augment(tf.constant(pixels), seed, FILL, rate=0.9)
+        )
         assert other.shape == ((45, 23, 3) if index % 2 else (48, 40, 3))
         np.testing.assert_array_equal(other, np.clip(np.round(other), 0, 255))
     np.testing.assert_array_equal(known[::2], unknown[::2])

@@ -32,7 +32,9 @@ def test_learning_rate_rises_in_a_line_and_falls_by_a_cosine(name, batch_size, h
     warmup, steps = recipe.warmup_epochs * STEPS, recipe.epochs * STEPS
     middle = warmup + (steps - warmup) // 2
     expected = [1e-6, 1e-6 + (highest - 1e-6) / 2, highest, (highest + last) / 2, last, last]
-    np.testing.assert_allclose(rates(schedule, [0, warmup // 2, warmup, middle, steps, steps + 7]), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        rates(schedule, [0, warmup // 2, warmup, middle, steps, steps + 7]), expected, rtol=1e-3
+    )
 
 
 def test_shorter_training_keeps_the_share_of_the_warmup():
@@ -57,7 +59,11 @@ def test_biases_norms_scales_positions_and_prefix_tokens_do_not_decay(distilled)
     optimizer.iterations.assign(5 * STEPS)  # the end of the warm-up, where the rate is 1e-3
     zeros = [keras.ops.zeros(v.shape) for v in model.trainable_variables]
     optimizer.apply(zeros, model.trainable_variables)
-    decayed = {v.path.split("/", 1)[-1] for v in model.trainable_variables if np.abs(numpy(v) - start[v.path]).max() > 1e-6}
+    decayed = {
+        v.path.split("/", 1)[-1]
+        for v in model.trainable_variables
+        if np.abs(numpy(v) - start[v.path]).max() > 1e-6
+    }
     kernels = {v.path.split("/", 1)[-1] for v in model.trainable_variables if v.name == "kernel"}
     assert decayed == kernels
     kernel = next(v for v in model.trainable_variables if v.name == "kernel")
@@ -66,7 +72,10 @@ def test_biases_norms_scales_positions_and_prefix_tokens_do_not_decay(distilled)
 
 def test_optimizers_are_those_of_the_recipe():
     model = tiny_classifier({"num_layers": 1})
-    kinds = {name: type(recipe.build_optimizer(model, STEPS)).__name__ for name, recipe in RECIPES.items()}
+    kinds = {
+        name: type(recipe.build_optimizer(model, STEPS)).__name__
+        for name, recipe in RECIPES.items()
+    }
     assert kinds["deit"] == kinds["deit3_base_fine_tune_224"] == "AdamW"
     assert kinds["deit3_huge"] == kinds["deit3_large_in21k"] == "Lamb"
     assert kinds["deit_transfer"] == "SGD"
@@ -89,7 +98,11 @@ def test_losses_of_mixed_labels(rng):
     np.testing.assert_allclose(numpy(again(labels, logits)), expected, atol=1e-6)
     smooth = labels * 0.9 + 0.1 / 5
     log_q = logits - np.log(np.exp(logits.astype("float64")).sum(-1, keepdims=True))
-    np.testing.assert_allclose(numpy(RECIPES["deit"].build_loss()(labels, logits)), -(smooth * log_q).sum(-1).mean(), atol=1e-6)
+    np.testing.assert_allclose(
+        numpy(RECIPES["deit"].build_loss()(labels, logits)),
+        -(smooth * log_q).sum(-1).mean(),
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,7 +118,10 @@ def test_losses_of_mixed_labels(rng):
 )
 def test_batch_size_and_epochs_fit_the_number_of_images(name, num_images, batch_size, epochs):
     recipe = RECIPES[name]
-    assert (recipe.batch_size_for(num_images), recipe.epochs_for(num_images)) == (batch_size, epochs)
+    assert (recipe.batch_size_for(num_images), recipe.epochs_for(num_images)) == (
+        batch_size,
+        epochs,
+    )
     with raises("`num_images` must be a positive integer. Received: num_images=0"):
         recipe.batch_size_for(0)
 
@@ -113,28 +129,39 @@ def test_batch_size_and_epochs_fit_the_number_of_images(name, num_images, batch_
 @pytest.mark.parametrize("distilled", [False, True])
 def test_a_new_head_learns_faster_than_the_backbone(distilled):
     recipe = dataclasses.replace(RECIPES["new_classes"], weight_decay=0.0)
-    classifier = tiny_classifier({"layer_scale_init_value": 0.1, "num_layers": 1, "use_distillation_token": distilled})
+    classifier = tiny_classifier(
+        {"layer_scale_init_value": 0.1, "num_layers": 1, "use_distillation_token": distilled}
+    )
     model = DeiTDistiller(classifier, None) if distilled else classifier
     optimizer = recipe.build_optimizer(model, STEPS, ema_momentum=None)
     optimizer.build(model.trainable_variables)
     for part in optimizer.optimizers:
         part.iterations.assign(recipe.warmup_epochs * STEPS)  # where the rate is the highest
     start = [numpy(variable) for variable in model.trainable_variables]
-    optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables)
-    moved = {v.path: np.abs(numpy(v) - before).max() for v, before in zip(model.trainable_variables, start)}
+    optimizer.apply(
+        [keras.ops.ones(v.shape) for v in model.trainable_variables], model.trainable_variables
+    )
+    moved = {
+        v.path: np.abs(numpy(v) - before).max()
+        for v, before in zip(model.trainable_variables, start)
+    }
     of_head = {v.path for v in classifier.head.trainable_variables}
     assert len(of_head) == (4 if distilled else 2)
     assert recipe.head_learning_rate_factor == 10
     slow = moved["final_norm/beta"]
     for path, distance in moved.items():
-        np.testing.assert_allclose(distance, 10 * slow if path in of_head else slow, rtol=0.01, err_msg=path)
+        np.testing.assert_allclose(
+            distance, 10 * slow if path in of_head else slow, rtol=0.01, err_msg=path
+        )
 
 
 def test_a_rate_of_the_head_needs_a_head():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="other")], name="mine")
     with raises(
-        "This recipe trains the head at a rate of its own, and the model has no layer `head` that trains. Call yours `head`, or use "
-        "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with mine/other/kernel, mine/other/bias"
+        "This recipe trains the head at a rate of its own, and the model has no layer `head` that "
+        "trains. Call yours `head`, or use "
+        "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with "
+        "mine/other/kernel, mine/other/bias"
     ):
         RECIPES["new_classes"].build_optimizer(model, STEPS)
 
@@ -142,8 +169,13 @@ def test_a_rate_of_the_head_needs_a_head():
 def test_two_rates_go_through_a_file(tmp_path, rng):
     model = tiny_classifier({"num_layers": 1}, preprocessor=None)
     recipe = RECIPES["new_classes"]
-    model.compile(recipe.build_optimizer(model, 4, epochs=1, ema_momentum=None), recipe.build_loss())
-    images, labels = rng.normal(size=(4, 12, 32, 3)).astype("float32"), np.eye(5, dtype="float32")[[0, 1, 2, 3]]
+    model.compile(
+        recipe.build_optimizer(model, 4, epochs=1, ema_momentum=None), recipe.build_loss()
+    )
+    images, labels = (
+        rng.normal(size=(4, 12, 32, 3)).astype("float32"),
+        np.eye(5, dtype="float32")[[0, 1, 2, 3]],
+    )
     model.fit(images, labels, batch_size=2, verbose=0)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -157,7 +189,16 @@ def test_two_rates_go_through_a_file(tmp_path, rng):
 def test_recipes_train_a_distiller(rng):
     recipe = RECIPES["deit3_small"]
     student = tiny_classifier({"num_layers": 1, **recipe.model_overrides()}, preprocessor=None)
-    distiller = DeiTDistiller(student, lambda images: keras.ops.zeros((keras.ops.shape(images)[0], 5)))
-    distiller.compile(recipe.build_optimizer(distiller, 2, epochs=1, batch_size=2), recipe.build_loss(), metrics=["accuracy"])
-    images, labels = rng.normal(size=(4, 12, 32, 3)).astype("float32"), np.eye(5, dtype="float32")[[0, 1, 2, 3]]
+    distiller = DeiTDistiller(
+        student, lambda images: keras.ops.zeros((keras.ops.shape(images)[0], 5))
+    )
+    distiller.compile(
+        recipe.build_optimizer(distiller, 2, epochs=1, batch_size=2),
+        recipe.build_loss(),
+        metrics=["accuracy"],
+    )
+    images, labels = (
+        rng.normal(size=(4, 12, 32, 3)).astype("float32"),
+        np.eye(5, dtype="float32")[[0, 1, 2, 3]],
+    )
     assert np.isfinite(distiller.fit(images, labels, batch_size=2, verbose=0).history["loss"]).all()

@@ -13,7 +13,15 @@ from keras_deit.layers import (
 )
 from keras_deit.visualization import attention_model, attention_rollout
 from tests.conftest import BACKEND
-from tests.helpers import images, numpy, raises, randomize, same_arrays, tiny_backbone, tiny_classifier
+from tests.helpers import (
+    images,
+    numpy,
+    raises,
+    randomize,
+    same_arrays,
+    tiny_backbone,
+    tiny_classifier,
+)
 
 IMAGES = (12, 32, 3)  # 3 x 4 patches
 
@@ -31,7 +39,9 @@ def block(name, **kwargs):
 
 def composed():
     inputs = keras.Input(IMAGES)
-    x = TokenPositionEmbedding(1, (3, 4))(PatchEmbedding(8, (4, 8), data_format="channels_last")(inputs))
+    x = TokenPositionEmbedding(1, (3, 4))(
+        PatchEmbedding(8, (4, 8), data_format="channels_last")(inputs)
+    )
     for index in range(3):
         x = block(f"block_{index}")(x)
     return keras.Model(inputs, keras.layers.Dense(5)(x[:, 0]))
@@ -49,7 +59,9 @@ def expected_scores(model, x):
 
 
 def test_a_composed_model_after_training(rng):
-    """What used to end in "Output with path ... is not connected to `inputs`", after the training."""
+    """What used to end in "Output with path ... is not connected to `inputs`", after the
+    training.
+    """
     model = randomize(composed(), rng)
     model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
     x = images(rng)
@@ -83,7 +95,9 @@ def test_backbone_and_classifier_are_as_their_own_attributes(pooling, num_merged
     close(found["outputs"], backbone(x))
     close(found["attention_scores"], keras.Model(backbone.input, backbone.attention_scores)(x))
     options = {"use_distillation_head": False, "pooling": pooling}
-    classifier = randomize(tiny_classifier({"num_merged_tokens": num_merged_tokens}, **options), rng)
+    classifier = randomize(
+        tiny_classifier({"num_merged_tokens": num_merged_tokens}, **options), rng
+    )
     found = attention_model(classifier)(x)
     close(found, keras.Model(classifier.input, classifier.outputs_with_attention_scores)(x))
     close(found["outputs"], classifier(x))
@@ -94,19 +108,32 @@ def test_half_precision(rng):
     attention = attention_model(backbone)
     expected = keras.Model(backbone.input, backbone.attention_scores)(x)
     for name, scores in attention(x)["attention_scores"].items():
-        assert keras.backend.standardize_dtype(scores.dtype) == attention.output["attention_scores"][name].dtype == "bfloat16"
+        assert (
+            keras.backend.standardize_dtype(scores.dtype)
+            == attention.output["attention_scores"][name].dtype
+            == "bfloat16"
+        )
         same_arrays(scores, expected[name])
 
 
 def test_the_error_of_keras_comes_early_and_names_the_way_out():
-    """Keras says "Output with path ... is not connected to `inputs`", and not before a model is made."""
+    """Keras says "Output with path ... is not connected to `inputs`", and not before a model is
+    made.
+    """
     message = (
-        "The layer 'mine' is in a graph without its scores, and Keras 3.15 refuses models through a later call with more outputs than "
-        "the first. `keras_deit.visualization.attention_model(model)` gives the scores of a model that is made, trained or not; in a "
-        "graph that is not made yet, give `return_attention_scores=True` in the first call of the layer. See docs/troubleshooting.md."
+        "The layer 'mine' is in a graph without its scores, and Keras 3.15 refuses models through "
+        "a later call with more outputs than "
+        "the first. `keras_deit.visualization.attention_model(model)` gives the scores of a model "
+        "that is made, trained or not; in a "
+        "graph that is not made yet, give `return_attention_scores=True` in the first call of the "
+        "layer. See docs/troubleshooting.md."
     )
     inputs = keras.Input((5, 8))
-    for layer in (block("mine"), MergingTransformerBlock(2, 12, 1, name="mine"), MultiHeadSelfAttention(2, name="mine")):
+    for layer in (
+        block("mine"),
+        MergingTransformerBlock(2, 12, 1, name="mine"),
+        MultiHeadSelfAttention(2, name="mine"),
+    ):
         layer(inputs)
         with pytest.raises(ValueError, match=re.escape(message)):  # Keras adds where it was
             layer(inputs, return_attention_scores=True)
@@ -121,9 +148,17 @@ def around(*inner):
     """A user's model of models."""
     inputs = keras.Input(IMAGES)
     parts = [model(keras.layers.Rescaling(0.5)(inputs)) for model in inner]
-    parts = [keras.layers.GlobalAveragePooling1D()(part) if len(part.shape) == 3 else part for part in parts]
+    parts = [
+        keras.layers.GlobalAveragePooling1D()(part) if len(part.shape) == 3 else part
+        for part in parts
+    ]
     return keras.Model(
-        inputs, {"mine": keras.layers.Dense(2)(keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0])}
+        inputs,
+        {
+            "mine": keras.layers.Dense(2)(
+                keras.layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
+            )
+        },
     )
 
 
@@ -136,14 +171,22 @@ def test_models_inside_models(rng):
         close(found["outputs"], model(x))
         assert set(found["outputs"]) == {"mine"}
         assert set(found["attention_scores"]) == {"block_0", "block_1", "block_2"}
-    close(attention_model(around(backbone))(2 * x)["attention_scores"], attention_model(backbone)(x)["attention_scores"])
+    close(
+        attention_model(around(backbone))(2 * x)["attention_scores"],
+        attention_model(backbone)(x)["attention_scores"],
+    )
 
 
 def test_names_where_one_would_stand_for_two(rng):
-    left, right = randomize(tiny_backbone(name="left"), rng), randomize(tiny_backbone(name="right"), rng)
+    left, right = (
+        randomize(tiny_backbone(name="left"), rng),
+        randomize(tiny_backbone(name="right"), rng),
+    )
     model, x = around(left, right), images(rng)
     scores = attention_model(model)(x)["attention_scores"]
-    assert set(scores) == {f"{name}/block_{index}" for name in ("left", "right") for index in range(3)}
+    assert set(scores) == {
+        f"{name}/block_{index}" for name in ("left", "right") for index in range(3)
+    }
     close(scores["right/block_2"], attention_model(right)(x / 2)["attention_scores"]["block_2"])
 
 
@@ -154,7 +197,10 @@ def test_one_block_called_twice(rng):
     found = attention_model(model)(x)
     close(found["outputs"], model(x))
     once, first = shared(x, return_attention_scores=True)
-    close(found["attention_scores"], {"shared": first, "shared:1": shared(once, return_attention_scores=True)[1]})
+    close(
+        found["attention_scores"],
+        {"shared": first, "shared:1": shared(once, return_attention_scores=True)[1]},
+    )
 
 
 def test_calls_with_arguments_of_their_own(rng):
@@ -169,7 +215,13 @@ def test_calls_with_arguments_of_their_own(rng):
     found = attention_model(model)(x)
     close(found["outputs"], model(x))
     shapes = {name: tuple(scores.shape[1:]) for name, scores in found["attention_scores"].items()}
-    assert shapes == {"asked": (2, 5, 5), "bare": (2, 5, 5), "merging": (2, 5, 5), "again": (2, 4, 4), "last": (2, 3, 3)}
+    assert shapes == {
+        "asked": (2, 5, 5),
+        "bare": (2, 5, 5),
+        "merging": (2, 5, 5),
+        "again": (2, 4, 4),
+        "last": (2, 3, 3),
+    }
     close(found["attention_scores"]["asked"], found["outputs"][1])
 
 
@@ -182,7 +234,9 @@ def test_a_model_that_has_its_scores(rng):
 
 
 def test_sequential(rng):
-    model = randomize(keras.Sequential([keras.Input((5, 8)), block("block_0"), keras.layers.Dense(2)]), rng)
+    model = randomize(
+        keras.Sequential([keras.Input((5, 8)), block("block_0"), keras.layers.Dense(2)]), rng
+    )
     x = rng.normal(size=(4, 5, 8)).astype("float32")
     outer = keras.Model(model.inputs[0], keras.layers.Dense(3)(model.outputs[0]))
     inputs = keras.Input((5, 8))
@@ -190,7 +244,10 @@ def test_sequential(rng):
     for each in (model, outer, nested):
         found = attention_model(each)(x)
         close(found["outputs"], each(x))
-        close(found["attention_scores"]["block_0"], model.layers[0](x, return_attention_scores=True)[1])
+        close(
+            found["attention_scores"]["block_0"],
+            model.layers[0](x, return_attention_scores=True)[1],
+        )
 
 
 def test_saves_and_loads(rng, tmp_path):
@@ -207,7 +264,8 @@ def test_says_what_it_cannot_look_into():
             return inputs
 
     message = (
-        "`attention_model` looks into functional and sequential models that are built. Of a model of your own class give the functional "
+        "`attention_model` looks into functional and sequential models that are built. Of a model "
+        "of your own class give the functional "
         "one inside. Received: model={!r}"
     )
     for model in (Own(), keras.Sequential([block("block_0")]), block("block_0"), None):
@@ -216,7 +274,8 @@ def test_says_what_it_cannot_look_into():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     with raises(
-        "The model has no `TransformerBlock`, `MergingTransformerBlock` or `MultiHeadSelfAttention` among its layers and those of the "
+        "The model has no `TransformerBlock`, `MergingTransformerBlock` or "
+        "`MultiHeadSelfAttention` among its layers and those of the "
         f"functional models inside, so there are no scores to return. Received: model={model!r}"
     ):
         attention_model(model)

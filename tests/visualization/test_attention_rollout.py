@@ -19,13 +19,17 @@ def test_is_the_product_over_blocks_of_attention_with_the_residual(rng):
     for sample in range(2):
         rollout = np.eye(8)
         for block in range(3):
-            attention = 0.5 * sum(scores[block, sample, head] for head in range(4)) / 4 + 0.5 * np.eye(8)
+            attention = 0.5 * sum(
+                scores[block, sample, head] for head in range(4)
+            ) / 4 + 0.5 * np.eye(8)
             rollout = attention @ rollout
         np.testing.assert_allclose(found[sample].ravel(), rollout[0, 2:], atol=1e-12)
 
 
 def test_is_that_of_the_seed_project(rng):
-    """The notebook `classification.ipynb` of sayakpaul/deit-tf at 79cc91d, in its float32: one image, one prefix token."""
+    """The notebook `classification.ipynb` of sayakpaul/deit-tf at 79cc91d, in its float32: one
+    image, one prefix token.
+    """
     scores = scores_of(rng, batch=1, tokens=10).astype("float32")
     attention = scores[:, 0].mean(axis=1)
     attention = attention + np.eye(10, dtype="float32")
@@ -33,7 +37,9 @@ def test_is_that_of_the_seed_project(rng):
     joint = attention[0]
     for block in attention[1:]:
         joint = block @ joint
-    np.testing.assert_allclose(attention_rollout(list(scores), 1, (3, 3))[0], joint[0, 1:].reshape(3, 3), atol=1e-6)
+    np.testing.assert_allclose(
+        attention_rollout(list(scores), 1, (3, 3))[0], joint[0, 1:].reshape(3, 3), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
@@ -41,15 +47,22 @@ def test_is_that_of_the_seed_project(rng):
 @pytest.mark.parametrize("token", ["class", "distillation"])
 def test_fusion_of_heads_and_discarding_of_the_smallest(fusion, ratio, token, rng):
     scores = scores_of(rng)
-    found = attention_rollout(list(scores), 2, (2, 3), head_fusion=fusion, discard_ratio=ratio, token=token)
+    found = attention_rollout(
+        list(scores), 2, (2, 3), head_fusion=fusion, discard_ratio=ratio, token=token
+    )
     for sample in range(2):
         rollout = np.eye(8)
         for block in scores[:, sample]:
-            fused = [[getattr(np, fusion)([block[head, i, j] for head in range(4)]) for j in range(8)] for i in range(8)]
+            fused = [
+                [getattr(np, fusion)([block[head, i, j] for head in range(4)]) for j in range(8)]
+                for i in range(8)
+            ]
             threshold = sorted(np.ravel(fused))[int(ratio * 64)]
             kept = np.where(np.array(fused) < threshold, 0, fused) + np.eye(8)
             rollout = kept / kept.sum(axis=1, keepdims=True) @ rollout
-        np.testing.assert_allclose(found[sample].ravel(), rollout[["class", "distillation"].index(token), 2:], atol=1e-12)
+        np.testing.assert_allclose(
+            found[sample].ravel(), rollout[["class", "distillation"].index(token), 2:], atol=1e-12
+        )
 
 
 def test_shares_sum_to_at_most_one(rng):
@@ -65,7 +78,9 @@ def test_takes_the_scores_of_a_backbone(distilled, rng):
     rollout = attention_rollout(scores, backbone.num_prefix_tokens, backbone.grid_size)
     assert rollout.shape == (4, 3, 4)
     in_order = [numpy(scores[f"block_{i}"]) for i in range(3)]
-    np.testing.assert_array_equal(rollout, attention_rollout(in_order, backbone.num_prefix_tokens, (3, 4)))
+    np.testing.assert_array_equal(
+        rollout, attention_rollout(in_order, backbone.num_prefix_tokens, (3, 4))
+    )
 
 
 def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
@@ -74,17 +89,22 @@ def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
     named = {f"block_{i}": scores[i] for i in range(12)}
     by_key = dict(sorted(named.items()))
     assert list(by_key) != list(named)
-    np.testing.assert_array_equal(attention_rollout(by_key, 2, (2, 3)), attention_rollout(list(scores), 2, (2, 3)))
+    np.testing.assert_array_equal(
+        attention_rollout(by_key, 2, (2, 3)), attention_rollout(list(scores), 2, (2, 3))
+    )
 
 
 def test_errors(rng):
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. "
-        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: [(2, 4, 8, 8)]"
+        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens "
+        "and 2 x 3 patches. "
+        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: [(2, 4, 8, "
+        "8)]"
     ):
         attention_rollout(list(scores_of(rng, blocks=1)), 1, (2, 3))
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens and 2 x 3 patches. "
+        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens "
+        "and 2 x 3 patches. "
         "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: []"
     ):
         attention_rollout({}, 1, (2, 3))
@@ -93,9 +113,13 @@ def test_errors(rng):
         attention_rollout({"block_2": scores_of(rng)[0]}, 2, (2, 3))
     with raises("`head_fusion` must be one of 'mean', 'max', 'min'. Received: head_fusion='sum'"):
         attention_rollout(list(scores_of(rng)), 2, (2, 3), head_fusion="sum")
-    with raises("`discard_ratio` must be a probability in [0, 1); use 0.0 to switch it off. Received: discard_ratio=1"):
+    with raises(
+        "`discard_ratio` must be a probability in [0, 1); use 0.0 to switch it off. Received: "
+        "discard_ratio=1"
+    ):
         attention_rollout(list(scores_of(rng)), 2, (2, 3), discard_ratio=1)
     with raises(
-        "The model has no distillation token. Ask for `token=\"class\"`. Received: token='distillation', num_prefix_tokens=1"
+        'The model has no distillation token. Ask for `token="class"`. Received: '
+        "token='distillation', num_prefix_tokens=1"
     ):
         attention_rollout(list(scores_of(rng)), 1, (7, 1), token="distillation")

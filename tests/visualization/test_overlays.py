@@ -45,11 +45,13 @@ def test_outside_the_box_the_image_stays_as_it_is(rng):
     outside = np.ones((50, 80), bool)
     outside[10:40, 20:60] = False
     np.testing.assert_array_equal(found[outside], image[outside])
-    # Inside it is the map's colour, and near the box's edges, as that of a twentieth of its length, part of the image.
+    # Inside it is the map's colour, and near the box's edges, as that of a twentieth of its length,
+    # part of the image.
     assert len(np.unique(found[12:38, 22:58].reshape(-1, 3), axis=0)) == 1
     assert not np.array_equal(found[10:40, 20], found[10:40, 30])
     whole = overlay(image, np.ones((2, 2)), strength=1.0)
-    assert len(np.unique(whole.reshape(-1, 3), axis=0)) == 1  # at the edge of the image nothing fades
+    # At the edge of the image nothing fades
+    assert len(np.unique(whole.reshape(-1, 3), axis=0)) == 1
 
 
 def test_attention_that_is_almost_even_is_drawn_so(rng):
@@ -77,7 +79,11 @@ def test_overlays_share_one_scale_and_show_it(rng, tmp_path):
 
 
 def test_a_map_of_nothing_and_an_image_of_one_pixel():
-    assert overlay(np.zeros((1, 1, 3)), np.zeros((14, 14)), box=(0.0, 0.2, 1.0, 0.6)).shape == (1, 1, 3)
+    assert overlay(np.zeros((1, 1, 3)), np.zeros((14, 14)), box=(0.0, 0.2, 1.0, 0.6)).shape == (
+        1,
+        1,
+        3,
+    )
 
 
 def test_small_images_are_enlarged_in_whole_pixels(rng):
@@ -94,7 +100,9 @@ def test_pictures_keep_their_aspect(rng, tmp_path):
     width, height = size(plot_images(tall, titles=["a", "b", "c"]), tmp_path / "tall.png")
     assert height > 2 * width / 3
     figure = plot_images([rng.integers(0, 256, (20, 60, 1))] * 5, columns=2)
-    assert [axis.images[0].get_array().shape for axis in figure.axes if axis.images] == [(20, 60, 3)] * 5
+    assert [axis.images[0].get_array().shape for axis in figure.axes if axis.images] == [
+        (20, 60, 3)
+    ] * 5
     width, height = size(figure, tmp_path / "wide.png")
     assert width > height
 
@@ -111,11 +119,15 @@ def test_rollouts_of_a_batch(channels, rng, tmp_path):
 
 
 def test_filters_are_stretched_over_all_levels(rng, tmp_path):
-    figure = plot_filters(rng.normal(size=(5, 4, 8, 3)) * [[[[1]]], [[[2]]], [[[1]]], [[[9]]], [[[1]]]], columns=3)
+    figure = plot_filters(
+        rng.normal(size=(5, 4, 8, 3)) * [[[[1]]], [[[2]]], [[[1]]], [[[9]]], [[[1]]]], columns=3
+    )
     drawn = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert [(image.min(), image.max()) for image in drawn] == [(0, 255)] * 5
     size(figure, tmp_path / "filters.png")
-    with raises("Filters of 1 or 3 channels have a colour. Received: filters of shape (5, 4, 8, 2)"):
+    with raises(
+        "Filters of 1 or 3 channels have a colour. Received: filters of shape (5, 4, 8, 2)"
+    ):
         plot_filters(np.zeros((5, 4, 8, 2)))
 
 
@@ -126,7 +138,12 @@ def test_position_similarity_has_a_picture_for_each_patch(rng, tmp_path):
 
 
 def test_errors():
-    with raises("An image must be (height, width, channels) of 1 or 3 channels. Received: shape (4, 4)"):
+    with raises(
+        "An image must be (height, width, channels) of 1 or 3 channels. Received: shape (4, 4)"
+    ):
         overlay(np.zeros((4, 4)), np.zeros((2, 2)))
-    with raises("`shares` must be one map, (rows, columns): take one image's, and one head's. Received: shape (1, 2, 2)"):
+    with raises(
+        "`shares` must be one map, (rows, columns): take one image's, and one head's. Received: "
+        "shape (1, 2, 2)"
+    ):
         overlay(np.zeros((4, 4, 3)), np.zeros((1, 2, 2)))

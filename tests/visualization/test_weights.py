@@ -15,12 +15,15 @@ def test_filters_are_the_directions_in_which_the_embedding_varies(rng):
     assert found.shape == (8, 4, 8, 3)
     kernel = numpy(backbone.patch_embedding.projection.kernel).T
     expected = PCA().fit(kernel.astype("float64")).components_
-    for ours, theirs in zip(found[:7], expected):  # the last of eight is of no variance, its mean taken off
+    # The last of eight is of no variance, its mean taken off
+    for ours, theirs in zip(found[:7], expected):
         np.testing.assert_allclose(abs(ours.ravel() @ theirs), 1, atol=1e-6)
 
 
 def test_filters_are_pictures_of_patches():
-    """The strongest pattern of an embedding that sees only the left half of a patch is in the left half."""
+    """The strongest pattern of an embedding that sees only the left half of a patch is in the left
+    half.
+    """
     backbone = tiny_backbone()
     kernel = np.random.default_rng(0).normal(size=(4, 8, 3, 8)).astype("float32")
     kernel[:, 4:] = 0
@@ -30,7 +33,9 @@ def test_filters_are_pictures_of_patches():
     np.testing.assert_allclose(found[:, 4:], 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"use_distillation_token": True}, {"position_scope": "patches"}])
+@pytest.mark.parametrize(
+    "overrides", [{}, {"use_distillation_token": True}, {"position_scope": "patches"}]
+)
 def test_similarity_is_the_cosine_of_two_positions(overrides, rng):
     backbone = randomize(tiny_backbone(**overrides), rng)
     found = position_similarity(backbone)
@@ -42,8 +47,12 @@ def test_similarity_is_the_cosine_of_two_positions(overrides, rng):
 
 
 def test_the_digits_model_has_learnt_where_patches_are():
-    """A neighbour's position is more alike than that of the far corner: an untrained model's is not."""
-    similarity = position_similarity(DeiTBackbone.from_preset("deit_nano_distilled_patch4_32_digits"))
+    """A neighbour's position is more alike than that of the far corner: an untrained model's is
+    not.
+    """
+    similarity = position_similarity(
+        DeiTBackbone.from_preset("deit_nano_distilled_patch4_32_digits")
+    )
     near = [similarity[i, j, i, j + 1] for i in range(8) for j in range(7)]
     far = [similarity[i, j, 7 - i, 7 - j] for i in range(8) for j in range(8)]
     assert np.mean(near) > np.mean(far) + 0.2
