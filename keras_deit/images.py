@@ -1,4 +1,4 @@
-"""Images as people have them: in files, or opened with Pillow."""
+"""Reads images as 8-bit arrays: from files, from their bytes, or from PIL images."""
 
 import os
 import pathlib
@@ -11,56 +11,66 @@ from keras_deit.arguments import check_choice
 
 
 def read_photograph(path, channels=3):
-    """Reads an image upright, in 8 bits: what EXIF says of its rotation is done, what is
-    transparent is white, CMYK is RGB.
+    """Reads an image file as an array.
+
+    The image is rotated as its EXIF tag says. Transparent pixels become white, CMYK becomes RGB,
+    and 16-bit gray is scaled to 8 bits. Of an animation, the first frame is read.
 
     Args:
-        path: file in a format that Pillow reads; `~` is the home directory. Of several frames the
-            first is read.
-        channels: int. 3 for RGB, or 1 for gray. Defaults to 3.
+        path: file in a format that Pillow reads. `~` is the home directory.
+        channels: 3 for RGB or 1 for gray. Defaults to 3.
 
     Returns:
-        uint8 array (height, width, channels), 0 to 255.
+        uint8 array of shape (height, width, channels), 0 to 255.
 
     Raises:
-        ValueError: there is no such file; it is not an image, cut short, or of more than
+        ValueError: if the file does not exist, is not an image, is truncated, or has more than
             178,956,970 pixels.
-        ImportError: Pillow is not installed.
+        ImportError: if Pillow is not installed.
     """
     check_choice("channels", channels, (1, 3))
     path = check_file(path)
+    return decode_image(path, path, channels)
+
+
+def decode_image(file, name, channels=3, upright=True):
+    """Decodes a path or a binary stream, as `read_photograph` does.
+
+    Args:
+        file: path or binary stream.
+        name: what errors call the image.
+        channels: 3 for RGB or 1 for gray.
+        upright: whether to rotate the image as its EXIF tag says. Defaults to `True`.
+    """
     pil = _pillow()
     try:
         with warnings.catch_warnings():
-            # Pillow's error, at twice as many pixels, is the limit.
+            # Pillow warns at this limit and raises an error at twice the limit.
             warnings.simplefilter("ignore", pil.Image.DecompressionBombWarning)
-            with pil.Image.open(path) as image:
-                return pixels(image, channels)
+            with pil.Image.open(file) as image:
+                return pixels(image, channels, upright)
     except pil.Image.DecompressionBombError as error:
-        raise ValueError(
-            f"{path} has too many pixels to be opened safely. Scale it down first. {error}"
-        ) from error
+        raise ValueError(f"{name} is too large to open safely. Resize it first. {error}") from error
     except pil.UnidentifiedImageError as error:
         raise ValueError(
-            f"{path} is not an image, or of a format that Pillow does not read. Convert it to JPEG "
-            "or PNG."
+            f"{name} is not an image that Pillow can read. Convert it to JPEG or PNG."
         ) from error
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow's decoders end so on broken files
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(
-            f"{path} is cut short or damaged. Copy it again. {type(error).__name__}: {error}"
+            f"{name} is truncated or damaged. Copy it again. {type(error).__name__}: {error}"
         ) from error
 
 
 def is_picture(value):
-    """Whether this is a path or an image of Pillow."""
-    pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
+    """Whether this is a path or a PIL image."""
+    pillow = sys.modules.get("PIL.Image")  # a PIL image exists only after this import
     return isinstance(value, (str, os.PathLike)) or (
         pillow is not None and isinstance(value, pillow.Image)
     )
 
 
 def read_picture(picture, channels):
-    """As `read_photograph`, of a path or an image of Pillow."""
+    """As `read_photograph`, from a path or a PIL image."""
     return (
         read_photograph(picture, channels)
         if isinstance(picture, (str, os.PathLike))
@@ -69,7 +79,7 @@ def read_picture(picture, channels):
 
 
 def check_file(path):
-    """The path, of a file that is there."""
+    """Returns the path with `~` expanded if it is a file, and raises `ValueError` otherwise."""
     path = pathlib.Path(os.path.expanduser(path))
     if path.is_dir():
         raise ValueError(
@@ -81,10 +91,11 @@ def check_file(path):
     return path
 
 
-def pixels(image, channels):
-    """(height, width, channels), uint8, of an image of Pillow."""
-    image = _pillow().ImageOps.exif_transpose(image)
-    return np.array(_flat(image).convert("RGB" if channels == 3 else "L")).reshape(
+def pixels(image, channels, upright=True):
+    """The pixels of a PIL image, (height, width, channels), uint8."""
+    if upright:
+        image = _pillow().ImageOps.exif_transpose(image)
+    return np.array(_opaque(image).convert("RGB" if channels == 3 else "L")).reshape(
         *image.size[::-1], channels
     )
 
@@ -100,10 +111,10 @@ def _pillow():
     return PIL
 
 
-def _flat(image):
-    """Without transparency, and in 8 bits."""
+def _opaque(image):
+    """The image on a white background, with 8 bits per channel."""
     module = _pillow().Image
-    if image.mode.startswith("I"):  # 16 bits of gray, which `convert` would cut off at 255
+    if image.mode.startswith("I"):  # 16-bit gray, which `convert` would clip at 255
         return module.fromarray(
             np.rint(np.asarray(image, "float64").clip(0, 65535) / 257).astype("uint8")
         )

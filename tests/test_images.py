@@ -1,4 +1,4 @@
-"""Files as people have them."""
+"""Photographs as people have them: rotated, transparent, gray, broken."""
 
 import io
 import sys
@@ -16,7 +16,7 @@ def photograph(photographs):
     return Image.fromarray(photographs[0][:60, :90])
 
 
-def test_a_png_is_its_pixels(photograph, tmp_path):
+def test_png_is_read_exactly(photograph, tmp_path):
     photograph.save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_photograph(tmp_path / "a.png"), np.asarray(photograph))
     gray = read_photograph(str(tmp_path / "a.png"), channels=1)
@@ -25,7 +25,7 @@ def test_a_png_is_its_pixels(photograph, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
-def test_other_modes_are_what_they_look_like(mode, photograph, tmp_path):
+def test_color_modes(mode, photograph, tmp_path):
     file = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr") else "a.png")
     photograph.convert(mode).save(file)
     expected = photograph.convert(mode).convert("RGB")
@@ -33,7 +33,7 @@ def test_other_modes_are_what_they_look_like(mode, photograph, tmp_path):
     assert difference.max() <= 2, mode
 
 
-def test_what_is_transparent_is_white(photograph, tmp_path):
+def test_transparent_pixels_become_white(photograph, tmp_path):
     photograph.putalpha(
         Image.fromarray(np.repeat([[0], [255]], 30, axis=0).astype("uint8").repeat(90, 1))
     )
@@ -43,15 +43,15 @@ def test_what_is_transparent_is_white(photograph, tmp_path):
     np.testing.assert_array_equal(found[30:], np.asarray(photograph.convert("RGB"))[30:])
 
 
-def test_16_bits_of_gray_keep_their_levels(tmp_path):
+def test_16_bit_gray_is_scaled(tmp_path):
     levels = np.linspace(0, 65535, 256).astype("uint16")[None]
     Image.fromarray(levels).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_photograph(tmp_path / "a.png")[0, :, 0], np.arange(256))
 
 
-def test_stands_upright_as_exif_says(photograph, tmp_path):
+def test_exif_rotation_is_applied(photograph, tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     photograph.save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(
         read_photograph(tmp_path / "a.png"), np.rot90(np.asarray(photograph), -1)
@@ -82,8 +82,7 @@ def test_errors(photograph, tmp_path, monkeypatch):
         read_photograph(tmp_path / "no.jpg", channels=4)
     (tmp_path / "text.jpg").write_text("no image")
     with raises(
-        f"{tmp_path}/text.jpg is not an image, or of a format that Pillow does not read. Convert "
-        "it to JPEG or PNG."
+        f"{tmp_path}/text.jpg is not an image that Pillow can read. Convert it to JPEG or PNG."
     ):
         read_photograph(tmp_path / "text.jpg")
     for format in ("JPEG", "PNG"):
@@ -91,18 +90,18 @@ def test_errors(photograph, tmp_path, monkeypatch):
         photograph.save(stream, format)
         (tmp_path / "half").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
         with pytest.raises(
-            ValueError, match=f"{tmp_path}/half is cut short or damaged. Copy it again. "
+            ValueError, match=f"{tmp_path}/half is truncated or damaged. Copy it again. "
         ):
             read_photograph(tmp_path / "half")
     Image.new("L", (20_000, 20_000)).save(tmp_path / "large.png")
     with pytest.raises(
         ValueError,
-        match="large.png has too many pixels to be opened safely. Scale it down first. Image size",
+        match="large.png is too large to open safely. Resize it first. Image size",
     ):
         read_photograph(tmp_path / "large.png")
 
 
-def test_pillow_is_missing(photograph, tmp_path, monkeypatch):
+def test_error_without_pillow(photograph, tmp_path, monkeypatch):
     photograph.save(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with raises(

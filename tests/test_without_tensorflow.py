@@ -86,6 +86,6 @@ def test_without_tensorflow(script, tmp_path):
         assert result.stdout.endswith("toured\n")
     else:
         assert (
-            "Images are read and augmented in tf.data, whichever backend Keras has: `pip install "
-            "tensorflow`" in result.stderr
+            "The image pipelines of `keras_deit.training` use tf.data on every Keras backend: `pip "
+            "install tensorflow`" in result.stderr
         )

@@ -1,7 +1,7 @@
-"""The published training recipes: what they are, and what they are built of.
+"""Training recipes, and what they are built of.
 
-`batches`, `augmentation` and `image_folder`, which need TensorFlow for their `tf.data` pipelines,
-are imported by themselves.
+The `tf.data` pipelines need TensorFlow, so import their modules directly: `batches`,
+`image_folder`, `tfds_images`, `image_reader`, `augmentation`.
 """
 
 from keras_deit.losses import MixedLabelBinaryCrossentropy

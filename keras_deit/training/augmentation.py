@@ -1,9 +1,10 @@
-"""The recipes' augmentation in `tf.data`, whatever Keras' backend is.
+"""The augmentation of the recipes in `tf.data`, on every Keras backend.
 
-Each function takes a stateless seed, int32 or int64 of shape (2,), and gives the same result for
-it. Images are float, 0 to 255, until they are normalised. Source: timm's `transforms_factory.py`,
-`random_erasing.py` and `mixup.py`, torchvision's `RandomResizedCrop` and `ColorJitter`, and
-`augment.py` of facebookresearch/deit at 7e160fe.
+Each function takes a stateless seed, an integer tensor of shape (2,), and returns the same result
+for the same seed. Images are float, 0 to 255, until they are normalized.
+
+Reference: timm's `transforms_factory.py`, `random_erasing.py` and `mixup.py`, torchvision's
+`RandomResizedCrop` and `ColorJitter`, and `augment.py` of facebookresearch/deit at 7e160fe.
 """
 
 import math
@@ -14,12 +15,13 @@ _GRAY = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's "L"
 
 
 def random_resized_crop(image, size, seed, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """A part of the image of random area and aspect ratio, resized to (height, width) with an
-    antialiased bicubic filter.
+    """Crops a box of random area and aspect ratio and resizes it to `size`, (height, width).
+
+    The filter is antialiased bicubic.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     top, left, crop_height, crop_width, found = random_box(height, width, scale, ratio, seed)
-    # Where nothing fits, as in a panorama, the largest centred part of an allowed ratio.
+    # If no drawn box fits, as in a panorama: the largest centered box of an allowed aspect ratio.
     whole_height = tf.minimum(
         height, tf.cast(tf.round(tf.cast(width, tf.float32) / ratio[0]), tf.int32)
     )
@@ -38,9 +40,7 @@ def random_resized_crop(image, size, seed, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 
 
 
 def padded_crop(image, size, seed, padding=4):
-    """DeiT III's simple crop: the shorter side resized, 4 pixels reflected at each edge, and a part
-    of `size` cut out.
-    """
+    """DeiT III's simple random crop: resize to cover `size`, pad by reflection, crop at random."""
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     scale = tf.reduce_max(tf.constant(size, tf.float32) / shape)
     image = _resize(image, tf.cast(tf.round(shape * scale), tf.int32))
@@ -49,7 +49,7 @@ def padded_crop(image, size, seed, padding=4):
 
 
 def three_augment(image, seed):
-    """One of grayscale, solarize and Gaussian blur, each as often as the others."""
+    """Applies grayscale, solarize or Gaussian blur, each with probability 1/3."""
     choice, blur = tf.unstack(tf.random.split(seed, 2))
     return tf.switch_case(
         tf.random.stateless_uniform((), choice, maxval=3, dtype=tf.int32),
@@ -62,7 +62,7 @@ def three_augment(image, seed):
 
 
 def gaussian_blur(image, sigma, radius=6):
-    """Blurred with a standard deviation of `sigma` pixels, at most a third of `radius`."""
+    """Blurs with a standard deviation of `sigma` pixels, at most a third of `radius`."""
     offsets = tf.range(-radius, radius + 1, dtype=tf.float32)
     weights = tf.exp(-0.5 * (offsets / sigma) ** 2)
     weights /= tf.reduce_sum(weights)
@@ -75,8 +75,9 @@ def gaussian_blur(image, sigma, radius=6):
 
 
 def color_jitter(image, strength, seed):
-    """Brightness, contrast and saturation, in random order, each by a factor of 1 give or take
-    `strength`.
+    """Changes brightness, contrast and saturation, in random order.
+
+    Each factor is drawn between 1 - `strength` and 1 + `strength`.
     """
     order, factors = tf.unstack(tf.random.split(seed, 2))
     order = tf.random.experimental.stateless_shuffle(tf.range(3), order)
@@ -101,9 +102,7 @@ def color_jitter(image, strength, seed):
 
 
 def random_erasing(image, rate, seed):
-    """A box of 2 to 33% of a normalised image, with noise in place of its pixels, in a share `rate`
-    of the images.
-    """
+    """With probability `rate`, replaces a box of 2 to 33% of a normalized image by noise."""
     erase, box, noise = tf.unstack(tf.random.split(seed, 3))
     height, width = image.shape[0], image.shape[1]
     top, left, box_height, box_width, found = random_box(
@@ -118,9 +117,7 @@ def random_erasing(image, rate, seed):
 
 
 def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
-    """MixUp or CutMix of a batch with itself in reverse, one or the other for all of it, and its
-    labels likewise.
-    """
+    """Applies MixUp or CutMix to a batch: mixes it with itself in reverse order, labels too."""
     switch, share, place = tf.unstack(tf.random.split(seed, 3))
     if mixup_alpha and cutmix_alpha:
         cuts = tf.random.stateless_uniform((), switch) < 0.5
@@ -132,11 +129,11 @@ def mix(images, labels, mixup_alpha, cutmix_alpha, seed):
     def cut():
         sides = tf.sqrt(1 - kept) * tf.constant((height, width), tf.float32)
         half = tf.cast(sides, tf.int32) // 2
-        centre = tf.cast(
+        center = tf.cast(
             tf.random.stateless_uniform((2,), place) * tf.constant((height, width), tf.float32),
             tf.int32,
         )
-        start, end = tf.maximum(centre - half, 0), tf.minimum(centre + half, (height, width))
+        start, end = tf.maximum(center - half, 0), tf.minimum(center + half, (height, width))
         mask = box_mask(height, width, start[0], start[1], end[0] - start[0], end[1] - start[1])
         return tf.where(mask, images[::-1], images), 1 - tf.reduce_mean(tf.cast(mask, tf.float32))
 
@@ -150,8 +147,10 @@ def _beta(alpha, seed):
 
 
 def random_box(height, width, scale, ratio, seed, tries=10):
-    """(top, left, height, width, whether one fits) of the first of some boxes, of random area and
-    aspect ratio, that fits.
+    """Draws boxes of random area and aspect ratio and returns the first that fits the image.
+
+    Returns:
+        (top, left, height, width, whether any box fits).
     """
     seeds = tf.unstack(tf.random.split(seed, 4))
     area = tf.cast(height * width, tf.float32) * tf.random.stateless_uniform(
@@ -173,7 +172,7 @@ def random_box(height, width, scale, ratio, seed, tries=10):
 
 
 def box_mask(height, width, top, left, box_height, box_width):
-    """(height, width, 1), true inside the box."""
+    """Boolean mask of shape (height, width, 1), true inside the box."""
     rows, columns = tf.range(height)[:, None, None], tf.range(width)[None, :, None]
     return (
         (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
@@ -185,6 +184,6 @@ def _gray(image):
 
 
 def _resize(image, size):
-    """As Pillow, to whole levels."""
+    """Resizes and rounds to integers, as Pillow does."""
     image = tf.image.resize(image, size, "bicubic", antialias=True)
     return tf.round(tf.clip_by_value(image, 0.0, 255.0))

@@ -1,4 +1,4 @@
-"""What `fit` takes: batches made in `tf.data`, whatever Keras' backend is."""
+"""Batches for `fit` and `evaluate`, made in `tf.data` on every Keras backend."""
 
 from keras_deit.training import augmentation
 from keras_deit.training.rand_augment import rand_augment
@@ -18,48 +18,47 @@ def training_batches(
     num_shards=1,
     shard=0,
 ):
-    """Batches to train on, without end: give `fit` its `steps_per_epoch`.
+    """Endless augmented batches to train on: pass `steps_per_epoch` to `fit`.
 
-    Image number n of the training is the same for a seed, wherever the training started and however
-    many processes share it.
+    For a given seed, the n-th image of a training is always the same, even if the training resumed
+    in between or is shared by several processes.
 
     Args:
-        dataset: `tf.data.Dataset` of known length, of (image (H, W, channels), 0 to 255, of any
-            size; label, an integer or a value for each class), the same in each pass: it is
-            shuffled here.
-        recipe: `Augmentation`, as a `Recipe` has it.
-        converter: `DeiTImageConverter` of the model. Its size, mean, std and data format are those
-            of the batches; its centre crop is left to evaluation. The model is trained with
-            `preprocessor=None`.
-        num_classes: int.
-        batch_size: int.
-        shuffle_buffer_size: elements of `dataset` in memory from which the next is drawn. All of
-            them, where they are small. Defaults to 1000.
-        read: function from an element of `dataset` to (image, label), where it is a file's name,
-            say. It is called after shuffling.
-        seed: int.
-        start: number of the first image, to go on with a training: batches seen times their size,
-            of all shards.
-        num_shards, shard: processes that share the work, and which of them this is. Each reads its
-            images alone; `batch_size` is of one.
+        dataset: `tf.data.Dataset` of known length with unbatched elements (image, label). Images
+            have shape (height, width, channels), may differ in size, and hold 0 to 255. Labels are
+            integers or one value per class. Do not shuffle it: this function does.
+        recipe: the `Augmentation` of a `Recipe`.
+        converter: the `DeiTImageConverter` of the model. The batches have its size, mean, std and
+            data format, but not its center crop. Train the model with `preprocessor=None`.
+        num_classes: int, number of classes.
+        batch_size: int, number of images per batch and process.
+        shuffle_buffer_size: int, number of elements in the shuffle buffer. For file paths, use the
+            length of the dataset. Defaults to 1000.
+        read: function from an element of `dataset` to (image, label), called after shuffling. Use
+            it to shuffle file paths instead of decoded images: see `image_reader`.
+        seed: int, seed of order and augmentation. Defaults to 0.
+        start: int, number of images that the training has already used, over all processes. Pass
+            it to resume. Defaults to 0.
+        num_shards, shard: the number of processes that train together, and the index of this one.
+            Each process reads only its own images.
 
     Returns:
-        `tf.data.Dataset` of (images (batch_size, height, width, channels), normalised; labels
-        (batch_size, num_classes), float).
+        `tf.data.Dataset` of (images, labels): normalized images of shape (batch_size, height,
+        width, channels), and float labels of shape (batch_size, num_classes).
 
     Raises:
-        ValueError: the length of the dataset is not known, it is not of single images and labels,
-            or their channels do not suit the augmentation.
-        tf.errors.InvalidArgumentError: when it is read, an image with NaN, or a label that is no
-        class.
+        ValueError: if the length of the dataset is unknown, its elements are not (image, label),
+            or the augmentation needs 3 channels.
+        tf.errors.InvalidArgumentError: while reading, if an image contains NaN or a label is not a
+            class.
     """
     mean, std = (tf.constant(values, tf.float32) for values in (converter.mean, converter.std))
 
     def one(number, element):
         image, label = element
         if image.dtype.is_floating:
-            image = tf.debugging.check_numerics(image, "An image must hold levels from 0 to 255.")
-        # 2, for one image; 3, for a batch.
+            image = tf.debugging.check_numerics(image, "Images must contain numbers from 0 to 255.")
+        # The 2 keeps the seeds of images apart from those of batches, which have a 3.
         seeds = tf.random.split(tf.random.fold_in(tf.stack([seed, 2]), number), 6)
         crop = (
             augmentation.padded_crop
@@ -103,17 +102,17 @@ def training_batches(
 
 
 def _numbered(dataset, shuffle_buffer_size, repeats, seed, start):
-    """(number, element) from number `start` on: pass after pass, each in another order.
+    """Endless (number, element), starting at `start`, in a new order on every pass.
 
-    Repeated augmentation has each element several times in a row, so that an epoch, as long as
-    without, sees fewer. The copies meet in one batch, or on the shards of one, as in the official
-    code.
+    With repeated augmentation an element comes `repeats` times in a row, so an epoch of the same
+    length contains fewer different images. As in the official code, the copies are in one batch or
+    on the shards of one batch.
     """
     length = _known_length(dataset)
 
     def one_pass(number):
-        # The seed of this graph alone: `shuffle` mixes it in, and `keras.utils.set_random_seed`
-        # should not matter here.
+        # `shuffle` also uses the seed of the graph. A fixed one makes the order independent of
+        # `keras.utils.set_random_seed`.
         tf.compat.v1.set_random_seed(1)
         elements = dataset.shuffle(
             shuffle_buffer_size, seed=seed + number, reshuffle_each_iteration=False
@@ -140,37 +139,39 @@ def _check_elements(spec, recipe, num_classes):
         or spec[1].shape not in ((), (num_classes,))
     ):
         raise ValueError(
-            "`dataset` must be of single images and labels, (image (H, W, channels), label), "
-            "before any batching, labels as integers or as "
-            f"{num_classes} values. Received: a dataset of {spec}"
+            "`dataset` must have unbatched elements (image, label), with images of shape (height, "
+            f"width, channels) and labels that are integers or {num_classes} values. Received: "
+            f"elements of {spec}"
         )
     channels = spec[0].shape[-1]
     of_colors = recipe.rand_augment or recipe.three_augment or recipe.color_jitter
     if channels is None or (of_colors and channels != 3):
         raise ValueError(
-            "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the "
-            "number of channels must be known. "
-            f"Received: images of shape {tuple(spec[0].shape)}"
+            "RandAugment, 3-Augment and color jitter need images with 3 channels. Convert the "
+            "images to RGB, or set their shape with `tf.ensure_shape`. Received: images of shape "
+            f"{tuple(spec[0].shape)}"
         )
 
 
 def evaluation_batches(
     dataset, converter, num_classes, batch_size, read=None, num_shards=1, shard=0
 ):
-    """Batches to evaluate on, converted as for prediction, all of one size: what is missing from
-    the last has no weight.
+    """Batches to evaluate on, converted as for prediction.
+
+    All batches have the same size, so that nothing is compiled twice: the last one is filled with
+    images of weight 0.
 
     Args:
-        dataset, converter, num_classes, batch_size, read: as of `training_batches`.
-        num_shards, shard: as of `training_batches`. Every process has as many batches.
+        dataset, converter, num_classes, batch_size, read: see `training_batches`.
+        num_shards, shard: see `training_batches`. Every process gets the same number of batches.
 
     Returns:
-        `tf.data.Dataset` of (images, labels (batch_size, num_classes), weights (batch_size,), 1 or
-        0): for `weighted_metrics`.
+        `tf.data.Dataset` of (images, labels, weights): labels of shape (batch_size, num_classes),
+        weights of shape (batch_size,) for `weighted_metrics`, 1 for images and 0 for filling.
     """
     length = _known_length(dataset)
     missing = -length % (batch_size * num_shards)
-    # The first images again, for want of others.
+    # The filling is the first images again.
     weights = tf.data.Dataset.range(length + missing).map(
         lambda index: tf.cast(index < length, tf.float32)
     )
@@ -190,7 +191,7 @@ def _one_hot(label, num_classes):
     label = tf.convert_to_tensor(label)
     if label.shape.rank:
         return tf.cast(label, tf.float32)
-    # `tf.one_hot` would give zeros.
+    # `tf.one_hot` would silently return zeros.
     message = f"Labels must be from 0 to {num_classes - 1}."
     with tf.control_dependencies(
         [
@@ -205,8 +206,8 @@ def _known_length(dataset):
     length = int(dataset.cardinality())
     if length <= 0:
         raise ValueError(
-            "`dataset` must have a known length, above 0: see `tf.data.Dataset.cardinality` and "
-            "`apply(tf.data.experimental."
-            f"assert_cardinality(length))`. Received: a dataset of cardinality {length}"
+            "`dataset` must have a known length above 0. Set it with "
+            "`dataset.apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset "
+            f"of cardinality {length}"
         )
     return length

@@ -1,42 +1,44 @@
-"""A training that is killed at any moment goes on from its last whole epoch, and ends as if nothing
-had happened.
-"""
+"""Resumes an interrupted training exactly, from the end of its last epoch."""
 
 import itertools
 import json
 import pathlib
 import shutil
-import tempfile
 
 import keras
 
+from keras_deit.atomic import atomic_directory
 from keras_deit.layers.rematerialization import SEED_STATE
 
 _WEIGHTS, _STATE = "training.weights.h5", "state.json"
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
-    """Keeps the state of a training at the end of each epoch: weights, optimizer with its averages
-    and steps, seeds of dropout.
+    """Saves the training state after every epoch, to resume with the same results.
 
-    Unlike `keras.callbacks.BackupAndRestore` it keeps seeds, so that the rest of the training draws
-    what it would have drawn; weights and the number of the epoch are written as one, so that no
-    moment to be killed in parts them; and `restore` says where the training goes on before `fit`,
-    so that the data can.
+    The state is the weights, the optimizer with its moving averages, and the random seeds. Unlike
+    `keras.callbacks.BackupAndRestore`:
+
+    - the seeds are saved, so the rest of the training draws the same dropout masks;
+    - weights and epoch number are one atomic write, so killing the process never mixes two epochs;
+    - `restore` returns the epoch before `fit`, so the data pipeline can start there too.
 
     Args:
-        directory: path, of nothing but checkpoints. The newest is kept. Where several processes
-            train together, all restore from that of the first, and each saves to one of its own,
-            for gathering weights takes them all: set the attribute between.
+        directory: path of a directory that contains nothing else. Only the newest checkpoint is
+            kept. When several processes train together, all must `restore` from the directory of
+            the first process and then save to their own, because gathering the weights needs every
+            process: set the attribute `directory` in between.
 
     Example:
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile("adamw", "mse")
     >>> checkpoint = TrainingCheckpoint("doctest_checkpoints")
-    >>> epoch = checkpoint.restore(model)  # 0, or where it was killed
+    >>> epoch = checkpoint.restore(model)  # 0, or where it was interrupted
     >>> images, labels = np.zeros((4, 2)), np.zeros((4, 1))
-    >>> history = model.fit(images, labels, epochs=3, initial_epoch=epoch, callbacks=[checkpoint], verbose=0)
+    >>> history = model.fit(
+    ...     images, labels, epochs=3, initial_epoch=epoch, callbacks=[checkpoint], verbose=0
+    ... )
     >>> checkpoint.restore(model)
     3
     """
@@ -47,13 +49,14 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self._global_generators = []
 
     def restore(self, model):
-        """Gives a built, compiled model the state of the last whole epoch.
+        """Restores a built and compiled model.
 
         Returns:
-            The number of epochs that are done: 0 where there is no checkpoint.
+            The number of finished epochs: pass it to `fit` as `initial_epoch`. It is 0 if there is
+            no checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of another architecture, or its files were altered.
+            ValueError: if the checkpoint is of another architecture or its files are damaged.
         """
         epochs = self._epochs()
         if not epochs:
@@ -70,39 +73,30 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             self._global_generators = state["global_generators"]
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(
-                f"The checkpoint {folder} cannot be read ({error}). Remove the folder to start "
-                "again."
+                f"The checkpoint {folder} is damaged. Remove it to train from the start. {error}"
             ) from error
         return int(folder.name.removeprefix("epoch_"))
 
     def on_train_begin(self, logs=None):
-        for unfinished in self.directory.glob(".writing_*"):
+        for unfinished in self.directory.glob(".epoch_*"):  # of a process that was killed
             shutil.rmtree(unfinished)
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Only now: `fit` has drawn from them to get ready.
+        # Not in `restore`: `fit` draws from the generators before the first epoch.
         _set_global_generators(self._global_generators)
         self._global_generators = []
 
     def on_epoch_end(self, epoch, logs=None):
-        self.directory.mkdir(parents=True, exist_ok=True)
         before = self._epochs()
-        work = pathlib.Path(tempfile.mkdtemp(prefix=".writing_", dir=self.directory))
-        try:
-            self.model.save_weights(work / _WEIGHTS)
-            seeds = [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)]
-            state = {
-                "shapes": _shapes(self.model),
-                "seeds": seeds,
-                "global_generators": _global_generators(),
-            }
-            (work / _STATE).write_text(json.dumps(state))
-            target = self.directory / f"epoch_{epoch + 1:05d}"
-            if target.exists():  # of a training before, that this one did not go on with
-                shutil.rmtree(target)
-            work.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        state = {
+            "shapes": _shapes(self.model),
+            "seeds": [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)],
+            "global_generators": _global_generators(),
+        }
+        target = self.directory / f"epoch_{epoch + 1:05d}"
+        with atomic_directory(target, replaceable=(_WEIGHTS, _STATE)) as folder:
+            self.model.save_weights(folder / _WEIGHTS)
+            (folder / _STATE).write_text(json.dumps(state))
         for folder in before:
             if folder != target:
                 shutil.rmtree(folder)
@@ -112,14 +106,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
 
 def _seeds(model):
-    """States of the generators that dropout draws from. Keras saves all else."""
+    """States of the dropout generators, which Keras does not save with the weights."""
     return [variable for variable in model.variables if variable.name == SEED_STATE]
 
 
 def _global_generators():
-    """States of PyTorch's own generators, for the processor and for each GPU: dropout without a
-    seed draws from them there.
-    """
+    """States of PyTorch's CPU and GPU generators, which dropout without a seed draws from."""
     if keras.backend.backend() != "torch":
         return []
     import torch
@@ -155,8 +147,8 @@ def _check_shapes(saved, own, folder):
             if pair[0] != pair[1]
         )
         raise ValueError(
-            f"The checkpoint {folder} is of another architecture. Expected: {len(own)} weights. "
-            f"Received: {len(saved)}. The first that "
-            f"differ are {differ[0]} here and {differ[1]} there. Go on with the settings of that "
-            "training, or give another directory."
+            f"The checkpoint {folder} is of another architecture: it has {len(saved)} weights and "
+            f"the model has {len(own)}. The first shapes that differ are {differ[1]} in the "
+            f"checkpoint and {differ[0]} in the model. Train with the original settings, or use "
+            "another directory."
         )

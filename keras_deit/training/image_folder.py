@@ -1,47 +1,60 @@
-"""Images in folders, as names that `tf.data` reads when it needs them."""
+"""Images in a folder with one subfolder per class."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
+from typing import ClassVar
 
-import numpy as np
-
-from keras_deit.arguments import check_choice
+from keras_deit.training.image_reader import image_reader
 from keras_deit.training.require_tensorflow import tf
 
-FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # that TensorFlow decodes
-_NAMED = f"as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """A folder with a subfolder of images for each class, as ImageNet is kept: `cat/1.jpg`,
-    `dog/2.png`.
+    """The image files of a folder such as `cat/1.jpg`, `dog/2.png`, and their classes.
 
     Args:
-        files: names of the image files.
-        labels: the class of each, an index of `class_names`.
+        directory: the folder.
+        files: paths of the images.
+        labels: the class of each image, an index of `class_names`.
         class_names: names of the subfolders, in alphabetical order.
-        skipped: names of the files that are no images and were left out.
+        skipped: paths of files that are not images of a known format.
+
+    Example:
+
+    ```python
+    images = ImageFolder.open("photos/val")
+    validation = batches.evaluation_batches(
+        images.dataset(), converter, len(images.class_names), 32, image_reader(images)
+    )
+    ```
     """
 
+    directory: pathlib.Path
     files: tuple
     labels: tuple
     class_names: tuple
     skipped: tuple = ()
+    are_files: ClassVar = True  # whether `dataset` yields paths rather than encoded images
 
     @classmethod
     def open(cls, directory):
-        """Lists a folder; reads no image. Files of another format are `skipped`.
+        """Lists a folder without reading its images.
+
+        Args:
+            directory: path. `~` is the home directory.
 
         Raises:
-            ValueError: there is no such folder, or no image in one of its subfolders.
+            ValueError: if there is no such folder, or a subfolder without images.
         """
         directory = pathlib.Path(os.path.expanduser(directory))
         if not directory.is_dir():
             raise ValueError(
-                f"There is no folder {directory}. Give one with a subfolder of images for each "
-                "class."
+                f"The folder {directory} does not exist. Expected a folder with one subfolder of "
+                "images per class."
             )
         folders = sorted(
             entry
@@ -52,133 +65,82 @@ class ImageFolder:
             (file, label) for label, folder in enumerate(folders) for file in _files_under(folder)
         ]
         images = [(str(file), label) for file, label in found if file.suffix.lower() in FORMATS]
-        others = sorted(str(file) for file, _ in found if file.suffix.lower() not in FORMATS)
+        skipped = sorted(str(file) for file, _ in found if file.suffix.lower() not in FORMATS)
         if not images:
             raise ValueError(
-                f"There are no images in subfolders of {directory}, {_NAMED}. Give a folder with "
-                "one for each class."
+                f"Expected one subfolder of images per class in {directory}, with files ending in "
+                f"{', '.join(FORMATS)}. Received: {len(folders)} subfolders without such files"
             )
         files, labels = zip(*images)
-        return cls(
-            files, labels, tuple(folder.name for folder in folders), tuple(others)
-        )._with_images_of_each_class()
+        names = tuple(folder.name for folder in folders)
+        return cls(directory, files, labels, names, tuple(skipped))._checked()
 
-    def checked(self, skip_broken=False, num_shards=1, shard=0):
-        """Reads each image once, so that none breaks a training.
+    def __len__(self):
+        return len(self.files)
+
+    def dataset(self):
+        """`tf.data.Dataset` of (number, path, label), to decode with `image_reader`."""
+        return tf.data.Dataset.from_tensor_slices(
+            (list(range(len(self))), list(self.files), list(self.labels))
+        )
+
+    def file_names(self):
+        """Names of the files, without their folders."""
+        return tuple(map(os.path.basename, self.files))
+
+    @property
+    def identity(self):
+        """A digest of the names and sizes of the files, which changes when an image does."""
+        listing = "".join(
+            f"{os.path.relpath(file, self.directory)} {os.path.getsize(file)}\n"
+            for file in self.files
+        )
+        return f"folder:{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+
+    def find_unreadable(self, num_shards=1, shard=0):
+        """Reads every image once.
 
         Args:
-            skip_broken: whether files that are no images are left out. Otherwise they are an error.
-            num_shards, shard: processes that share the work, and which of them this is. With
-                `skip_broken` each reads all, for all must leave out the same.
+            num_shards, shard: the number of processes that share the work, and the index of this
+                one.
+
+        Returns:
+            `{number: reason}` of the images that cannot be read.
+        """
+        unreadable = {}
+        read = image_reader(self, unreadable=unreadable)
+        sizes = self.dataset().shard(num_shards, shard)
+        sizes = sizes.map(lambda *element: tf.size(read(element)[0]), tf.data.AUTOTUNE)
+        for _ in sizes:
+            pass
+        return dict(sorted(unreadable.items()))
+
+    def without(self, numbers):
+        """The folder without these images, which are added to `skipped`.
 
         Raises:
-            ValueError: a file cannot be read as an image; no file can.
+            ValueError: if a class has no images left.
         """
-        files = self.files if skip_broken else self.files[shard::num_shards]
-        names = tf.data.Dataset.from_tensor_slices(np.array(files, object).astype(str))
-        broken = np.fromiter(
-            names.map(_is_broken, tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator(), bool
-        )
-        if not broken.any():
-            return self
-        bad = tuple(np.array(files, object)[broken])
-        if not skip_broken or broken.all():
-            raise ValueError(
-                f"{len(bad)} of {len(files)} files cannot be read as images: "
-                f"{', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''}. "
-                "Remove or replace them, or ask for them to be skipped."
-            )
-        kept = [index for index, is_broken in enumerate(broken) if not is_broken]
+        kept = [index for index in range(len(self)) if index not in numbers]
         files, labels = (
             tuple(values[index] for index in kept) for values in (self.files, self.labels)
         )
-        rest = dataclasses.replace(self, files=files, labels=labels, skipped=self.skipped + bad)
-        return rest._with_images_of_each_class()
+        skipped = self.skipped + tuple(self.files[index] for index in sorted(numbers))
+        return dataclasses.replace(self, files=files, labels=labels, skipped=skipped)._checked()
 
-    def _with_images_of_each_class(self):
-        empty = [
-            name for index, name in enumerate(self.class_names) if index not in set(self.labels)
-        ]
+    def _checked(self):
+        used = set(self.labels)
+        empty = [name for index, name in enumerate(self.class_names) if index not in used]
         if empty:
             raise ValueError(
-                f"Every class must have images, {_NAMED}. Convert those of another format, or "
-                "remove the folder. "
-                f"Received: none in {', '.join(empty)}"
+                f"Every subfolder of {self.directory} must contain readable images, with names "
+                f"ending in {', '.join(FORMATS)}. Convert the images or remove the subfolder. "
+                f"Received: no images in {', '.join(empty)}"
             )
         return self
 
-    def dataset(self):
-        """`tf.data.Dataset` of (name, label), to be read by `reader`."""
-        return tf.data.Dataset.from_tensor_slices((list(self.files), list(self.labels)))
-
 
 def _files_under(folder):
-    """In the order of Keras' `image_dataset_from_directory`, which leaves out .webp: by folder, and
-    by name in it.
-    """
+    """In the order of `keras.utils.image_dataset_from_directory`: by folder, then by name."""
     for parent, _, names in sorted(os.walk(folder)):
         yield from (pathlib.Path(parent, name) for name in sorted(names))
-
-
-def reader(channels=3):
-    """The `read` of `training_batches` and `evaluation_batches`: from (name, label) to (image (H,
-    W, channels), uint8; label).
-
-    Raises:
-        ValueError: `channels` is neither 1, gray, nor 3.
-    """
-    decode = decoder(channels)
-
-    def read(element):
-        name, label = element
-        return decode((tf.io.read_file(name), label))
-
-    return read
-
-
-def decoder(channels=3):
-    """As `reader`, from (bytes of a file, label)."""
-    check_choice("channels", channels, (1, 3))
-
-    def decode(element):
-        content, label = element
-        image = _decode(content)
-        return (image if channels == 3 else _gray(image)), label
-
-    return decode
-
-
-def _decode(content):
-    """In colour, which every format can. A JPEG as Pillow reads it: TensorFlow's default is faster,
-    and up to 16 levels from that.
-    """
-    is_webp = tf.strings.substr(content, 8, 4) == "WEBP"
-    image = tf.case(
-        [
-            (
-                tf.io.is_jpeg(content),
-                lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
-            ),
-            # Of a WebP with transparency, TensorFlow refuses to leave it out.
-            (is_webp, lambda: tf.io.decode_image(content, expand_animations=False)[..., :3]),
-        ],
-        default=lambda: tf.io.decode_image(content, 3, expand_animations=False),
-    )
-    return tf.ensure_shape(image, (None, None, 3))
-
-
-def _gray(image):
-    """As Pillow's "L"; what is gray stays as it is."""
-    weighted = tf.tensordot(tf.cast(image, tf.int32), [[19595], [38470], [7471]], 1)
-    return tf.cast((weighted + 32768) // 65536, tf.uint8)
-
-
-def _is_broken(name):
-    def is_broken(name):
-        try:
-            _decode(tf.io.read_file(name))
-        except tf.errors.OpError:
-            return True
-        return False
-
-    return tf.numpy_function(is_broken, [name], tf.bool)

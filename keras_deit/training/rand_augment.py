@@ -1,11 +1,11 @@
-"""RandAugment as DeiT trains with it, timm's `rand-m9-mstd0.5-inc1`, in `tf.data`, with a stateless
-seed.
+"""RandAugment for `tf.data`, in the variant that DeiT uses: timm's `rand-m9-mstd0.5-inc1`.
 
-Images are (H, W, 3), float, 0 to 255, and hold whole levels; so do results, which are those of
-Pillow. Source of operations, ranges and
-probabilities: timm 1.0.31, `auto_augment.py` and `transforms_factory.py`; of what an operation
-    does: Pillow's `ImageOps`, `ImageEnhance`,
-`Image.transform` and `Image.rotate`.
+Images have shape (height, width, 3) and are float tensors of integers from 0 to 255. Every
+operation returns the same pixels as Pillow.
+
+Reference: for operations, ranges and probabilities, timm 1.0.31, `auto_augment.py` and
+`transforms_factory.py`; for each operation, Pillow's `ImageOps`, `ImageEnhance`, `Image.transform`
+and `Image.rotate`.
 """
 
 import math
@@ -36,22 +36,23 @@ IMAGENET_MEAN = (124, 116, 104)  # 255 * (0.485, 0.456, 0.406), rounded
 def rand_augment(
     image, seed, fill=IMAGENET_MEAN, num_operations=2, magnitude=9.0, magnitude_std=0.5, rate=0.5
 ):
-    """Some random operations in turn; the same one may come again.
+    """Applies random operations one after the other, drawn with replacement.
 
-    Unlike in torchvision's, how strong an operation is varies, and a drawn one is left out with a
-    probability of 1 - `rate`.
+    Unlike torchvision's RandAugment, the magnitude is random, and each drawn operation is applied
+    with probability `rate` only.
 
     Args:
-        image: (H, W, 3), float32, whole levels of 0 to 255. H and W may be unknown.
-        seed: stateless seed, int32 or int64 of shape (2,).
-        fill: three levels, for what comes from outside the image.
-        num_operations: int. Drawn for each image, whether or not they are applied.
-        magnitude, magnitude_std: mean and standard deviation of how strong an operation is. What is
-            beyond 0 or 10 is cut to it.
+        image: float32 tensor of shape (height, width, 3) with integers from 0 to 255. Height and
+            width may be unknown.
+        seed: stateless seed, integer tensor of shape (2,).
+        fill: RGB color of pixels that come from outside the image.
+        num_operations: int, number of operations drawn per image.
+        magnitude, magnitude_std: floats, mean and standard deviation of the magnitude, which is
+            clipped to 0 and 10.
         rate: probability that a drawn operation is applied.
 
     Returns:
-        An image like `image`.
+        A tensor of the same shape and type as `image`.
 
     Reference: Cubuk et al., 2019, https://arxiv.org/abs/1909.13719
     """
@@ -62,8 +63,11 @@ def rand_augment(
 
 
 def draw_operations(seed, num_operations, magnitude, magnitude_std, rate):
-    """(index of `OPERATIONS`, or their number for none; level, 0 to 1; sign, -1 or 1), each of
-    shape (num_operations,).
+    """Draws the operations of one image.
+
+    Returns:
+        Three tensors of shape (num_operations,): indices of `OPERATIONS`, or their number for no
+        operation; magnitudes, 0 to 1; signs, -1 or 1.
     """
     uniform, normal = tf.unstack(tf.random.split(seed, 2))
     choice, apply, sign = tf.unstack(tf.random.stateless_uniform((3, num_operations), uniform))
@@ -72,17 +76,17 @@ def draw_operations(seed, num_operations, magnitude, magnitude_std, rate):
     return choice, tf.clip_by_value(level, 0.0, 10.0) / 10.0, tf.where(sign < 0.5, -1.0, 1.0)
 
 
-@tf.function(autograph=False)  # traced once, and not for each operation in turn
+@tf.function(autograph=False)  # traced once for all of an image's operations
 def _apply(image, choice, level, sign, fill):
-    # Inlined, the operations not chosen would pass through the executor one node at a time, for 1
-    # ms.
+    # If inlined, the executor would visit every node of the operations not chosen, which takes
+    # 1 ms.
     alone = {"autograph": False, "experimental_attributes": {"_noinline": True}}
     branches = [tf.function(branch, **alone) for branch in _branches(image, level, sign, fill)]
     return tf.ensure_shape(tf.switch_case(choice, branches), image.shape)
 
 
 def _branches(image, level, sign, fill):
-    """One function for each of `OPERATIONS`, and the identity."""
+    """One function per operation, and the identity."""
     signed = sign * level
     factor = tf.maximum(0.1, 1.0 + 0.9 * signed)
     return [
@@ -90,8 +94,8 @@ def _branches(image, level, sign, fill):
         lambda: equalize(image),
         lambda: 255.0 - image,
         lambda: rotate(image, 30.0 * signed, fill),
-        # A magnitude of 10, one in 44 at the defaults, keeps no bits: black, as of older Pillow.
-        # Pillow 13 raises an error.
+        # A magnitude of 10, one in 44 at the defaults, keeps no bits: black, as in older versions
+        # of Pillow. Pillow 13 raises an error.
         lambda: posterize(image, 4.0 - tf.floor(4.0 * level)),
         lambda: solarize(image, 256.0 - tf.floor(256.0 * level)),
         lambda: solarize_add(image, tf.floor(110.0 * level)),
@@ -108,12 +112,12 @@ def _branches(image, level, sign, fill):
 
 
 def auto_contrast(image):
-    """The levels of each channel spread over 0 to 255."""
+    """Stretches the values of each channel to 0 to 255."""
     lowest, highest = (
         tf.cast(reduce(image, (0, 1)), tf.float64)[:, None]
         for reduce in (tf.reduce_min, tf.reduce_max)
     )
-    # Pillow's own steps in float64, since it cuts what they leave just short of a whole level.
+    # Pillow's own steps in float64, because it truncates results just below an integer.
     scale = 255.0 / tf.maximum(highest - lowest, 1.0)
     levels = tf.range(256, dtype=tf.float64)
     spread = tf.clip_by_value(tf.floor(levels * scale + -lowest * scale), 0.0, 255.0)
@@ -122,13 +126,13 @@ def auto_contrast(image):
 
 
 def equalize(image):
-    """Each channel's levels moved such that all are about as frequent."""
+    """Equalizes the histogram of each channel."""
     places = _places(image)
     counts = tf.reshape(
         tf.math.bincount(tf.reshape(places, (-1,)), minlength=768, maxlength=768), (3, 256)
     )
     below = tf.cumsum(counts, axis=1, exclusive=True)
-    # The pixels of the highest level count for nothing.
+    # Pillow does not count the pixels with the highest value.
     step = tf.reduce_max(tf.where(counts > 0, below, 0), axis=1, keepdims=True) // 255
     moved = tf.minimum((step // 2 + below) // tf.maximum(step, 1), 255)
     table = tf.where(step > 0, moved, tf.range(256))
@@ -136,41 +140,39 @@ def equalize(image):
 
 
 def posterize(image, bits):
-    """The highest `bits`, 0 to 8, of each level."""
+    """Keeps the highest `bits` (0 to 8) of each value."""
     step = 2.0 ** (8.0 - bits)
     return step * tf.floor(image / step)
 
 
 def solarize(image, threshold):
-    """Levels from `threshold` on inverted."""
+    """Inverts values of at least `threshold`."""
     return tf.where(image < threshold, image, 255.0 - image)
 
 
 def solarize_add(image, amount):
-    """The lower half of the levels raised by `amount`."""
+    """Adds `amount` to values below 128."""
     return tf.where(image < 128.0, tf.minimum(image + amount, 255.0), image)
 
 
 def color(image, factor):
-    """Away from gray for a factor over 1, towards it for one under 1."""
+    """Blends with the gray image: a factor below 1 reduces saturation, above 1 increases it."""
     return _blend(_gray(image), image, factor)
 
 
 def contrast(image, factor):
-    """Away from, or towards, the mean gray of the image."""
+    """Blends with the mean gray of the image."""
     mean = tf.reduce_mean(tf.cast(_gray(image), tf.float64))
     return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, factor)
 
 
 def brightness(image, factor):
-    """Away from, or towards, black."""
+    """Blends with black."""
     return _blend(0.0, image, factor)
 
 
 def sharpness(image, factor):
-    """Away from, or towards, the image smoothed by weights of 5 at the centre and 1 around it. The
-    edge stays.
-    """
+    """Blends with a smoothed image: a 3 x 3 kernel of 1 with 5 in the center. Borders are kept."""
     rows = image[:-2] + image[1:-1] + image[2:]
     boxes = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     inner = image[1:-1, 1:-1]
@@ -180,17 +182,17 @@ def sharpness(image, factor):
 
 
 def shear_x(image, factor, fill):
-    """Each row moved to the left by `factor` times its height, in pixels."""
-    return _slide_rows(image, tf.cast(factor, tf.float64) * _centres(tf.shape(image)[0]), fill)
+    """Moves each row left by `factor` times its distance from the top, in pixels."""
+    return _slide_rows(image, tf.cast(factor, tf.float64) * _centers(tf.shape(image)[0]), fill)
 
 
 def shear_y(image, factor, fill):
-    """Each column moved up by `factor` times its distance from the left."""
+    """Moves each column up by `factor` times its distance from the left, in pixels."""
     return _transpose(shear_x(_transpose(image), factor, fill))
 
 
 def translate_x(image, share, fill):
-    """Moved to the left by a share of the width."""
+    """Moves the image left by a share of its width."""
     height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float64))
     return _slide_rows(
         image, tf.repeat(tf.cast(share, tf.float64) * width, tf.cast(height, tf.int32)), fill
@@ -198,22 +200,22 @@ def translate_x(image, share, fill):
 
 
 def translate_y(image, share, fill):
-    """Moved up by a share of the height."""
+    """Moves the image up by a share of its height."""
     return _transpose(translate_x(_transpose(image), share, fill))
 
 
 def rotate(image, degrees, fill):
-    """Counterclockwise about the centre."""
+    """Rotates counterclockwise about the center."""
     height, width = tf.unstack(tf.shape(image)[:2])
     middle_x, middle_y = tf.cast(width, tf.float64) / 2, tf.cast(height, tf.float64) / 2
-    x, y = _centres(width) - middle_x, _centres(height)[:, None] - middle_y
+    x, y = _centers(width) - middle_x, _centers(height)[:, None] - middle_y
     angle = tf.cast(degrees, tf.float64) * (math.pi / 180)
     cosine, sine = tf.cos(angle), tf.sin(angle)
     return _sample(image, cosine * x - sine * y + middle_x, cosine * y + sine * x + middle_y, fill)
 
 
 def _places(image):
-    """Of each value in a table of shape (3, 256), read row by row."""
+    """Index of each pixel's entry in a flattened table of shape (3, 256)."""
     return tf.cast(image + (0.0, 256.0, 512.0), tf.int32)
 
 
@@ -222,7 +224,7 @@ def _look_up(table, places):
 
 
 def _gray(image):
-    """Pillow's "L", (H, W, 1): integers over 2**16, all exact in float32."""
+    """Pillow's "L", (H, W, 1): integer weights over 2**16, exact in float32."""
     weighted = tf.tensordot(image, tf.constant([[19595.0], [38470.0], [7471.0]]), 1)
     return tf.floor((weighted + 32768.0) / 65536.0)
 
@@ -232,7 +234,7 @@ def _blend(other, image, factor):
 
 
 def _to_levels(values):
-    """As Pillow, which cuts and does not round."""
+    """Clips and truncates, as Pillow does."""
     return tf.floor(tf.clip_by_value(values, 0.0, 255.0))
 
 
@@ -240,53 +242,50 @@ def _transpose(image):
     return tf.transpose(image, (1, 0, 2))
 
 
-def _centres(size):
-    """Of the pixels along an axis, float64: in float32 some would fall on the other side of a level
-    or of an edge.
-    """
+def _centers(size):
+    """Pixel centers along an axis. In float32, some would round to the wrong side of an edge."""
     return tf.range(tf.cast(size, tf.float64)) + 0.5
 
 
 def _slide_rows(image, offsets, fill):
-    """Row y is read `offsets[y]` pixels, float64, further right."""
+    """Moves row y left by `offsets[y]` pixels, float64."""
     width = tf.shape(image)[1]
     whole = tf.floor(offsets)
     columns = tf.range(-1, width + 2) + tf.cast(whole, tf.int32)[:, None]
     taps = tf.gather(image, tf.clip_by_value(columns, 0, width - 1), batch_dims=1)  # (H, W + 3, 3)
     between = tf.cast(offsets - whole, tf.float32)[:, None, None]
     values = _cubic(*(taps[:, start : start + width] for start in range(4)), between)
-    return _fill_outside(values, _inside(_centres(width) + offsets[:, None], width), fill)
+    return _fill_outside(values, _inside(_centers(width) + offsets[:, None], width), fill)
 
 
 def _sample(image, x, y, fill):
-    """Values at the points (x, y), float64 of shape (H, W)."""
+    """Interpolates the image at the points (x, y), float64 of shape (H, W)."""
     height, width = tf.unstack(tf.shape(image)[:2])
     left, top = tf.floor(x - 0.5), tf.floor(y - 0.5)
-    # Four neighbours of a row beside each other, so that a point takes four reads, not sixteen.
+    # Each entry holds four neighbors of a row, so that a point takes four reads, not sixteen.
     rows, columns = (
         tf.clip_by_value(tf.range(-2, size + 2), 0, size - 1) for size in (height, width)
     )
     padded = tf.gather(tf.gather(image, rows), columns, axis=1)
     # (H + 4, W + 1, 12)
-    neighbours = tf.concat([padded[:, start : start + width + 1] for start in range(4)], axis=-1)
-    neighbours = tf.reshape(neighbours, (-1, 12))
+    neighbors = tf.concat([padded[:, start : start + width + 1] for start in range(4)], axis=-1)
+    neighbors = tf.reshape(neighbors, (-1, 12))
     column, row = (
         tf.clip_by_value(tf.cast(start, tf.int32) + 1, 0, size)
         for start, size in ((left, width), (top, height))
     )
     first = row * (width + 1) + column
-    taps = [tf.gather(neighbours, first + step * (width + 1)) for step in range(4)]  # (H, W, 12)
+    taps = [tf.gather(neighbors, first + step * (width + 1)) for step in range(4)]  # (H, W, 12)
     values = _cubic(*taps, tf.cast(y - 0.5 - top, tf.float32)[..., None])
     values = _cubic(*tf.split(values, 4, axis=-1), tf.cast(x - 0.5 - left, tf.float32)[..., None])
     return _fill_outside(values, _inside(x, width) & _inside(y, height), fill)
 
 
 def _cubic(before, left, right, after, between):
-    """Pillow's bicubic filter, of which a is -1, at a share `between` of the way from left to
-    right.
+    """Pillow's bicubic filter (a = -1), at the share `between` of the way from left to right.
 
-    By nested products and not as a sum of weighted values, which would come out just under the
-    level of an even area, and be cut.
+    Nested products keep a uniform area exact. A weighted sum would end up slightly below, and be
+    truncated to the next lower integer.
     """
     change = left - before + after - right
     bend = 2.0 * (before - left) + right - after

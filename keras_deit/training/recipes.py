@@ -1,8 +1,8 @@
-"""The published recipes as data, one of our own for new classes, and what is built of them.
+"""Training recipes: the published ones, and one for new classes.
 
-Numbers are of facebookresearch/deit at 7e160fe: `main.py` for DeiT, the commands of
-`README_revenge.md` for DeiT III, issue 45 for transfer. Where Keras differs from PyTorch it is said
-at the builder.
+The numbers come from facebookresearch/deit at 7e160fe: `main.py` for DeiT, `README_revenge.md` for
+DeiT III, issue 45 for transfer learning. Differences between Keras and PyTorch are noted at
+`build_schedule` and `build_optimizer`.
 """
 
 import dataclasses
@@ -17,21 +17,22 @@ from keras_deit.losses import MixedLabelBinaryCrossentropy
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image, in this order.
+    """The augmentation of training images, in the order of application.
 
     Args:
-        crop: `"resized"`, a random part of 8 to 100% of the area, resized; or `"padded"`, the image
-            resized, padded by 4 pixels and cropped (DeiT III's `--src`).
-        rand_augment: whether two random operations at magnitude 9 of 10, with a spread of 0.5.
-        three_augment: whether one of grayscale, solarize and blur.
-        color_jitter: float, 0 or more. Brightness, contrast and saturation change by a factor of 1
-            give or take this.
-        erasing_rate: probability that a box of an image becomes noise.
-        mixup_alpha: float, 0 or more. Of the Beta distribution that MixUp's share is drawn from; 0
-            switches it off.
-        cutmix_alpha: as `mixup_alpha`, of CutMix. With both, each batch has one or the other.
-        repeats: how often an image is in an epoch's batches, each time augmented anew. The epoch
-            has as many images as without: of every `repeats` images one is drawn.
+        crop: `"resized"`, a random box of 8 to 100% of the area, resized; or `"padded"`, the image
+            resized, padded by 4 pixels and cropped at random (DeiT III's `--src`).
+        rand_augment: bool, whether to apply two random operations of RandAugment at magnitude 9 of
+            10 with a standard deviation of 0.5.
+        three_augment: bool, whether to apply one of grayscale, solarize and blur.
+        color_jitter: float, 0 or more. Brightness, contrast and saturation change by a random
+            factor between 1 - `color_jitter` and 1 + `color_jitter`.
+        erasing_rate: probability that a random box of an image is replaced by noise.
+        mixup_alpha: float, 0 or more. Parameter of MixUp's Beta distribution; 0 disables MixUp.
+        cutmix_alpha: float, 0 or more. As `mixup_alpha`, for CutMix. If both are above 0, each
+            batch uses one of the two at random.
+        repeats: int, how many augmented copies of an image an epoch contains (repeated
+            augmentation). The epoch keeps its length, so it contains fewer different images.
     """
 
     crop: str = "resized"
@@ -46,29 +47,31 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """How to train a model.
 
     Args:
-        image_size: pixels, of a side.
-        epochs, batch_size: as published, over all devices.
+        image_size: int, height and width of the images in pixels.
+        epochs: int, number of epochs.
+        batch_size: int, number of images per step over all devices.
         optimizer: `"adamw"`, `"lamb"` or `"sgd"` (with momentum 0.9).
-        learning_rate: the highest, after warm-up.
-        learning_rate_batch_size: batch size that `learning_rate` is for; it grows in proportion.
-            `None`: it is the same for all.
-        warmup_epochs: epochs over which it rises from `warmup_learning_rate`.
-        final_learning_rate: where the cosine ends.
-        weight_decay: decoupled from the gradient, times the learning rate.
-        loss: `"categorical_crossentropy"`, or `"mixed_label_binary_crossentropy"`.
-        label_smoothing: share of every label that is spread over all classes.
-        drop_path_rate, drop_path_schedule: as of `DeiTBackbone`.
-        ema_momentum: of the moving average of the weights, which the official code keeps beside
-            those that it evaluates. `None`: there is none.
+        learning_rate: float, the learning rate after warm-up.
+        learning_rate_batch_size: int, the batch size that `learning_rate` is meant for. For other
+            batch sizes the learning rate is scaled in proportion. `None` disables the scaling.
+        warmup_epochs: int, number of epochs of linear warm-up.
+        warmup_learning_rate: float, the learning rate at the start of the warm-up.
+        final_learning_rate: float, the learning rate at the end of the cosine decay.
+        weight_decay: float, decoupled weight decay.
+        loss: `"categorical_crossentropy"` or `"mixed_label_binary_crossentropy"`.
+        label_smoothing: float, share of each label that is spread over all classes.
+        drop_path_rate, drop_path_schedule: see `DeiTBackbone`.
+        ema_momentum: float, momentum of the moving average of the weights, or `None` for no
+            average. The official code keeps the average but evaluates the raw weights.
         augmentation: `Augmentation`.
-        head_learning_rate_factor: float above 0. The head's learning rate is this many times that
-            of the rest, at every step: a fresh head has all to learn, and a trained backbone much
-            to lose. Defaults to 1.0.
-        min_steps: steps of a training on few images, which has more epochs than `epochs` for it.
-            `None`: it has not.
+        head_learning_rate_factor: float above 0. The head trains with the learning rate times this
+            factor. A new head has to learn quickly, while a trained backbone should change
+            slowly. Defaults to 1.0.
+        min_steps: int, number of steps to train for at least. Small datasets get more epochs to
+            reach it. `None` means that `epochs` is enough. Defaults to `None`.
     """
 
     image_size: int
@@ -91,32 +94,43 @@ class Recipe:
     min_steps: int | None = None
 
     def batch_size_for(self, num_images):
-        """The recipe's batch size; on few images the largest power of two that an epoch has ten of.
+        """The recipe's batch size, or less on a small dataset, so that an epoch has ten steps.
+
+        A reduced batch size is a power of two.
 
         Args:
-            num_images: int, of the training set.
+            num_images: int, number of training images.
         """
         num_images = check_positive_int("num_images", num_images)
         return min(self.batch_size, 2 ** max((num_images // 10).bit_length() - 1, 0))
 
     def epochs_for(self, num_images):
-        """The recipe's epochs; on few images, and if it has `min_steps`, as many as make those with
-        batches of `batch_size_for`.
+        """The recipe's number of epochs, or more on a small dataset, to reach `min_steps`.
+
+        The batch size is that of `batch_size_for`.
 
         Args:
-            num_images: int, of the training set.
+            num_images: int, number of training images.
         """
         steps_per_epoch = num_images // self.batch_size_for(num_images)
         return max(self.epochs, math.ceil((self.min_steps or 0) / steps_per_epoch))
 
     def build_schedule(self, steps_per_epoch, epochs=None, batch_size=None):
-        """The learning rate of each step: a line up, then half a cosine down.
+        """Builds the learning-rate schedule: linear warm-up, then cosine decay.
 
-        Both default to the recipe's. The warm-up keeps its share of a shorter training. timm's
-        cosine begins at the first step, beneath the warm-up; Keras' begins after it.
+        A shorter training has a shorter warm-up, in proportion. In timm the cosine starts at the
+        first step and the warm-up replaces its beginning; in Keras it starts after the warm-up.
+
+        Args:
+            steps_per_epoch: int, number of steps per epoch.
+            epochs: int, number of epochs. Defaults to the recipe's.
+            batch_size: int, number of images per step over all devices. Defaults to the recipe's.
+
+        Returns:
+            `keras.optimizers.schedules.CosineDecay`.
 
         Raises:
-            ValueError: a number of steps, epochs or images that is not positive.
+            ValueError: if an argument is not a positive integer.
         """
         steps_per_epoch = check_positive_int("steps_per_epoch", steps_per_epoch)
         epochs = check_positive_int("epochs", self.epochs if epochs is None else epochs)
@@ -136,26 +150,28 @@ class Recipe:
         )
 
     def build_optimizer(self, model, steps_per_epoch, epochs=None, batch_size=None, **kwargs):
-        """The optimizer, with `build_schedule`'s learning rate.
+        """Builds the optimizer with the schedule of `build_schedule`.
 
-        Where the head has a rate of its own, it is a `keras.optimizers.MultiOptimizer` of two such:
-        variables beneath a layer named `head`, and the rest.
+        Weight decay excludes positions, prefix tokens and weights with one axis: biases, LayerNorm
+        and LayerScale. Keras does not save this exclusion, so an optimizer from
+        `keras.saving.load_model` decays everything: resume with `TrainingCheckpoint` instead.
 
-        LAMB of Keras decays beside its trust ratio, and not within as the paper's does. Weights of
-        one axis (biases, LayerNorm, LayerScale), positions and prefix tokens do not decay. Keras
-        does not save which, so that an optimizer that `keras.saving.load_model` brings decays all:
-        go on with `TrainingCheckpoint`, or build it again.
+        Keras' LAMB applies weight decay outside the trust ratio; the paper applies it inside.
+
+        If `head_learning_rate_factor` is not 1, the result is a `keras.optimizers.MultiOptimizer`
+        with one optimizer for the variables of the layer `head` and one for the rest.
 
         Args:
-            model: what is trained: a classifier, a `DeiTDistiller`, any Keras model.
-            steps_per_epoch, epochs, batch_size: as of `build_schedule`.
-            **kwargs: of the Keras optimizer, such as `clipnorm` or `gradient_accumulation_steps`.
-                `ema_momentum=None` switches the moving average off. Each of two optimizers has
-                them: a `global_clipnorm` is of its own variables.
+            model: the Keras model to train, such as a classifier or a `DeiTDistiller`.
+            steps_per_epoch, epochs, batch_size: see `build_schedule`.
+            **kwargs: arguments of the Keras optimizer, such as `clipnorm` or
+                `gradient_accumulation_steps`. `ema_momentum=None` disables the moving average.
+                A `MultiOptimizer` passes them to both optimizers, so `global_clipnorm` is the norm
+                over the variables of each.
 
         Raises:
-            ValueError: as `build_schedule`; or the recipe has a rate for the head, and the model no
-                layer `head` that trains.
+            ValueError: if an argument is not a positive integer, or the head has its own learning
+                rate and the model has no trainable layer `head`.
         """
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:
@@ -190,7 +206,7 @@ class Recipe:
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def build_loss(self):
-        """The loss of logits and one-hot or mixed labels."""
+        """Builds the loss of logits and one-hot or mixed labels."""
         if self.loss == "mixed_label_binary_crossentropy":
             return MixedLabelBinaryCrossentropy()
         return keras.losses.CategoricalCrossentropy(
@@ -198,16 +214,14 @@ class Recipe:
         )
 
     def model_overrides(self):
-        """What `from_preset` needs beyond a name:
-        `from_preset(name, **recipe.model_overrides())`.
-        """
+        """Overrides of a preset: `from_preset(name, **recipe.model_overrides())`."""
         return {
             "drop_path_rate": self.drop_path_rate,
             "drop_path_schedule": self.drop_path_schedule,
         }
 
 
-# Paths of variables: the head of a classifier, or of a distiller's student
+# Paths of variables in the head of a classifier or of a distiller's student
 _OF_HEAD = r"(.*/)?head/.*"
 
 
@@ -215,10 +229,10 @@ def _check_has_head(model):
     paths = [variable.path for variable in model.trainable_variables]
     if not any(re.fullmatch(_OF_HEAD, path) for path in paths):
         raise ValueError(
-            "This recipe trains the head at a rate of its own, and the model has no layer `head` "
-            "that trains. Call yours `head`, or use "
-            "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with "
-            f"{', '.join(paths[-3:]) or 'none'}"
+            "This recipe has a separate learning rate for the head, but the model has no trainable "
+            "layer named `head`. Rename your layer, or use "
+            "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model whose "
+            f"last trainable variables are {', '.join(paths[-3:]) or 'none'}"
         )
 
 
@@ -292,7 +306,7 @@ _DEIT3_21K = _with(
 _DEIT3_OF_21K = _with(_DEIT3_21K, epochs=50, learning_rate=3e-4)
 
 
-# Not published: of trials on small folders, whose figures are in docs/fine_tune.md.
+# Our own, from trials on small datasets. The results are in docs/fine_tune.md.
 _NEW_CLASSES = _with(
     _DEIT,
     epochs=20,

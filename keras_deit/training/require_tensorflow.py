@@ -1,4 +1,4 @@
-"""TensorFlow, or a sentence that says what it is needed for."""
+"""Imports TensorFlow, or explains what needs it."""
 
 try:
     import tensorflow as tf
@@ -6,9 +6,9 @@ except ModuleNotFoundError as error:
     if error.name != "tensorflow":
         raise
     raise ModuleNotFoundError(
-        "Images are read and augmented in tf.data, whichever backend Keras has: `pip install "
-        "tensorflow`. On JAX and PyTorch `fit` also "
-        "takes arrays, a keras.utils.PyDataset and what else Keras takes, without TensorFlow.",
+        "The image pipelines of `keras_deit.training` use tf.data on every Keras backend: `pip "
+        "install tensorflow`. Without TensorFlow, pass `fit` arrays, a `keras.utils.PyDataset` or "
+        "a PyTorch `DataLoader`.",
         name="tensorflow",
     ) from error
 

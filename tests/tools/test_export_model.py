@@ -391,7 +391,7 @@ def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
             "There is no file nothing.jpg. Give the name of an image.",
             {"photographs": "nothing.jpg"},
         ),
-        (".*taken is not an image, .*", {"photographs": "{folder}/taken"}),
+        (".*taken is not an image that .*", {"photographs": "{folder}/taken"}),
         ("The preset .* is a backbone without a head. .*", {"preset": "{folder}/backbone"}),
     ],
 )

@@ -112,10 +112,10 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
             {"image": tmp_path / "no.jpg"},
             f"There is no file {tmp_path}/no.jpg. Give the name of an image.",
         ),
-        ({"image": truncated}, f"{truncated} is cut short or damaged. Copy it again. "),
+        ({"image": truncated}, f"{truncated} is truncated or damaged. Copy it again. "),
         (
             {"image": ROOT / "README.md"},
-            f"{ROOT}/README.md is not an image, or of a format that Pillow does not read.",
+            f"{ROOT}/README.md is not an image that Pillow can read.",
         ),
         ({"preset": "deit_gigantic"}, "deit_gigantic"),
         (

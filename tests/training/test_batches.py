@@ -1,6 +1,4 @@
-"""Batches to train and to evaluate on: the same for a seed, from any start, on any number of
-processes.
-"""
+"""Batches to train and to evaluate on: reproducible from any start, on any number of processes."""
 
 import dataclasses
 
@@ -34,7 +32,7 @@ def assert_same(found, others):
         np.testing.assert_array_equal(batch[1], other[1])
 
 
-def test_batches_are_those_of_the_recipe_and_of_the_seed():
+def test_batches_follow_the_recipe_and_the_seed():
     recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))
     found = batches_of(8, recipe, converter, batch_size=6, seed=3)
     images, labels = found[0]
@@ -49,7 +47,7 @@ def test_batches_are_those_of_the_recipe_and_of_the_seed():
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_training_goes_on_where_it_was_left(repeats):
+def test_batches_resume_at_any_image(repeats):
     recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))
     recipe = dataclasses.replace(recipe, repeats=repeats)
     found = batches_of(14, recipe, converter, batch_size=7)
@@ -145,24 +143,23 @@ def test_gray_images_and_channels_first_train_a_distiller():
     ].shape == (6, 1, 12, 32)
 
 
-def test_datasets_that_do_not_fit_are_refused():
+def test_errors_on_unsuitable_datasets():
     converter = DeiTImageConverter((12, 16))
     with pytest.raises(
         ValueError,
-        match=r"must be of single images and labels, \(image \(H, W, channels\), label\), before any",
+        match=r"`dataset` must have unbatched elements \(image, label\), with images of shape",
     ):
         batches.training_batches(dataset_of().batch(2), Augmentation(), converter, 5, 6)
     with raises(
-        "RandAugment, 3-Augment and colour jitter are of images with 3 channels, and the number of "
-        "channels must be known. "
-        "Received: images of shape (20, 30, 1)"
+        "RandAugment, 3-Augment and color jitter need images with 3 channels. Convert the images "
+        "to RGB, or set their shape with `tf.ensure_shape`. Received: images of shape (20, 30, 1)"
     ):
         batches.training_batches(
             dataset_of(channels=1), RECIPES["deit"].augmentation, converter, 5, 6
         )
     with raises(
-        "`dataset` must have a known length, above 0: see `tf.data.Dataset.cardinality` and "
-        "`apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset of "
+        "`dataset` must have a known length above 0. Set it with "
+        "`dataset.apply(tf.data.experimental.assert_cardinality(length))`. Received: a dataset of "
         "cardinality -1"
     ):
         batches.training_batches(dataset_of().repeat(), Augmentation(), converter, 5, 6)
@@ -192,7 +189,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
 @pytest.mark.parametrize(
     ("level", "label", "message"),
     [
-        (np.nan, 0, "An image must hold levels from 0 to 255. : Tensor had NaN"),
+        (np.nan, 0, "Images must contain numbers from 0 to 255. : Tensor had NaN"),
         (0.0, 5, "Labels must be from 0 to 4."),
         (0.0, -1, "Labels must be from 0 to 4."),
     ],

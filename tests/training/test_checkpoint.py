@@ -1,4 +1,4 @@
-"""What a training needs to go on, whole or not at all."""
+"""Interrupted trainings resume exactly."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def compiled(num_layers=1):
     keras.utils.set_random_seed(0)
     model = tiny_classifier({"dropout_rate": 0.3, "num_layers": num_layers}, preprocessor=None)
     optimizer = keras.optimizers.AdamW(1e-2, use_ema=True, ema_momentum=0.9)
-    # Compiling takes longer than this little training, but on JAX.
+    # XLA compilation takes longer than this training, except on JAX.
     jit = keras.backend.backend() == "jax"
     model.compile(
         optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit
@@ -41,7 +41,7 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def test_the_rest_of_a_training_is_what_it_would_have_been(tmp_path):
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     unbroken = compiled()
     fit(unbroken, epochs=3)
     killed, checkpoint = compiled(), TrainingCheckpoint(tmp_path / "checkpoints")
@@ -57,13 +57,13 @@ def test_the_rest_of_a_training_is_what_it_would_have_been(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model after an epoch, and the folder of its checkpoint."""
+    """A model trained for one epoch, and the directory of its checkpoint."""
     folder, model = tmp_path_factory.mktemp("saved"), compiled()
     fit(model, TrainingCheckpoint(folder), epochs=1)
     return model, folder
 
 
-def test_nothing_is_lost_when_saving_fails(saved, monkeypatch):
+def test_failed_save_keeps_the_last_checkpoint(saved, monkeypatch):
     model, folder = saved
     checkpoint = TrainingCheckpoint(folder)
     checkpoint.set_model(model)
@@ -79,28 +79,28 @@ def test_nothing_is_lost_when_saving_fails(saved, monkeypatch):
     assert checkpoint.restore(compiled()) == 1
 
 
-def test_a_new_training_starts_at_the_first_epoch(tmp_path):
+def test_without_checkpoint_training_starts_at_epoch_0(tmp_path):
     assert TrainingCheckpoint(tmp_path / "none").restore(compiled()) == 0
 
 
-def test_a_training_that_does_not_go_on_replaces_the_one_before(tmp_path):
+def test_training_without_restore_replaces_the_old_checkpoint(tmp_path):
     for _ in range(2):
-        # A model each: with an average of the weights, Keras 3.15 cannot `fit` a model twice on
-        # JAX.
+        # One model each: on JAX, Keras 3.15 cannot `fit` a model with EMA twice.
         fit(compiled(), TrainingCheckpoint(tmp_path), epochs=1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["epoch_00001"]
 
 
-def test_another_architecture_is_refused(saved):
+def test_error_on_another_architecture(saved):
     with pytest.raises(
         ValueError,
-        match=r"epoch_00001 is of another architecture\. Expected: .* weights\. Received: .* Go on with",
+        match=r"epoch_00001 is of another architecture: it has \d+ weights and the model has \d+\. "
+        r"The first shapes that differ are .* Train with the original settings, or use another",
     ):
         TrainingCheckpoint(saved[1]).restore(compiled(num_layers=2))
 
 
 @pytest.mark.parametrize("damage", ["weights", "state", "no seeds"])
-def test_altered_files_are_named(saved, tmp_path, damage):
+def test_error_on_damaged_files(saved, tmp_path, damage):
     shutil.copytree(saved[1], tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "epoch_00001"
     if damage == "weights":
@@ -110,6 +110,6 @@ def test_altered_files_are_named(saved, tmp_path, damage):
     else:
         (folder / "state.json").write_text(json.dumps({"shapes": []}))
     with pytest.raises(
-        ValueError, match=r"epoch_00001 cannot be read \(.*\)\. Remove the folder to start again"
+        ValueError, match=r"epoch_00001 is damaged\. Remove it to train from the start\. "
     ):
         TrainingCheckpoint(tmp_path).restore(compiled())

@@ -158,10 +158,10 @@ def test_a_new_head_learns_faster_than_the_backbone(distilled):
 def test_a_rate_of_the_head_needs_a_head():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="other")], name="mine")
     with raises(
-        "This recipe trains the head at a rate of its own, and the model has no layer `head` that "
-        "trains. Call yours `head`, or use "
-        "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model with "
-        "mine/other/kernel, mine/other/bias"
+        "This recipe has a separate learning rate for the head, but the model has no trainable "
+        "layer named `head`. Rename your layer, or use "
+        "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model whose "
+        "last trainable variables are mine/other/kernel, mine/other/bias"
     ):
         RECIPES["new_classes"].build_optimizer(model, STEPS)
 

@@ -1,6 +1,4 @@
-"""Which classes a classifier knows, and which it takes for which: what `evaluate.py --class_report`
-writes.
-"""
+"""Which classes a classifier knows, and which it confuses: the tables of --class_report."""
 
 import csv
 import io
@@ -11,14 +9,14 @@ COLUMNS = ("class", "images", "recall(%)", "precision(%)", "f1(%)", "most_often_
 
 
 def confusion_matrix(answers, num_classes):
-    """Images by class and answer.
+    """Counts images by class and prediction.
 
     Args:
-        answers: `{"class answer": number of images}`, both as indices.
-        num_classes: int.
+        answers: `{"class prediction": number of images}`, both as indices.
+        num_classes: int, number of classes.
 
     Returns:
-        int array (num_classes, num_classes): a row for each class, a column for each answer.
+        Integer array of shape (num_classes, num_classes): a row per class, a column per prediction.
     """
     matrix = np.zeros((num_classes, num_classes), int)
     for pair, images in answers.items():
@@ -28,8 +26,9 @@ def confusion_matrix(answers, num_classes):
 
 
 def class_table(matrix, labels):
-    """A confusion matrix as CSV with a row for each class, the worst recall first. Empty: there is
-    nothing to divide by.
+    """A confusion matrix as CSV with a row per class, the lowest recall first.
+
+    A cell is empty if its fraction would divide by zero.
     """
     correct, images, answered = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     wrong = matrix - np.diag(correct)
@@ -50,7 +49,7 @@ def class_table(matrix, labels):
 
 
 def matrix_table(matrix, labels):
-    """A confusion matrix as CSV: a row for each class, a column for each answer."""
+    """A confusion matrix as CSV: a row per class, a column per prediction."""
     return _csv(
         [("class", *labels), *((label, *row) for label, row in zip(labels, matrix.tolist()))]
     )

@@ -1,9 +1,10 @@
-"""`examples/train.py`, in this process but where one is killed."""
+"""tools/train.py, run in the process of the tests unless one is killed."""
 
 import csv
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import numpy as np
 import pytest
 
 from keras_deit.models import DeiTImageClassifier
-from tests.examples.conftest import flags
+from keras_deit.presets import imagenet_synsets
 from tests.scripts import ROOT, load_script, run_script, set_flags
+from tests.tools.conftest import flags
 
+pytestmark = pytest.mark.backend
 pytest.importorskip("tensorflow")
 
 
 @pytest.fixture(scope="module")
 def train():
-    return load_script("examples/train.py")
+    return load_script("tools/train.py")
 
 
 def run(train, given, output, **overrides):
@@ -32,7 +35,7 @@ def run(train, given, output, **overrides):
 
 
 def states(output, epoch=3):
-    """All arrays of the checkpoint: weights, optimizer, averages; and the seeds."""
+    """All arrays of the checkpoint: weights, optimizer state, averages and seeds."""
     folder = output / "checkpoints" / f"epoch_{epoch:05d}"
     arrays = {}
     with h5py.File(folder / "training.weights.h5") as file:
@@ -44,10 +47,9 @@ def states(output, epoch=3):
     return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
 
 
-@pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # of one optimizer, and of two
-def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
-    train, given, tmp_path, recipe
-):
+@pytest.mark.process
+@pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # one optimizer, and two
+def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, recipe):
     taught = {"teacher": str(given / "teacher.keras"), "recipe": recipe, "learning_rate": 0.05}
     expected = states(run(train, given, tmp_path / "unbroken", **taught))
 
@@ -55,14 +57,14 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
     arguments = [f"--{name}={value}" for name, value in flags(given, output, **taught).items()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, ROOT / "examples" / "train.py", *arguments],
+        [sys.executable, ROOT / "tools" / "train.py", *arguments],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.time() + 300
     while not (output / "checkpoints" / "epoch_00001").exists() and time.time() < deadline:
-        assert process.poll() is None, "it ended by itself"
+        assert process.poll() is None, "the training ended too early"
         time.sleep(0.005)
     assert (output / "checkpoints" / "epoch_00001").exists()
     process.send_signal(signal.SIGKILL)
@@ -77,7 +79,8 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
         assert {row["epoch"] for row in csv.DictReader(stream)} == {"1", "2", "3"}
 
 
-def test_what_it_leaves(train, given, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_output(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(given))
     home = {"data": "~/photos", "preset": "~/tiny"}
     output = run(
@@ -92,7 +95,7 @@ def test_what_it_leaves(train, given, tmp_path, monkeypatch):
     with open(output / "log.csv", newline="") as stream:
         accuracies = [float(row["val_accuracy"]) for row in csv.DictReader(stream)]
     assert json.loads((output / "best.json").read_text())["accuracy"] == max(accuracies)
-    # The best is what was validated: the average of the weights.
+    # The saved weights are the validated ones: the moving average.
     images, labels = [], []
     for label, name in enumerate(best.labels):
         for file in sorted((given / "photos" / "val" / name).iterdir()):
@@ -106,11 +109,11 @@ def test_what_it_leaves(train, given, tmp_path, monkeypatch):
 
 def chosen(train, names=("cat", "dog"), **given):
     set_flags(train, data="", output="", **given)
-    recipe = train.choose_recipe(names)
+    recipe = train.choose_recipe(train.FLAGS, names)
     return next(name for name, known in train.RECIPES.items() if known is recipe)
 
 
-def test_the_default_recipe_is_the_one_for_what_the_preset_brings(train, given):
+def test_default_recipe(train, given):
     nano = "deit_nano_distilled_patch4_32_digits"
     digits = tuple("0123456789")
     assert chosen(train, digits, preset=nano) == "deit3_base_fine_tune_224"
@@ -119,6 +122,14 @@ def test_the_default_recipe_is_the_one_for_what_the_preset_brings(train, given):
     assert chosen(train, preset=str(given / "tiny")) == "new_classes"
     assert chosen(train, digits, preset=nano, load_weights=False) == "deit"
     assert chosen(train, digits[:9], preset=nano, recipe="deit3_small") == "deit3_small"
+    synsets = imagenet_synsets()
+    assert chosen(train, synsets, preset="deit_tiny_patch16_224") == "deit3_base_fine_tune_224"
+    assert chosen(train, synsets, preset=nano) == "new_classes"
+
+
+def test_learning_rate_flag(train):
+    set_flags(train, data="", output="", preset="", recipe="deit", learning_rate=0.25)
+    assert train.choose_recipe(train.FLAGS, ()).learning_rate == 0.25
 
 
 @pytest.mark.parametrize(
@@ -131,22 +142,24 @@ def test_the_default_recipe_is_the_one_for_what_the_preset_brings(train, given):
         (10**6, 8, None, 1024),
     ],
 )
-def test_the_default_batch_is_what_the_folder_allows(
-    train, num_images, num_shares, asked, expected
-):
+def test_default_batch_size(train, num_images, num_shares, asked, expected):
     set_flags(
         train, data="", preset="", output="", **({} if asked is None else {"batch_size": asked})
     )
-    assert train.choose_batch_size(train.RECIPES["deit"], num_images, num_shares) == expected
+    recipe = train.RECIPES["deit"]
+    schedule = train.choose_schedule(train.FLAGS, recipe, num_images, num_shares)
+    assert schedule.batch_size == expected
+    assert schedule.steps_per_epoch == num_images // expected
 
 
-def test_the_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
-    """The default was a recipe for the same classes, at a hundredth of the head's rate: it stayed
-    at chance.
+@pytest.mark.slow
+def test_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
+    """The default used to be a recipe whose learning rate was too low for a new head: the accuracy
+    stayed at chance.
     """
     rng = np.random.default_rng(0)
     for part, count in (("train", 16), ("val", 8)):
-        for label, axis in (("columns", 0), ("rows", 1)):  # of random brightness
+        for label, axis in (("columns", 0), ("rows", 1)):  # stripes of random brightness
             (tmp_path / "photos" / part / label).mkdir(parents=True)
             for index in range(count):
                 image = np.broadcast_to(
@@ -169,23 +182,44 @@ def refusal(train, given, output, **overrides):
     return str(error.value)
 
 
-def test_a_training_goes_on_with_its_own_settings_alone(train, given, tmp_path):
+@pytest.mark.slow
+def test_resuming_needs_the_same_settings(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=1)
     assert refusal(train, given, output, epochs=1, batch_size=2) == (
-        f"Not trained. {output} holds a training with other settings. Give those to go on with it, "
-        "or another --output. "
-        "Received: --batch_size: 4, now 2"
+        f"Not trained. --output {output} contains a training with other settings. Use the same "
+        "settings to resume it, or another --output. Received: --batch_size was 4 and is 2"
     )
 
 
-def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path):
+def test_unreadable_images(train, given, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(given / "photos", photos)
+    broken = photos / "train" / "cat" / "0.png"
+    broken.write_text("no image")
+    why = (
+        f"Not trained. --data {photos}: 1 images in {photos / 'train'} cannot be read. Replace or "
+        f"remove them, or skip them with --skip_broken_images. {broken} is not an image"
+    )
+    assert why in refusal(train, given, tmp_path / "a", data=str(photos))
+    set_flags(train, data=str(photos), preset="", output="", skip_broken_images=True)
+    training, validation = train.open_images(train.FLAGS, train.start_devices("none"))
+    assert (len(training), len(validation)) == (19, 6)
+    shutil.rmtree(photos / "val" / "dog")
     assert (
-        "--batch_size must be at most the 20 training images, and a multiple of the number of "
-        "devices, 1. Received: 21" in refusal(train, given, tmp_path / "a", batch_size=21)
+        f"Not trained. --data {photos}: The training and validation images must have the same "
+        "classes. Received: cat, dog and cat"
+        in refusal(train, given, tmp_path / "a", data=str(photos), skip_broken_images=True)
     )
-    # In the same folder: what was not trained does not stand in the way.
+
+
+def test_errors_name_the_flag(train, given, tmp_path):
+    assert (
+        "--batch_size must be a multiple of the number of devices, 1, and at most the number of "
+        "training images, 20. Received: 21" in refusal(train, given, tmp_path / "a", batch_size=21)
+    )
+    # All with the same output: a failed start does not block the next.
     nowhere = tmp_path / "none"
-    assert f"Not trained. --data {nowhere}: There is no folder" in refusal(
+    assert f"Not trained. --data {nowhere}: The folder {nowhere / 'train'} does not" in refusal(
         train, given, tmp_path / "a", data=str(nowhere)
     )
     assert "--preset nothing: A preset handle is" in refusal(
@@ -197,10 +231,10 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
     assert "--dtype_policy float17: " in refusal(
         train, given, tmp_path / "a", dtype_policy="float17"
     )
-    why = "--image_size must be a multiple of the preset's patches, 16 x 16 pixels. Received: 33"
+    why = "--image_size must be a multiple of the preset's patch size, 16 x 16 pixels. Received: 33"
     assert why in refusal(train, given, tmp_path / "a", image_size=33)
     assert (
-        "For several machines use --distribution data_parallel with KERAS_BACKEND=jax."
+        "To train on several machines, use --distribution data_parallel with KERAS_BACKEND=jax."
         in refusal(train, given, tmp_path / "c", distribution="multi_worker_mirrored")
     )
     backend = keras.backend.backend()
@@ -216,7 +250,8 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
         (
             (64, 64, 3),
             2,
-            "The teacher takes images of (64, 64, 3), and the student's are (32, 32, 3).",
+            "The teacher takes images of shape (64, 64, 3), but the student's have shape "
+            "(32, 32, 3).",
         ),
     ):
         teacher = keras.Sequential(
@@ -228,12 +263,13 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
         )
 
 
-# Keras' CSVLogger does not close its file then
+# Keras' CSVLogger does not close its file after an error.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given, tmp_path):
+def test_an_infinite_loss_ends_the_training_and_is_not_saved(train, given, tmp_path):
     with pytest.raises(
         FloatingPointError,
-        match=r"The loss is no longer a number\. Start again in another --output",
+        match=r"The loss is not finite\. Start again with a lower --learning_rate",
     ):
         run(train, given, tmp_path / "run", learning_rate=1e30)
     gc.collect()
@@ -245,15 +281,20 @@ def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given
     ("momentum", "steps", "accumulated", "expected"),
     [(None, 1000, 1, 0.99), (None, 10**9, 1, 0.99996), (0.5, 9, 1, 0.5), (0.25, 9, 2, 0.5)],
 )
-def test_the_average_is_of_a_tenth_of_the_training_at_most(
+def test_the_average_spans_a_tenth_of_the_training_at_most(
     train, momentum, steps, accumulated, expected
 ):
+    from training.model import Schedule, ema_momentum
+
     given = {} if momentum is None else {"ema_momentum": momentum}
     set_flags(train, data="", preset="", output="", **given)
-    assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
+    schedule = Schedule(1, steps, 4, accumulated)
+    found = ema_momentum(train.FLAGS, train.RECIPES["deit"], schedule)
+    assert found == pytest.approx(expected)
 
 
-def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_tensorflow_datasets(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     tfds = pytest.importorskip("tensorflow_datasets")
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What `examples/train.py` is run on."""
+"""What tools/train.py is tested on."""
 
 import keras
 import numpy as np

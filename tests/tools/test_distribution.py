@@ -1,4 +1,4 @@
-"""What two devices compute together is what one computes alone."""
+"""Two devices together compute the same as one device."""
 
 import csv
 import os
@@ -12,7 +12,9 @@ import keras
 import numpy as np
 import pytest
 
-from tests.examples.conftest import flags
+from tests.tools.conftest import flags
+
+pytestmark = [pytest.mark.backend, pytest.mark.process]
 
 pytest.importorskip("tensorflow")
 BACKEND = keras.backend.backend()
@@ -32,7 +34,7 @@ def start(given, output, distribution, **environment):
     return subprocess.Popen(
         [
             sys.executable,
-            ROOT / "tests" / "examples" / "train_on_two.py",
+            ROOT / "tests" / "tools" / "train_on_two.py",
             *(f"--{k}={v}" for k, v in settings.items()),
         ],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -48,7 +50,7 @@ def finish(process):
 
 
 def log(given, output, distribution, **environment):
-    """Loss and accuracy, in training and in validation, of each epoch."""
+    """Loss and accuracy, of training and validation, by epoch."""
     code, errors = finish(start(given, output, distribution, **environment))
     assert code == 0, errors
     return read(output)
@@ -69,12 +71,12 @@ def alone(given, tmp_path_factory):
     return found
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="of TensorFlow")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="needs TensorFlow")
 def test_mirrored(alone, given, tmp_path):
     np.testing.assert_allclose(log(given, tmp_path / "run", "mirrored"), alone, atol=1e-4)
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+@pytest.mark.skipif(BACKEND != "jax", reason="needs JAX")
 @pytest.mark.parametrize("distribution", ["data_parallel", "model_parallel"])
 def test_two_devices(alone, given, tmp_path, distribution):
     np.testing.assert_allclose(
@@ -82,8 +84,8 @@ def test_two_devices(alone, given, tmp_path, distribution):
     )
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
-def test_two_processes_of_which_one_is_killed(alone, given, tmp_path):
+@pytest.mark.skipif(BACKEND != "jax", reason="needs JAX")
+def test_two_processes_resume_after_one_is_killed(alone, given, tmp_path):
     def start_both():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

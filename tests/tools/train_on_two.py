@@ -1,7 +1,7 @@
-"""`examples/train.py` on two devices of this machine's processor.
+"""Runs `tools/train.py` on two virtual devices of the CPU.
 
-With a recipe that mixes no images, for each process would mix its own, and without drop path, whose
-masks go by the place in a batch.
+The recipe mixes no images, because each process would mix its own, and has no drop path, because
+its masks depend on the position in the batch.
 """
 
 import dataclasses
@@ -27,6 +27,6 @@ RECIPES["unmixed"] = dataclasses.replace(
     augmentation=Augmentation(rand_augment=True, erasing_rate=0.25),
     drop_path_rate=0.0,
 )
-runpy.run_path(
-    str(pathlib.Path(__file__).parents[2] / "examples" / "train.py"), run_name="__main__"
-)
+tools = pathlib.Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(tools))  # as when it is started by `python tools/train.py`
+runpy.run_path(str(tools / "train.py"), run_name="__main__")

@@ -1,0 +1,167 @@
+"""Runs a classifier on images and counts its answers. An interrupted run resumes."""
+
+import json
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from evaluation.labels import class_positions
+from flag_errors import of_flag
+
+from keras_deit import presets
+from keras_deit.atomic import atomic_file
+from keras_deit.layers import DeiTImageConverter
+from keras_deit.models import DeiTImageClassifier
+from keras_deit.training.batches import evaluation_batches
+from keras_deit.training.image_reader import image_reader
+
+BATCHES_BETWEEN_SAVES = 20
+COUNTS = ("seen", "corrupt", "top1", "top5", "real", "real_images", "timed_images", "seconds")
+
+
+def first_counts():
+    """Counts before the first image.
+
+    `seen`, `corrupt`, `top1`, `top5` and `real` are numbers of images: read or not, unreadable, and
+    answered correctly. `real_images` is the number of images with ReaL labels. `seconds` is the
+    time for `timed_images`. `answers` is described in class_report.py.
+    """
+    return {**dict.fromkeys(COUNTS, 0), "answers": {}}
+
+
+def count_answers(options, handle, images, real_labels, progress):
+    """Counts the correct answers of a classifier.
+
+    Args:
+        options: the flags.
+        handle: preset of the classifier.
+        images: `ImageFolder` or `TfdsImages`.
+        real_labels: list of classes per image, or `None`.
+        progress: `Progress`, which knows how far an interrupted run came.
+
+    Returns:
+        (counts, the classifier's labels).
+    """
+    with of_flag("preset", handle):
+        classifier = load_classifier(handle, options)
+        unreadable = {}
+        read = _reader(classifier, images, unreadable)
+    counts = progress.read()
+    # The batches are converted already.
+    converter, classifier.preprocessor = classifier.preprocessor, None
+    start, end = counts["seen"], len(images)
+    rest = images.dataset().skip(start)
+    batches = evaluation_batches(rest, converter, classifier.num_classes, options.batch_size, read)
+    print(f"{handle}: image {start + 1} to {end}")
+    bar = keras.utils.Progbar(end - start, stateful_metrics=["top-1 (%)"], unit_name="image")
+    clock = None
+    for index, (inputs, labels, weights) in enumerate(batches.as_numpy_iterator(), start=1):
+        logits = np.asarray(classifier.predict_on_batch(inputs), "float32")
+        numbers = np.arange(counts["seen"], counts["seen"] + int(weights.sum()))
+        good = _readable_rows(numbers, unreadable, counts)
+        if np.isnan(logits[good]).any():
+            raise ValueError(f"--preset {handle}: The outputs are NaN. Use another --dtype.")
+        real = [real_labels[number] for number in numbers[good]] if real_labels else []
+        add_answers(counts, logits[good], labels[good].argmax(axis=-1), real)
+        now = time.perf_counter()
+        if clock is not None:  # the first batch compiles the model
+            counts["timed_images"] += len(numbers)
+            counts["seconds"] += now - clock
+        clock = now
+        counts["seen"] += len(numbers)
+        if index % BATCHES_BETWEEN_SAVES == 0 and counts["seen"] < end:
+            progress.write(counts)
+        accuracy = 100 * share(counts["top1"], num_read(counts))
+        bar.update(counts["seen"] - start, [("top-1 (%)", accuracy)])
+    return counts, classifier.labels
+
+
+def load_classifier(handle, options):
+    overrides = {"dtype": options.dtype, "crop_ratio": options.crop_ratio}
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    classifier = DeiTImageClassifier.from_preset(handle, **overrides)
+    if not isinstance(classifier.preprocessor, DeiTImageConverter):
+        raise ValueError(
+            "The preset must have a `DeiTImageConverter` as its preprocessor. Save it again with "
+            "`from_preset(handle, preprocessor=DeiTImageConverter(...)).save_to_preset(directory)`."
+            f" Received: preprocessor={classifier.preprocessor!r}"
+        )
+    return classifier
+
+
+def _reader(classifier, images, unreadable):
+    """`image_reader` with labels of the classifier instead of the folders."""
+    positions = class_positions(classifier.labels, images.class_names)
+    channel_axis = 0 if classifier.backbone.data_format == "channels_first" else -1
+    read_image = image_reader(
+        images,
+        classifier.backbone.image_shape[channel_axis],
+        # The published accuracies ignore EXIF.
+        upright=images.class_names != presets.imagenet_synsets(),
+        unreadable=unreadable,
+    )
+
+    def read(element):
+        image, label = read_image(element)
+        return image, tf.gather(positions, label)
+
+    return read
+
+
+def _readable_rows(numbers, unreadable, counts):
+    """Rows of a batch whose images could be read. The others are printed and counted."""
+    for number in numbers:
+        if number in unreadable:
+            counts["corrupt"] += 1
+            print(f"\nSkipped: {unreadable[number]}", file=sys.stderr)
+    return [row for row, number in enumerate(numbers) if number not in unreadable]
+
+
+def add_answers(counts, logits, labels, real):
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+    hits = best == labels[:, None]
+    counts["top1"] += int(hits[:, 0].sum())
+    counts["top5"] += int(hits.sum())
+    counts["real"] += sum(int(answer) in classes for answer, classes in zip(best[:, 0], real))
+    counts["real_images"] += sum(bool(classes) for classes in real)
+    for pair in zip(labels.tolist(), best[:, 0].tolist()):
+        pair = " ".join(map(str, pair))
+        counts["answers"][pair] = counts["answers"].get(pair, 0) + 1
+
+
+def num_read(counts):
+    return counts["seen"] - counts["corrupt"]
+
+
+def share(part, whole):
+    return part / whole if whole else 0.0
+
+
+class Progress:
+    """The counts of an interrupted run, in a file.
+
+    Args:
+        path: the file.
+        settings: dict. Counts of other settings, or of another version of this program, are
+            ignored.
+    """
+
+    def __init__(self, path, settings):
+        self.path, self.settings = path, settings
+
+    def read(self):
+        if self.path.exists():
+            content = json.loads(self.path.read_text())
+            counts = content["counts"]
+            if content["settings"] == self.settings and counts.keys() == first_counts().keys():
+                return counts
+        return first_counts()
+
+    def write(self, counts):
+        with atomic_file(self.path) as file:
+            file.write_text(json.dumps({"settings": self.settings, "counts": counts}))
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""What is trained: the recipe, the classifier, its teacher, and what `compile` takes."""
+
+import dataclasses
+import os
+
+import keras
+from flag_errors import of_flag
+
+from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
+from keras_deit.presets import find_preset, imagenet_synsets
+from keras_deit.training import RECIPES
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long to train."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int  # over all devices
+    accumulation_steps: int
+
+    @property
+    def steps(self):
+        return self.epochs * self.steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """
+    Args:
+        fitted: what `fit` is called on: the classifier, or its distiller.
+        classifier: what is saved. It has no preprocessor, because the batches are converted.
+        converter: its preprocessor.
+        has_average: whether its optimizer keeps a moving average of the weights.
+    """
+
+    fitted: keras.Model
+    classifier: DeiTImageClassifier
+    converter: keras.layers.Layer
+    has_average: bool
+
+    @property
+    def num_channels(self):
+        return self.classifier.backbone.image_shape[-1]
+
+
+def choose_recipe(options, class_names):
+    """The recipe of --recipe, or the one that suits the preset and the classes."""
+    if options.recipe:
+        name = options.recipe
+    elif not options.load_weights:
+        name = "deit"
+    elif _knows(options.preset, class_names):
+        name = "deit3_base_fine_tune_224"
+    else:
+        name = "new_classes"
+    if options.learning_rate is None:
+        return RECIPES[name]
+    return dataclasses.replace(RECIPES[name], learning_rate=options.learning_rate)
+
+
+def _knows(handle, class_names):
+    """Whether a preset has a head for these classes, in this order."""
+    try:
+        labels = tuple(find_preset(handle).labels(len(class_names)) or ())
+    except ValueError:  # another number of classes
+        return False
+    is_imagenet = class_names == imagenet_synsets() and len(labels) == len(class_names)
+    return labels == class_names or is_imagenet
+
+
+def choose_schedule(options, recipe, num_images, num_shares):
+    """The flags, or else the recipe's values for so many training images."""
+    if options.batch_size is None:
+        batch_size = recipe.batch_size_for(num_images)
+        batch_size = max(batch_size - batch_size % num_shares, num_shares)
+    else:
+        batch_size = options.batch_size
+    if batch_size % num_shares or batch_size > num_images:
+        raise ValueError(
+            f"--batch_size must be a multiple of the number of devices, {num_shares}, and at most "
+            f"the number of training images, {num_images}. Received: {batch_size}"
+        )
+    epochs = recipe.epochs_for(num_images) if options.epochs is None else options.epochs
+    accumulation_steps = options.gradient_accumulation_steps or 1
+    return Schedule(epochs, num_images // batch_size, batch_size, accumulation_steps)
+
+
+def build_model(options, recipe, schedule, class_names):
+    """Builds and compiles the classifier or, with --teacher, its distiller."""
+    with of_flag("preset", options.preset):
+        classifier = _build_classifier(options, recipe, class_names)
+    converter, classifier.preprocessor = classifier.preprocessor, None
+    fitted = classifier
+    if options.teacher:
+        with of_flag("teacher", options.teacher):
+            fitted = DeiTDistiller(
+                classifier,
+                _build_teacher(options.teacher, classifier.backbone.image_shape, converter),
+                options.distillation_type,
+                options.alpha,
+                options.temperature,
+            )
+    average = ema_momentum(options, recipe, schedule)
+    arguments = {"ema_momentum": average}
+    if schedule.accumulation_steps > 1:
+        arguments["gradient_accumulation_steps"] = schedule.accumulation_steps
+    optimizer = recipe.build_optimizer(
+        fitted,
+        schedule.steps_per_epoch,
+        schedule.epochs,
+        schedule.batch_size * schedule.accumulation_steps,
+        **arguments,
+    )
+    fitted.compile(
+        optimizer,
+        recipe.build_loss(),
+        weighted_metrics=["accuracy"],
+        jit_compile={"auto": "auto", "on": True, "off": False}[options.jit],
+    )
+    return Model(fitted, classifier, converter, average is not None)
+
+
+def _build_classifier(options, recipe, class_names):
+    config = find_preset(options.preset).backbone_config(DeiTBackbone)
+    overrides = {
+        "num_classes": len(class_names),
+        "labels": list(class_names),
+        "dtype": options.dtype_policy,
+        "remat": options.remat,
+        "activation": None,  # the losses take logits
+        **recipe.model_overrides(),
+    }
+    if config.get("data_format") == "channels_first":
+        raise ValueError(
+            "The training batches are channels_last. Save the preset again with "
+            "`from_preset(handle, data_format='channels_last').save_to_preset(directory)`."
+        )
+    *_, num_channels = config["image_shape"]
+    if num_channels not in (1, 3):
+        raise ValueError(
+            f"Images are read with 1 or 3 channels. Received: a preset for {num_channels} channels"
+        )
+    if options.image_size:
+        _check_image_size(options.image_size, config["patch_size"])
+        overrides["image_shape"] = (options.image_size, options.image_size, num_channels)
+    if options.teacher:
+        overrides["use_distillation_token"] = True
+    classifier = DeiTImageClassifier.from_preset(
+        options.preset, load_weights=options.load_weights, **overrides
+    )
+    if classifier.preprocessor is None:
+        raise ValueError(
+            "The preset has no preprocessor. Save it again with one: "
+            "`from_preset(handle, preprocessor=DeiTImageConverter(...)).save_to_preset(directory)`."
+        )
+    return classifier
+
+
+def _check_image_size(image_size, patch_size):
+    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    if image_size % height or image_size % width:
+        raise ValueError(
+            f"--image_size must be a multiple of the preset's patch size, {height} x {width} "
+            f"pixels. Received: {image_size}"
+        )
+
+
+def _build_teacher(handle, image_shape, converter):
+    """A model from the student's normalized images to the teacher's logits."""
+    if handle.endswith(".keras"):
+        teacher = keras.saving.load_model(os.path.expanduser(handle))
+    else:
+        # The batches are cropped already.
+        teacher = DeiTImageClassifier.from_preset(handle, crop_ratio=1.0)
+    preprocessor, expected = getattr(teacher, "preprocessor", None), teacher.input_shape[1:]
+    if image_shape[-1] != expected[-1] or (image_shape != expected and preprocessor is None):
+        raise ValueError(
+            f"The teacher takes images of shape {expected}, but the student's have shape "
+            f"{image_shape}. Put layers in front of the teacher that convert them."
+        )
+    to_raw = keras.layers.Rescaling(
+        [255 * std for std in converter.std], [255 * mean for mean in converter.mean]
+    )
+    layers = [keras.Input(image_shape), to_raw, preprocessor, teacher]
+    return keras.Sequential([layer for layer in layers if layer is not None], name="teacher")
+
+
+def ema_momentum(options, recipe, schedule):
+    """Momentum of the moving average of the weights, or `None` for no average.
+
+    In a short training, the recipe's momentum would keep the average close to the initial weights.
+    So the average spans at most a tenth of the training.
+    """
+    if not options.ema or recipe.ema_momentum is None:
+        return None
+    momentum = options.ema_momentum
+    if momentum is None:
+        shortest = max(0.0, 1 - 10 * schedule.accumulation_steps / schedule.steps)
+        momentum = min(recipe.ema_momentum, shortest)
+    # Keras averages at every step, also at those that only accumulate gradients.
+    return momentum ** (1 / schedule.accumulation_steps)
