@@ -13,9 +13,13 @@ import pytest
 import keras_deit
 
 ROOT = pathlib.Path(keras_deit.__file__).parent
-# Who may name a backend: what tf.data's pipelines take it from, and what PyTorch keeps outside
+# Who may name a backend: where tf.data and its datasets come from, and what PyTorch keeps outside
 # Keras.
-ALONE = {"require_tensorflow.py": "tensorflow", "checkpoint.py": "torch"}
+ALONE = {
+    "require_tensorflow.py": "tensorflow",
+    "tfds_images.py": "tensorflow",
+    "checkpoint.py": "torch",
+}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 

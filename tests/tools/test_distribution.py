@@ -113,7 +113,7 @@ def test_two_processes_resume_after_one_is_killed(alone, given, tmp_path):
     second.communicate()
     code, errors = finish(first)
     assert code == 1
-    assert "A process of the training failed. Start all of them again" in errors
+    assert "A process of the training failed. Start all processes again" in errors
     for code, errors in map(finish, start_both()):
         assert code == 0, errors
     np.testing.assert_allclose(read(tmp_path / "run"), alone, atol=1e-4)
