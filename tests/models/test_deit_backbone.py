@@ -244,8 +244,8 @@ def test_errors():
     ):
         tiny_backbone(num_heads=3)
     with raises(
-        "`image_shape` must be (height, width, channels) for data_format='channels_last'. "
-        "Received: image_shape=(12, 32)"
+        "`image_shape` must be (height, width, channels) for data_format='channels_last', in "
+        "pixels, such as (224, 224, 3). Received: image_shape=(12, 32)"
     ):
         tiny_backbone(image_shape=(12, 32))
     with raises(

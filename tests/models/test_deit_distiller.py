@@ -400,7 +400,7 @@ def test_wrong_arguments_are_refused(rng):
         "`distillation_type` must be one of 'hard', 'soft'. Received: distillation_type='warm'"
     ):
         DeiTDistiller(student, teacher, "warm")
-    with raises("`alpha` must be a share in [0, 1]. Received: alpha=1.5"):
+    with raises("`alpha` must be a number in [0, 1]. Received: alpha=1.5"):
         DeiTDistiller(student, teacher, alpha=1.5)
     with raises("`temperature` must be a number above 0. Received: temperature=0"):
         DeiTDistiller(student, teacher, temperature=0)

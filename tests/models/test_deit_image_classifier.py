@@ -218,9 +218,8 @@ def test_decode_predictions():
 
 
 NO_HEAD = (
-    "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, "
-    "0]` is the class token, or give the "
-    "number of classes. Received: num_classes=0"
+    "`num_classes` must be a positive integer. For features without a head, use `DeiTBackbone`: "
+    "`backbone(images)[:, 0]` is the class token. Received: num_classes=0"
 )
 
 
@@ -250,14 +249,13 @@ def test_errors():
     with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
         tiny_classifier(pooling="max")
     with raises(
-        'With a distillation head the two heads read their tokens: use `pooling="token"`, or `use_distillation_head=False`. '
-        "Received: pooling='mean'"
+        'Two heads read the class and the distillation token. Use `pooling="token"`, or '
+        "`use_distillation_head=False` for one head. Received: pooling='mean'"
     ):
         tiny_classifier(pooling="mean")
     with raises(
-        "The distillation head reads the distillation token, which the backbone lacks. Use a "
-        "backbone with "
-        "`use_distillation_token=True`. Received: use_distillation_head=True"
+        "`use_distillation_head=True` needs a backbone with `use_distillation_token=True`. "
+        "Received: use_distillation_token=False"
     ):
         tiny_classifier({"use_distillation_token": False}, use_distillation_head=True)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
@@ -279,11 +277,13 @@ def test_errors():
     ):
         tiny_classifier(preprocessor="resize")
     with raises(
-        "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or "
+        "The classifier has no labels. Use `labels=[...]` in `DeiTImageClassifier` or "
         "`from_preset`."
     ):
         tiny_classifier(labels=None).decode_predictions(np.zeros((1, 5)))
-    with raises("`logits` must be what `predict` returns, (batch, 5). Received: shape (1, 4)"):
+    with raises(
+        "`logits` must have shape (batch, 5), as `predict` returns them. Received: shape (1, 4)"
+    ):
         tiny_classifier().decode_predictions(np.zeros((1, 4)))
     with pytest.raises(TypeError, match="unexpected keyword argument 'classes'"):
         DeiTImageClassifier(tiny_backbone(), 5, classes=5)

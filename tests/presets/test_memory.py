@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from keras_deit.presets.catalog import ARCHITECTURES
-from keras_deit.presets.tensor_names import rules
+from keras_deit.presets.pytorch.tensor_names import rules
 from tests.hub_layouts import timm_config, write_folder
 
 
