@@ -1,7 +1,10 @@
 """Runs the Python of Markdown pages as a reader would: top to bottom, in one folder."""
 
+import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import keras
@@ -10,7 +13,8 @@ import pytest
 from safetensors.numpy import save
 
 from keras_deit.models import DeiTImageClassifier
-from keras_deit.presets import catalog, timm_tensors
+from keras_deit.presets import catalog, timm_tensors, transformers_tensors
+from tests.hub_layouts import deit_processor, transformers_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -66,21 +70,67 @@ def published_in(code):
 
 
 @pytest.fixture(scope="session")
-def random_weights():
-    """name -> the published architecture of this name with random weights, as a file's bytes."""
+def published_files():
+    """handle -> {(repository, file): bytes} of a published model, with random weights."""
     known = {}
 
-    def weights(name):
-        if name not in known:
-            classifier = DeiTImageClassifier.from_preset(name, load_weights=False)
-            known[name] = save(timm_tensors(classifier))
-        return known[name]
+    def files(handle):
+        if handle not in known:
+            row = catalog.published(handle)
+            classifier = DeiTImageClassifier.from_preset(row.name, load_weights=False)
+            if handle.startswith("hf://facebook/"):
+                known[handle] = _of_transformers(row, classifier)
+            else:
+                weights = save(timm_tensors(classifier))
+                known[handle] = {(row.timm_repository, "model.safetensors"): weights}
+        return known[handle]
 
-    return weights
+    return files
+
+
+def _of_transformers(row, classifier):
+    config = transformers_config(
+        "DeiTForImageClassificationWithTeacher",
+        classifier.backbone,
+        classifier.labels,
+        image_size=row.image_size,
+        patch_size=row.patch_size,
+    )
+    processor = deit_processor(
+        crop_size={"height": 224, "width": 224}, size={"height": 256, "width": 256}
+    )
+    files = {
+        "model.safetensors": save(transformers_tensors(classifier), {"format": "pt"}),
+        "config.json": json.dumps(config).encode(),
+        "preprocessor_config.json": json.dumps(processor).encode(),
+    }
+    return {(row.transformers_repository, name): content for name, content in files.items()}
+
+
+ON_JAX = "# With KERAS_BACKEND=jax\n"
+
+
+def run_on_jax(code, folder):
+    """Runs a block in a process of its own, on JAX with two devices."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "jax",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch, hub, random_weights, photographs):
+def reader(tmp_path, monkeypatch, hub, published_files, photographs):
     """Runs a page in a folder with `photo.jpg`, and `photos` of cats and dogs, beside a hub with
     random weights.
     """
@@ -101,9 +151,10 @@ def reader(tmp_path, monkeypatch, hub, random_weights, photographs):
     def read(page, code=None):
         code = blocks(page) if code is None else code
         for handle in published_in(code):
-            row = catalog.published(handle)
-            for repository in (row.timm_repository, row.transformers_repository):
-                hub.files[(repository, "model.safetensors")] = random_weights(row.name)
-        return run(page, code)
+            hub.files.update(published_files(handle))
+        for _, block in code:
+            if block.startswith(ON_JAX):
+                run_on_jax(block, tmp_path)
+        return run(page, [part for part in code if not part[1].startswith(ON_JAX)])
 
     return read

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.pages import ROOT, blocks, random_weights, reader, replaced  # noqa: F401
+from tests.pages import ROOT, blocks, published_files, reader, replaced  # noqa: F401
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = blocks("README.md")
