@@ -1,6 +1,7 @@
 """The documentation site: `python -m sphinx -W -b html docs docs/_build/html`."""
 
 import importlib
+import inspect
 import os
 import pathlib
 import re
@@ -23,6 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"keras_deit {release}"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 
@@ -147,15 +149,13 @@ REFERENCES = references()
 
 
 def links_of_included_pages(app, relative_path, parent, source):
-    """The links of benchmarks/*.md and CHANGELOG.md as seen from docs/.
-
-    Links to source files and results, which are no pages of the site, become plain text.
-    """
+    """The links of benchmarks/*.md and CHANGELOG.md as seen from docs/."""
     text = source[0]
-    for page, target in PAGES.items():
-        text = re.sub(rf"\]\((?:\.\./)?(?:docs/|benchmarks/)?{page}\.md", f"]({target}.md", text)
     text = text.replace("](../docs/", "](").replace("](docs/", "](")
-    text = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\.(?:py|csv|jsonl)\)", r"\1", text)
+    for page, target in PAGES.items():
+        text = text.replace(f"]({page}.md", f"]({target}.md")
+    # Results and programs lie beside the page; Sphinx offers them as downloads.
+    text = re.sub(r"\]\(([\w/]+\.(?:py|csv|jsonl))\)", r"](../benchmarks/\1)", text)
     source[0] = text
 
 
@@ -166,7 +166,16 @@ PAGES = {
 }
 
 
+def signature_of_init(app, what, name, obj, options, signature, return_annotation):
+    """Keras' layers have a `__new__` that takes anything; users type what `__init__` takes."""
+    if what != "class" or obj.__init__ is object.__init__:
+        return None
+    parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+    return str(inspect.Signature(parameters)), None
+
+
 def setup(app):
     app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-process-signature", signature_of_init)
     app.connect("autodoc-process-docstring", markdown_to_rst, priority=400)
     app.connect("include-read", links_of_included_pages)

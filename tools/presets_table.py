@@ -40,11 +40,10 @@ def _family(version, distilled, in21k):
         for row in ARCHITECTURES.values()
         if (row.version, row.distilled, row.in21k) == (version, distilled, in21k)
     ]
-    columns = ["preset", "size", "image", "parameters", "top-1", "top-1, timm", "timm's repository"]
-    if version == "deit":  # facebook has not published DeiT III on the hub
-        columns.append("facebook's repository")
+    columns = ["preset", "size", "image", "parameters", "top-1", "top-1, timm", "weights"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for row in rows:
+        repositories = [row.timm_repository, row.transformers_repository]
         cells = [
             f"`{row.name}`",
             row.size,
@@ -52,10 +51,8 @@ def _family(version, distilled, in21k):
             f"{row.parameters:,}",
             _percent(row.top1),
             _percent(row.timm_top1),
-            _link(row.timm_repository),
+            ", ".join(_link(repository) for repository in repositories if repository),
         ]
-        if version == "deit":
-            cells.append(_link(row.transformers_repository))
         lines.append(_row(cells))
     return "\n".join(lines) + "\n"
 
@@ -69,7 +66,8 @@ def _percent(accuracy):
 
 
 def _link(repository):
-    return f"[{repository}](https://huggingface.co/{repository})"
+    owner, _ = repository.split("/")
+    return f"[{owner}](https://huggingface.co/{repository})"
 
 
 def table_of_parity():
