@@ -20,8 +20,15 @@ SHORTER = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=HEADINGS)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(
+            block, id=heading, marks=() if heading == "Compose your own" else pytest.mark.slow
+        )
+        for heading, block in zip(HEADINGS, BLOCKS)
+    ],
+)
 def test_code_runs(block, reader):  # noqa: F811
     reader("README.md", replaced("README.md", [block], SHORTER.get(block, ())))
 
