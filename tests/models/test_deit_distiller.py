@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from keras_deit.layers import DeiTImageConverter
+from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models import DeiTDistiller, DeiTImageClassifier
-from keras_deit.models.distillation_losses import HardDistillationLoss, SoftDistillationLoss
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
 from tests.helpers import tiny_classifier as any_tiny_classifier
