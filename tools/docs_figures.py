@@ -8,10 +8,12 @@ no download is needed. Writes PNG files into docs/figures. `distil` runs the cod
 which takes about a minute; the others take seconds.
 """
 
+import contextlib
 import io
 import os
 import pathlib
 import re
+import tempfile
 
 # Less of TensorFlow's log among what this prints
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -213,8 +215,9 @@ def _draw_borders(axis, group, backbone):
 def distil():
     """The losses and the accuracy of the training in docs/distil.md."""
     page = (DOCS / "distil.md").read_text(encoding="utf-8")
-    names = {}
-    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "distil.md", "exec"), names)
+    code, names = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # it saves the student
+        exec(code, names)
     history = names["distiller"].history.history
     epochs = range(1, 1 + len(history["loss"]))
     figure = Figure(figsize=(9, 3), layout="constrained")
