@@ -11,21 +11,7 @@ from keras_deit.models import DeiTImageClassifier
 from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
-from tests.helpers import tiny_classifier as any_tiny_classifier
-
-
-def tiny_classifier(backbone_overrides=None, **overrides):
-    """One block: the backbone has tests of its own, and a classifier compiles."""
-    return any_tiny_classifier({"num_layers": 1, **(backbone_overrides or {})}, **overrides)
-
-
-# Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack
-# does.
-LOSS = {
-    "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "metrics": ["accuracy"],
-    "jit_compile": BACKEND == "jax",
-}
+from tests.models.tiny import LOSS, tiny_classifier
 
 
 def test_distilled_output_is_the_mean_of_the_heads(rng):
