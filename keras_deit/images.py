@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from keras_deit.layers.arguments import check_choice
+from keras_deit.arguments import check_choice
 
 
 def read_photograph(path, channels=3):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_deit.layers.arguments import check_bool, check_choice, check_pair, check_positive_number
+from keras_deit.arguments import check_bool, check_choice, check_pair, check_positive_number
 from keras_deit.layers.naming import unique_name
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made

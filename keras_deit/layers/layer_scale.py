@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deit.layers.arguments import check_positive_number
+from keras_deit.arguments import check_positive_number
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")

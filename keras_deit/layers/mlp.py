@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deit.layers.arguments import check_positive_int, check_rate
+from keras_deit.arguments import check_positive_int, check_rate
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.kernels import dense, gelu

@@ -3,13 +3,13 @@
 import keras
 from keras import ops
 
-from keras_deit.layers import kernels
-from keras_deit.layers.arguments import (
+from keras_deit.arguments import (
     check_bool,
     check_positive_int,
     check_rate,
     check_token_sequence,
 )
+from keras_deit.layers import kernels
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 

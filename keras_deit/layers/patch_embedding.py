@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_pair, check_positive_int
+from keras_deit.arguments import check_choice, check_pair, check_positive_int
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.kernels import embed_patches

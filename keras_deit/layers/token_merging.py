@@ -4,12 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.layers import kernels
-from keras_deit.layers.arguments import (
+from keras_deit.arguments import (
     check_non_negative_int,
     check_positive_int,
     check_token_sequence,
 )
+from keras_deit.layers import kernels
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")

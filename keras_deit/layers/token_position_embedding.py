@@ -5,7 +5,7 @@ import numbers
 import keras
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_pair, check_rate, check_token_sequence
+from keras_deit.arguments import check_choice, check_pair, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 

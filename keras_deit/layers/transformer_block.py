@@ -2,14 +2,14 @@
 
 import keras
 
-from keras_deit.layers import kernels
-from keras_deit.layers.arguments import (
+from keras_deit.arguments import (
     check_bool,
     check_positive_int,
     check_positive_number,
     check_rate,
     check_token_sequence,
 )
+from keras_deit.layers import kernels
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.layer_scale import LayerScale

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.layers.arguments import (
+from keras_deit.arguments import (
     check_choice,
     check_non_negative_int,
     check_pair,

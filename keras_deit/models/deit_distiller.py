@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_share
+from keras_deit.arguments import check_choice, check_share
 from keras_deit.layers.naming import unique_name
+from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
-from keras_deit.models.distillation_losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.raw_images import RawImageInputs
 

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_positive_int, check_rate
+from keras_deit.arguments import check_choice, check_positive_int, check_rate
 from keras_deit.layers.composite import (
     SublayerArguments,
     own_policy,

@@ -21,8 +21,8 @@ import shutil
 
 import keras
 
+from keras_deit.atomic import atomic_directory
 from keras_deit.presets import weights
-from keras_deit.presets.atomic import atomic_directory
 from keras_deit.presets.card import model_card
 from keras_deit.presets.catalog import published
 from keras_deit.presets.files import Folder, read_json

@@ -4,8 +4,8 @@
 are imported by themselves.
 """
 
+from keras_deit.losses import MixedLabelBinaryCrossentropy
 from keras_deit.training.checkpoint import TrainingCheckpoint
-from keras_deit.training.losses import MixedLabelBinaryCrossentropy
 from keras_deit.training.recipes import RECIPES, Augmentation, Recipe
 
 __all__ = [

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from keras_deit.layers.arguments import check_choice
+from keras_deit.arguments import check_choice
 from keras_deit.training.require_tensorflow import tf
 
 FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # that TensorFlow decodes

@@ -11,8 +11,8 @@ import re
 
 import keras
 
-from keras_deit.layers.arguments import check_positive_int
-from keras_deit.training.losses import MixedLabelBinaryCrossentropy
+from keras_deit.arguments import check_positive_int
+from keras_deit.losses import MixedLabelBinaryCrossentropy
 
 
 @dataclasses.dataclass(frozen=True)

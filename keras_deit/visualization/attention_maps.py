@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_deit.layers.arguments import check_choice
+from keras_deit.arguments import check_choice
 
 TOKENS = ("class", "distillation")
 

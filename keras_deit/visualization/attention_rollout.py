@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_deit.layers.arguments import check_choice, check_rate
+from keras_deit.arguments import check_choice, check_rate
 from keras_deit.visualization.attention_maps import check_scores, token_index
 
 HEAD_FUSIONS = {"mean": np.mean, "max": np.max, "min": np.min}

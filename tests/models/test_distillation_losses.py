@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_deit.models.distillation_losses import HardDistillationLoss, SoftDistillationLoss
+from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from tests.helpers import numpy
 from tests.models.tiny import cross_entropy, kl_div_of_official_code
 

@@ -99,7 +99,9 @@ def test_an_edited_card_is_kept_and_another_one_renewed(tmp_path):
         tiny_classifier().save_to_preset(directory)
         assert (directory / "README.md").read_text() == "Mine."
     (directory / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match="holds files that are not of a preset: notes.txt"):
+    with pytest.raises(
+        ValueError, match="contains files that do not belong to a preset: notes.txt"
+    ):
         tiny_classifier().save_to_preset(directory)
 
 

@@ -1,9 +1,11 @@
-"""How far a student's logits are from its teacher's."""
+"""Losses that Keras does not have: distillation, and labels mixed by MixUp and CutMix."""
 
 import keras
 from keras import ops
 
-from keras_deit.layers.arguments import check_choice, check_positive_number
+from keras_deit.arguments import check_choice, check_positive_number
+
+__all__ = ["HardDistillationLoss", "MixedLabelBinaryCrossentropy", "SoftDistillationLoss"]
 
 KL_REDUCTIONS = ("batchmean", "mean")
 
@@ -76,3 +78,26 @@ class SoftDistillationLoss(keras.losses.Loss):
             "temperature": self.temperature,
             "kl_reduction": self.kl_reduction,
         }
+
+
+@keras.saving.register_keras_serializable(package="keras_deit")
+class MixedLabelBinaryCrossentropy(keras.losses.BinaryCrossentropy):
+    """Binary cross-entropy of logits that asks for every class of a mixed image, however little of
+    it there is.
+
+    `binary_crossentropy(labels > 0, logits)`, the mean over classes and samples. MixUp and CutMix
+    give labels such as 0.7 and 0.3; both become 1.
+
+    Call arguments:
+        y_true: labels, (batch, num_classes), one-hot or mixed.
+        y_pred: logits, (batch, num_classes).
+
+    Reference: `main.py` of facebookresearch/deit at 7e160fe, `--bce-loss`; [Touvron et al.,
+        2022](https://arxiv.org/abs/2204.07118), section 3.
+    """
+
+    def __init__(self, name="mixed_label_binary_crossentropy", **kwargs):
+        super().__init__(**{**kwargs, "from_logits": True, "name": name})
+
+    def call(self, y_true, y_pred):
+        return super().call(ops.cast(y_true > 0, y_pred.dtype), y_pred)

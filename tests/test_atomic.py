@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from keras_deit.presets import atomic
-from keras_deit.presets.atomic import atomic_directory
+from keras_deit import atomic
+from keras_deit.atomic import atomic_directory, atomic_file
 from tests.helpers import raises
 
 
@@ -76,18 +76,31 @@ with atomic_directory({str(target)!r}, replaceable=("a.txt", "b.txt")) as folder
     assert texts(target) == {"a.txt": "new", "b.txt": "new"}
 
 
+def test_a_file_is_replaced_when_the_block_ends(tmp_path):
+    target = tmp_path / "deep" / "table.md"
+    for text in ("old", "new"):
+        with atomic_file(target) as file:
+            file.write_text(text)
+    assert target.read_text() == "new"
+    with pytest.raises(OSError, match="disk full"):
+        with atomic_file(target) as file:
+            file.write_text("cut sh")
+            raise OSError("disk full")
+    assert target.read_text() == "new"
+    assert [entry.name for entry in target.parent.iterdir()] == ["table.md"]
+
+
 def test_nothing_of_the_users_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with raises(
-        f"Saving would replace the directory {tmp_path}, which holds files that are not of a "
-        "preset: thesis.tex. "
-        "Give another path, or an empty directory."
+        f"Saving would replace the directory {tmp_path}, which contains files that do not "
+        "belong to a preset: thesis.tex. Use another path or an empty directory."
     ):
         write(tmp_path, "new")
     (tmp_path / "folder" / "a.txt").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"files that are not of a preset: a\.txt"):
+    with pytest.raises(ValueError, match=r"files that do not belong to a preset: a\.txt"):
         write(tmp_path / "folder", "new")
     file = tmp_path / "thesis.tex"
-    with raises(f"A preset is a directory, but {file} is a file. Give another path."):
+    with raises(f"A preset is a directory, but {file} is a file. Use another path."):
         write(file, "new")
     assert file.read_text() == "years of work"
