@@ -6,6 +6,8 @@ import pytest
 from benchmarks import digits
 from tests.benchmarks.test_run import run
 
+pytestmark = pytest.mark.process
+
 
 def table(module, *arguments):
     """{first cell: the others} of what a command prints."""

@@ -166,6 +166,7 @@ def test_text_that_is_no_program():
         hlo.Program("HloModule nothing")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -250,6 +251,7 @@ def compiled_row(request, **changes):
     }
 
 
+@pytest.mark.process
 def test_what_is_there_is_not_compiled_again(tmp_path):
     output = tmp_path / "rows.jsonl"
     results.append(output, [compiled_row(request())])
@@ -260,6 +262,7 @@ def test_what_is_there_is_not_compiled_again(tmp_path):
     assert output.read_bytes() == before
 
 
+@pytest.mark.process
 def test_rows_of_what_cannot_be_compiled(tmp_path):
     """A peer without the mode is a row, and so is a library that is not there."""
     output = tmp_path / "rows.jsonl"
@@ -271,6 +274,8 @@ def test_rows_of_what_cannot_be_compiled(tmp_path):
     assert "The compiler's estimate, not a measured time." in result.stdout
 
 
+@pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.parametrize("form", ["slices", "split", "heads"])
 @pytest.mark.parametrize(
@@ -309,6 +314,7 @@ def test_plain_jax_has_the_same_numbers(config, form, rng):
         np.testing.assert_allclose(array, numpy(expected[name]), atol=1e-5)
 
 
+@pytest.mark.tpu
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason='libtpu is not installed: pip install ".[tpu]"',

@@ -20,6 +20,8 @@ from keras_deit.models import DeiTImageClassifier
 from keras_deit.visualization import attention_maps, attention_rollout, enlarge, overlay
 from tests.scripts import ROOT
 
+pytestmark = pytest.mark.browser
+
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 By = pytest.importorskip("selenium.webdriver.common.by").By

@@ -46,6 +46,7 @@ def test_each_program_quiets_tensorflow_before_it_is_imported(program):
     assert not imports or any('"TF_CPP_MIN_LOG_LEVEL", "3"' in line for line in lines[: imports[0]])
 
 
+@pytest.mark.process
 def test_quickstart(tmp_path):
     result = run(tmp_path, "quickstart.py")
     printed = result.stdout

@@ -15,6 +15,8 @@ from keras_deit import layers
 from tests.conftest import BACKEND
 from tests.helpers import numpy, randomize, same_arrays
 
+pytestmark = pytest.mark.backend
+
 TOKENS = (5, 8)
 CASES = {
     "patch_embedding": (layers.PatchEmbedding, {"hidden_dim": 8, "patch_size": (2, 4)}, (6, 8, 3)),
@@ -198,7 +200,16 @@ def test_a_layer_frozen_by_its_constructor_is_frozen_in_a_model(name):
     assert len(model.non_trainable_weights) == len(layer.weights) > 0
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("float32", "mixed_float16", "bfloat16")
+        ),
+    ],
+)
 def test_a_compiled_training_step_is_finite_under_every_policy(policy, rng):
     """All layers in one model: a compilation each would take minutes."""
     keras.config.set_dtype_policy(policy)
@@ -270,6 +281,7 @@ def randomize_built(layer, x, rng):
     return randomize(layer, rng)
 
 
+@pytest.mark.process
 def test_saved_models_load_bit_equal_in_a_process_with_keras_deit_alone(tmp_path, rng):
     for name in CASES:
         layer, shape = make(CASES[name], name=name)

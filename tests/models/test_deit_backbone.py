@@ -12,6 +12,8 @@ from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 DEIT3 = {
     "position_scope": "patches",
     "layer_scale_init_value": 0.1,

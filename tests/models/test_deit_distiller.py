@@ -16,6 +16,8 @@ from tests.models.tiny import (
     tiny_teacher,
 )
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize("distillation_type", ["hard", "soft"])
 def test_a_step_reports_both_losses_and_moves_by_their_sum(distillation_type, rng):
@@ -116,6 +118,7 @@ def test_class_weights_and_mixed_labels(rng):
     assert np.isfinite(distiller.fit(images(rng), mixed, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "torch", reason="has no XLA")
 def test_trains_compiled(rng):
     distiller = DeiTDistiller(tiny_student(rng), tiny_teacher(rng), "soft")
@@ -126,7 +129,7 @@ def test_trains_compiled(rng):
     assert last < first
 
 
-@pytest.mark.parametrize("save_teacher", [False, True])
+@pytest.mark.parametrize("save_teacher", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_saves_and_loads(save_teacher, rng, tmp_path):
     student, teacher = tiny_student(rng), tiny_teacher(rng)
     x, y = images(rng), np.asarray([0, 1, 2, 0])

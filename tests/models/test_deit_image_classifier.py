@@ -13,6 +13,8 @@ from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
 from tests.models.tiny import LOSS, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def test_distilled_output_is_the_mean_of_the_heads(rng):
     classifier = randomize(tiny_classifier(), rng)
@@ -80,7 +82,16 @@ def test_saved_model_keeps_preprocessor_labels_and_bits(rng, tmp_path):
     assert loaded.preprocessor.get_config() == classifier.preprocessor.get_config()
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("float32", "mixed_float16", "bfloat16")
+        ),
+    ],
+)
 def test_a_training_step_is_finite_and_compiled(policy, rng):
     classifier = tiny_classifier(
         {"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4}
@@ -96,6 +107,7 @@ quantizing = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @quantizing
 def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -117,6 +129,7 @@ def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
         same_arrays(classifier.predict(x, verbose=0), quantized)
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
     """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never
@@ -129,6 +142,7 @@ def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
         assert classifier.head.class_head.quantization_mode == "int8"
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -146,6 +160,7 @@ def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     assert random.backbone.blocks[0].mlp.projection.quantization_mode is None
 
 
+@pytest.mark.slow
 @quantizing
 @pytest.mark.parametrize("place", ["functional", "sequential", "named scope"])
 def test_a_quantized_block_loads_wherever_it_stands(place, rng, tmp_path):

@@ -7,6 +7,8 @@ from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from tests.helpers import numpy
 from tests.models.tiny import cross_entropy, kl_div_of_official_code
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_losses_are_the_formulas(temperature, rng):

@@ -9,6 +9,8 @@ from tests import helpers
 from tests.helpers import images, numpy, raises, same_arrays
 from tests.models.tiny import CROSS_ENTROPY, JIT, tiny_student, tiny_teacher
 
+pytestmark = pytest.mark.backend
+
 
 def test_wrong_arguments_are_refused(rng):
     student, teacher = tiny_student(), tiny_teacher(rng)

@@ -9,7 +9,10 @@ from keras_deit.models import DeiTDistiller, DeiTImageClassifier
 from tests.helpers import images, numpy, randomize, raw_images, tiny_backbone
 from tests.models.tiny import JIT, cross_entropy, tiny_student, tiny_teacher
 
+pytestmark = pytest.mark.backend
 
+
+@pytest.mark.slow
 def test_logits_computed_before_teach_as_the_teacher_does(rng):
     teacher = tiny_teacher(rng)
     x, y = images(rng, batch=6), np.asarray([0, 4, 2, 1, 3, 3])
@@ -30,6 +33,7 @@ def test_logits_computed_before_teach_as_the_teacher_does(rng):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_teacher_may_give_probabilities(rng):
     """As all of `keras.applications` do. Taken as logits, the best and the worst class would differ
     by one at most.
@@ -59,7 +63,9 @@ def test_a_teacher_may_give_probabilities(rng):
     assert certain == pytest.approx(4 * cross_entropy(logits / 2, y).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["arrays", "tf.data", "PyDataset"])
+@pytest.mark.parametrize(
+    "kind", ["arrays", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tf.data", "PyDataset"))]
+)
 def test_raw_images_are_converted_for_each(kind, rng):
     """The teacher is a classifier at another size, with other preprocessing."""
     teacher = randomize(

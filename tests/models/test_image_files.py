@@ -9,6 +9,8 @@ from tests.conftest import BACKEND
 from tests.helpers import numpy, raises, raw_images
 from tests.models.tiny import tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def test_files_images_of_pillow_and_arrays_of_different_sizes(rng, tmp_path):
     classifier = tiny_classifier()

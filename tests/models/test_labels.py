@@ -7,6 +7,8 @@ import pytest
 from tests.helpers import raises, raw_images
 from tests.models.tiny import LOSS, OneBatch, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 NOT_INDICES = "Labels must be whole numbers from 0 to 4, the classes of the model. Count the classes from 0, or give the model as many."
 
 

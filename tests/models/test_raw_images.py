@@ -7,6 +7,8 @@ import pytest
 from tests.helpers import images, numpy, raw_images
 from tests.models.tiny import LOSS, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def test_raw_arrays_in_fit_evaluate_and_predict(rng):
     classifier = tiny_classifier()
@@ -74,6 +76,7 @@ class Batches(keras.utils.PyDataset):
         self.epochs += 1
 
 
+@pytest.mark.slow
 def test_raw_images_from_a_py_dataset(rng):
     classifier = tiny_classifier()
     classifier.compile("adam", **LOSS)
@@ -103,6 +106,7 @@ def test_arrays_are_read_in_a_new_order_each_epoch_and_labels_follow(rng):
     assert orders[0] != orders[1] != orders[2]
 
 
+@pytest.mark.slow
 def test_raw_images_from_a_generator(rng):
     classifier = tiny_classifier()
     classifier.compile("adam", **LOSS)
@@ -143,6 +147,7 @@ def test_raw_images_from_a_generator(rng):
     )
 
 
+@pytest.mark.slow
 def test_raw_images_from_a_loader_of_pytorch(rng):
     data = pytest.importorskip("torch.utils.data")
     import torch
@@ -189,6 +194,7 @@ def test_raw_images_from_a_loader_of_pytorch(rng):
         )
 
 
+@pytest.mark.slow
 def test_without_a_preprocessor_the_methods_are_those_of_keras(rng):
     classifier = tiny_classifier(preprocessor=None)
     classifier.compile("adam", **LOSS)

@@ -8,6 +8,8 @@ from keras_deit.layers import DeiTImageConverter
 from tests.helpers import numpy, raises, raw_images
 from tests.models.tiny import LOSS, OneBatch, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def test_a_source_that_cannot_be_converted(rng):
     classifier = tiny_classifier()
