@@ -167,6 +167,7 @@ def test_text_that_is_no_program():
 
 
 @pytest.mark.process
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -252,6 +253,7 @@ def compiled_row(request, **changes):
 
 
 @pytest.mark.process
+@pytest.mark.tpu
 def test_what_is_there_is_not_compiled_again(tmp_path):
     output = tmp_path / "rows.jsonl"
     results.append(output, [compiled_row(request())])
@@ -263,6 +265,7 @@ def test_what_is_there_is_not_compiled_again(tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.tpu
 def test_rows_of_what_cannot_be_compiled(tmp_path):
     """A peer without the mode is a row, and so is a library that is not there."""
     output = tmp_path / "rows.jsonl"
@@ -346,6 +349,7 @@ def test_a_tpu_program(tmp_path):
     assert len(list((tmp_path / "hlo").iterdir())) == 2
 
 
+@pytest.mark.process
 def test_tables(tmp_path):
     rows = [
         compiled_row(request()),
@@ -399,6 +403,7 @@ def test_tables(tmp_path):
     assert len(table.read_text().splitlines()) == 1 + len(rows)
 
 
+@pytest.mark.process
 def test_no_table_without_rows(tmp_path):
     result = run("compile_report", "--input", tmp_path / "none.jsonl")
     assert result.returncode != 0
