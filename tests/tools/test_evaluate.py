@@ -22,7 +22,7 @@ from PIL import Image
 
 from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
-from tests.helpers import randomize, tiny_backbone, tiny_classifier
+from tests.helpers import randomize, tiny_backbone, tiny_classifier, unseen_digits
 from tests.scripts import ROOT, load_script, run_script, set_flags
 
 tool = load_script("tools/evaluate.py")
@@ -33,10 +33,8 @@ DIGITS = "deit_nano_distilled_patch4_32_digits"
 @pytest.fixture(scope="module")
 def digits():
     """Those that the shipped model has never seen: (images (360, 8, 8), labels)."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return np.round(data.images[-360:] * (255 / 16)).astype("uint8"), data.target[-360:]
+    images, labels = unseen_digits()
+    return images[..., 0], labels
 
 
 def write_folder(folder, images, class_names, suffix="png"):
