@@ -11,21 +11,9 @@ from keras_deit.models import DeiTImageClassifier
 from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
-from tests.helpers import tiny_classifier as any_tiny_classifier
+from tests.models.tiny import LOSS, tiny_classifier
 
-
-def tiny_classifier(backbone_overrides=None, **overrides):
-    """One block: the backbone has tests of its own, and a classifier compiles."""
-    return any_tiny_classifier({"num_layers": 1, **(backbone_overrides or {})}, **overrides)
-
-
-# Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack
-# does.
-LOSS = {
-    "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "metrics": ["accuracy"],
-    "jit_compile": BACKEND == "jax",
-}
+pytestmark = pytest.mark.backend
 
 
 def test_distilled_output_is_the_mean_of_the_heads(rng):
@@ -94,7 +82,16 @@ def test_saved_model_keeps_preprocessor_labels_and_bits(rng, tmp_path):
     assert loaded.preprocessor.get_config() == classifier.preprocessor.get_config()
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("float32", "mixed_float16", "bfloat16")
+        ),
+    ],
+)
 def test_a_training_step_is_finite_and_compiled(policy, rng):
     classifier = tiny_classifier(
         {"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4}
@@ -110,6 +107,7 @@ quantizing = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @quantizing
 def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -131,6 +129,7 @@ def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
         same_arrays(classifier.predict(x, verbose=0), quantized)
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
     """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never
@@ -143,6 +142,7 @@ def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
         assert classifier.head.class_head.quantization_mode == "int8"
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -160,6 +160,7 @@ def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     assert random.backbone.blocks[0].mlp.projection.quantization_mode is None
 
 
+@pytest.mark.slow
 @quantizing
 @pytest.mark.parametrize("place", ["functional", "sequential", "named scope"])
 def test_a_quantized_block_loads_wherever_it_stands(place, rng, tmp_path):

@@ -14,6 +14,8 @@ from keras_deit.layers import MergingTransformerBlock, TransformerBlock
 from keras_deit.models import DeiTImageClassifier
 from tests.helpers import numpy, same_arrays, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 SAVED = pathlib.Path(__file__).parent.parent / "saved"
 
 

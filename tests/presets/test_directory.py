@@ -22,6 +22,8 @@ from tests.helpers import (
     tiny_classifier,
 )
 
+pytestmark = pytest.mark.backend
+
 FILES = {
     "config.json",
     "model.safetensors",
@@ -337,6 +339,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("most_bytes", [10, 1000, 5000])
 def test_a_disk_that_fills_up_leaves_the_old_preset(most_bytes, saved, rng):
     """HDF5 ended the whole process here."""
@@ -350,6 +353,7 @@ def test_a_disk_that_fills_up_leaves_the_old_preset(most_bytes, saved, rng):
     assert [path.name for path in directory.parent.iterdir()] == ["preset"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("quantized", [False, True])
 def test_what_lora_adds_is_saved_in_the_kernels(quantized, rng, tmp_path):

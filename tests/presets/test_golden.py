@@ -12,6 +12,8 @@ from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets.adaptation import resample_positions
 from tests.helpers import numpy, tiny_backbone
 
+pytestmark = pytest.mark.backend
+
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 ARCHITECTURES = {
     "deit_tiny_patch16_224": {},

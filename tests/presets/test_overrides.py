@@ -23,6 +23,8 @@ from tests.helpers import (
     tiny_classifier,
 )
 
+pytestmark = pytest.mark.backend
+
 
 def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     classifier, directory = saved
@@ -108,8 +110,10 @@ def global_policy():
     keras.config.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize("saved_in", ["float32", "bfloat16", "mixed_bfloat16"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("saved_in", "policy"),
+    [("float32", "mixed_bfloat16"), ("bfloat16", "float32"), ("mixed_bfloat16", "bfloat16")],
+)
 def test_the_global_policy_is_that_of_what_is_loaded(
     saved_in, policy, global_policy, rng, tmp_path
 ):
@@ -142,6 +146,7 @@ def test_the_global_policy_is_that_of_what_is_loaded(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_a_quantized_preset_keeps_its_policy(global_policy, rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -227,6 +232,7 @@ TAKEN = {
 }
 
 
+@pytest.mark.slow
 def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_path):
     """Half of these have no weights of their own: they changed the answers and said nothing."""
     # What `quantize` was told comes with the saved weights alone.

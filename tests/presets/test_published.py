@@ -191,6 +191,7 @@ def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(publish
     assert numpy(backbone(x)).shape == (4, 6, 8)
 
 
+@pytest.mark.process
 def test_two_processes_that_load_at_once_both_succeed(hub, rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
     classifier.save_to_preset(tmp_path / "own")

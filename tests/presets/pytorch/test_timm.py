@@ -13,6 +13,8 @@ from tests.hub_layouts import (
     write_folder,
 )
 
+pytestmark = pytest.mark.backend
+
 TIMM = {
     "deit_tiny_patch16_224": {},
     "deit_tiny_distilled_patch16_224": {"use_distillation_token": True},

@@ -13,6 +13,8 @@ from tests.hub_layouts import (
     write_folder,
 )
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize(
