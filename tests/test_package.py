@@ -1,4 +1,4 @@
-"""The package as a whole: what its import costs, who may import whom, what the README says."""
+"""The package as a whole: what its import costs, who may import whom."""
 
 import ast
 import json
@@ -84,6 +84,8 @@ def python(script, **environment):
     )
 
 
+@pytest.mark.backend
+@pytest.mark.process
 def test_import_brings_no_other_backend_and_no_pictures():
     """A stand-in for JAX's Keras backend would be no test: this runs where that backend is
     installed, on it.
@@ -104,35 +106,6 @@ print([name for name in ("tensorflow", "jax", "torch") if name in sys.modules an
     assert set(ast.literal_eval(new)) <= {"absl", "keras_deit"} | set(sys.stdlib_module_names)
     if os.environ.get("KERAS_BACKEND") in ("jax", "torch"):
         assert "tensorflow" not in other_backends
-
-
-README = (ROOT.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.strip().splitlines()[-1][:40])
-def test_readme_code_runs(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
-
-
-def test_readme_has_its_code_and_its_two_commands():
-    assert len(BLOCKS) == 4
-    assert '    pip install ".[tensorflow,examples]" && python examples/quickstart.py\n' in README
-    assert '    pip install ".[test]" && pytest\n' in README
-
-
-def test_readme_table_is_that_of_the_catalog():
-    for name in keras_deit.models.DeiTBackbone.presets:
-        assert f"| `{name}` |" in README
-    result = subprocess.run(
-        [sys.executable, ROOT.parent / "tools" / "presets_table.py", "--check"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
 
 
 def test_parity_is_measured_for_every_preset_on_every_backend():

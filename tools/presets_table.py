@@ -1,8 +1,7 @@
-"""Writes the table of presets into README.md, from the catalog and from what tools/parity.py
-measured.
+"""Writes the tables of docs/presets.md and docs/parity.md, from the catalog and docs/parity.json.
 
-python tools/presets_table.py            # rewrites the table
-python tools/presets_table.py --check    # fails if it is out of date
+python tools/presets_table.py            # rewrites the tables
+python tools/presets_table.py --check    # fails if one is out of date
 """
 
 import json
@@ -15,40 +14,77 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
 
-from keras_deit.models import DeiTImageClassifier
+from keras_deit.presets.catalog import ARCHITECTURES
 
 FLAGS = flags.FLAGS
-flags.DEFINE_bool("check", False, "Change nothing; exit with 1 if the table is out of date.")
+flags.DEFINE_bool("check", False, "Change nothing; exit with 1 if a table is out of date.")
 
-ROOT = pathlib.Path(__file__).parent.parent
-README, PARITY = ROOT / "README.md", ROOT / "docs" / "parity.json"
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 START, END = "<!-- presets -->\n", "<!-- end of presets -->\n"
-
-
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+FAMILIES = {
+    "DeiT": ("deit", False, False),
+    "DeiT, distilled": ("deit", True, False),
+    "DeiT III": ("deit3", False, False),
+    "DeiT III, pre-trained on ImageNet-21k": ("deit3", False, True),
+}
 
 
-def table():
-    parity = json.loads(PARITY.read_text(encoding="utf-8"))["architectures"]
-    lines = [
-        f"| preset | parameters | image | top-1 | {' | '.join(BACKENDS.values())} |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+def tables_of_presets():
+    return "\n".join(f"### {title}\n\n{_family(*which)}" for title, which in FAMILIES.items())
+
+
+def _family(version, distilled, in21k):
+    rows = [
+        row
+        for row in ARCHITECTURES.values()
+        if (row.version, row.distilled, row.in21k) == (version, distilled, in21k)
     ]
-    for name, row in DeiTImageClassifier.presets.items():
-        top1 = f"{row['top1']:.3f}".rstrip("0").rstrip(".") if "top1" in row else "see below"
-        measured = parity.get(name.removesuffix("_in21k"))
-        if measured and measured["parameters"] != row["parameters"]:
+    columns = ["preset", "size", "image", "parameters", "top-1", "top-1, timm", "weights"]
+    lines = [_row(columns), _row(["---"] * len(columns))]
+    for row in rows:
+        repositories = [row.timm_repository, row.transformers_repository]
+        cells = [
+            f"`{row.name}`",
+            row.size,
+            row.image_size,
+            f"{row.parameters:,}",
+            _percent(row.top1),
+            _percent(row.timm_top1),
+            ", ".join(_link(repository) for repository in repositories if repository),
+        ]
+        lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells):
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _percent(accuracy):
+    return f"{accuracy:.3f}".rstrip("0").rstrip(".")
+
+
+def _link(repository):
+    owner, _ = repository.split("/")
+    return f"[{owner}](https://huggingface.co/{repository})"
+
+
+def table_of_parity():
+    """The largest difference of each architecture on each backend."""
+    parity = json.loads((DOCS / "parity.json").read_text(encoding="utf-8"))["architectures"]
+    lines = [_row(["preset", *BACKENDS.values()]), _row(["---"] * (1 + len(BACKENDS)))]
+    for name, row in ARCHITECTURES.items():
+        if row.in21k:  # the architecture of the row without it
+            continue
+        measured = parity[name]
+        if measured["parameters"] != row.parameters:
             sys.exit(
-                f"{name} has {measured['parameters']:,} parameters, and {row['parameters']:,} are "
+                f"{name} has {measured['parameters']:,} parameters, and {row.parameters:,} are "
                 "published."
             )
-        differences = [
-            _largest(measured["differences"][backend]) if measured else "" for backend in BACKENDS
-        ]
-        lines.append(
-            f"| `{name}` | {row['parameters']:,} | {row['image_size']} | {top1} | "
-            f"{' | '.join(differences)} |"
-        )
+        largest = [_largest(measured["differences"][backend]) for backend in BACKENDS]
+        lines.append(_row([f"`{name}`", *largest]))
     return "\n".join(lines) + "\n"
 
 
@@ -57,15 +93,15 @@ def _largest(differences):
 
 
 def main(_):
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    updated = before + START + "\n" + table() + "\n" + END + after
-    if FLAGS.check:
-        sys.exit(
-            0 if updated == text else f"{README} has another table: run tools/presets_table.py"
-        )
-    README.write_text(updated, encoding="utf-8")
+    for page, table in (("presets.md", tables_of_presets), ("parity.md", table_of_parity)):
+        text = (DOCS / page).read_text(encoding="utf-8")
+        before, rest = text.split(START)
+        _, after = rest.split(END)
+        updated = f"{before}{START}\n{table()}\n{END}{after}"
+        if not FLAGS.check:
+            (DOCS / page).write_text(updated, encoding="utf-8")
+        elif updated != text:
+            sys.exit(f"docs/{page} has another table: run tools/presets_table.py")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""What a layer made of Keras layers needs so that it saves and loads what has become of them.
+"""Layers that contain Keras layers, and how their configs restore them.
 
-`quantize` changes the dtype policy of single sub-layers, and any of them may be frozen. A config
-that speaks of the layer alone would bring them back as float, which does not fit the file, and
-trainable. So three arguments of such a layer speak of its sub-layers, too, by their names, joined
-by "/". They are relative to the layer: where it stands in a model may differ between saving and
-loading.
+`quantize` changes the dtype policy of single sub-layers, and each may be frozen on its own. So
+three constructor arguments of such a layer also describe its sub-layers, by their paths inside the
+layer, joined by "/":
 
-    dtype                  a policy, or Keras' `DTypePolicyMap` with those of quantized sub-layers
-    trainable              a bool, or {"": the layer's own, name: that of a sub-layer which differs
-    from the layer around it} quantization_config    `None`, or {name:
-    `keras.quantizers.QuantizationConfig` of a quantized sub-layer}
+- `dtype`: a policy, or a `DTypePolicyMap` with the policies of quantized sub-layers;
+- `trainable`: a bool, or a dict with the layer's own value under "" and each sub-layer that
+  differs from the layer around it;
+- `quantization_config`: `None`, or {path: `keras.quantizers.QuantizationConfig`} of quantized
+  sub-layers.
 """
 
 import keras
@@ -17,18 +16,18 @@ from keras.dtype_policies import DTypePolicyMap
 
 
 def own_policy(dtype):
-    """The policy of the layer itself, out of its `dtype` argument."""
+    """The layer's own policy from its `dtype` argument."""
     policy = keras.dtype_policies.get(dtype)
     return policy.default_policy if isinstance(policy, DTypePolicyMap) else policy
 
 
 def own_trainable(trainable):
-    """Whether the layer itself trains, out of its `trainable` argument."""
+    """The layer's own value from its `trainable` argument."""
     return trainable[""] if isinstance(trainable, dict) else trainable
 
 
 class SublayerArguments:
-    """What the arguments of a layer say of the layers inside it."""
+    """The part of a layer's arguments that each of its sub-layers gets."""
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None):
         self._dtype = keras.dtype_policies.get(dtype)
@@ -36,8 +35,11 @@ class SublayerArguments:
         self._quantization_config = quantization_config or {}
 
     def of(self, name, trainable=None):
-        """The arguments of the sub-layer `name`. `trainable`: whether the layer around it trains,
-        if that has changed since.
+        """The keyword arguments for creating the sub-layer `name`.
+
+        Args:
+            name: string.
+            trainable: bool, the layer's current value if it changed after construction.
         """
         dtype = self._dtype_of(name)
         return {
@@ -67,9 +69,7 @@ class SublayerArguments:
         return {"": own, **inner} if inner else own
 
     def _quantization_config_of(self, name, dtype):
-        """Of a `Dense`, its own, if its policy is still that of a quantized layer; of another
-        layer, those of its sub-layers.
-        """
+        """The config of a `Dense` that is still quantized, or the configs of its sub-layers."""
         config, inner = self._quantization_config.get(name), _below(name, self._quantization_config)
         if config is not None and dtype.quantization_mode is not None:
             config = (
@@ -90,9 +90,7 @@ def _below(name, entries):
 
 
 def sublayers_config(layer, sublayers):
-    """The entries of a layer's config that bring its sub-layers back as they are: `dtype`,
-    `trainable`, `quantization_config`.
-    """
+    """The config entries that restore sub-layers: `dtype`, `trainable`, `quantization_config`."""
     policies, trainable, quantization = {}, {}, {}
     for path, sublayer, around in _walk(sublayers, layer):
         if sublayer.trainable != around.trainable:
@@ -113,7 +111,7 @@ def sublayers_config(layer, sublayers):
 
 
 def _walk(sublayers, around, prefix=""):
-    """(path, layer, the layer around it) of the sub-layers, and of those inside them."""
+    """Yields (path, layer, layer around it) for all layers inside `around`."""
     for layer in sublayers:
         yield prefix + layer.name, layer, around
         inner = layer.sublayers if isinstance(layer, CompositeLayer) else ()
@@ -121,8 +119,10 @@ def _walk(sublayers, around, prefix=""):
 
 
 class CompositeLayer(keras.layers.Layer):
-    """Base of the layers made of Keras layers. Each makes its sub-layers with
-    `self.name = ...(**self.sublayer("name"))`.
+    """Base class of layers that contain Keras layers.
+
+    A subclass creates each sub-layer with `self.name = SomeLayer(..., **self.sublayer("name"))`.
+    Saving, freezing and quantizing then need no code in the subclass.
     """
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None, **kwargs):
@@ -131,14 +131,14 @@ class CompositeLayer(keras.layers.Layer):
         self._sublayer_names = []
 
     def sublayer(self, name):
-        """The arguments of the sub-layer `name`, which is to be the attribute of that name."""
+        """The keyword arguments for the sub-layer that becomes the attribute `name`."""
         if name not in self._sublayer_names:
             self._sublayer_names.append(name)
         return self._sublayer_arguments.of(name, self.trainable)
 
     @property
     def sublayers(self):
-        """The sub-layers made so far."""
+        """The sub-layers created so far."""
         return [getattr(self, name) for name in self._sublayer_names]
 
     def get_config(self):

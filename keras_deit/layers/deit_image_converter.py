@@ -1,9 +1,10 @@
-"""How a raw image becomes what the model was trained on."""
+"""Raw images to the input of the model."""
 
 import keras
 import numpy as np
 
 from keras_deit.arguments import check_bool, check_choice, check_pair, check_positive_number
+from keras_deit.data_formats import check_data_format, join_image_shape, split_image_shape
 from keras_deit.layers.naming import unique_name
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
@@ -11,45 +12,45 @@ _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTImageConverter(keras.layers.Rescaling):
-    """Resizes, crops the centre and normalises raw images, as the official evaluation does with
-    Pillow.
+    """Resizes, center-crops and normalises raw images, as DeiT's official evaluation does.
 
-    The image is resized, aspect ratio kept, until it just covers `image_size / crop_ratio` (for a
-    square size: until its shorter side is that long), `image_size` is cut from the centre, and
-    `outputs = (levels / 255 - mean) / std`.
+    The image is resized to cover `image_size / crop_ratio` with its aspect ratio kept (for a square
+    size, its shorter side gets that length). Then `image_size` is cropped from the center, and
+    `outputs = (pixels / 255 - mean) / std`.
 
-    The resize is antialiased and runs along the width and then the height, on whole levels from 0
-    to 255 after each, as Pillow's does on 8-bit images. Inside `tf.data` it runs on TensorFlow
-    whatever the backend is; inside grain it returns the backend's tensors, on the CPU, as Keras'
-    own layers do.
+    The resize matches Pillow's on 8-bit images: antialiased, first along the width and then along
+    the height, with pixel values rounded to integers after each. Inside `tf.data` it runs on
+    TensorFlow with any backend. Inside grain it returns the backend's tensors on the CPU, as Keras'
+    own preprocessing layers do.
 
     Args:
-        image_size: int or (height, width) of the result, in pixels.
-        crop_ratio: float in (0, 1]. Share of the resized image that the crop keeps, along each
-            side. The official evaluation has 0.875 for DeiT and 1.0 for DeiT III. Defaults to
-            0.875.
+        image_size: int or (height, width) of the output, in pixels.
+        crop_ratio: float in (0, 1]. Fraction of the resized image that the crop keeps along each
+            side. DeiT's evaluation uses 0.875, DeiT III's 1.0. Defaults to 0.875.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`. Defaults to `"bicubic"`.
-        mean: float, or one for each channel, of the channel as a fraction of 255. Defaults to
+        mean: float, or one float for each channel, for pixel values scaled to [0, 1]. Defaults to
             ImageNet's.
-        std: float above 0, or one for each channel, as a fraction of 255. Defaults to ImageNet's.
+        std: float above 0, or one float for each channel, for pixel values scaled to [0, 1].
+            Defaults to ImageNet's.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
-        crop_to_aspect_ratio: bool, as of `keras.layers.Resizing`. `False` resizes to exactly
-            `image_size / crop_ratio`, which squeezes what has another shape; some of transformers'
-            processors do. Defaults to `True`.
-        **kwargs: as of any layer; `dtype`, that of the result, defaults to `"float32"` whatever the
-            global policy.
+        crop_to_aspect_ratio: bool, as in `keras.layers.Resizing`. `False` resizes to exactly
+            `image_size / crop_ratio` and distorts images of another aspect ratio, as some of
+            transformers' processors do. Defaults to `True`.
+        **kwargs: arguments of `keras.layers.Layer`. `dtype` is the dtype of the output and defaults
+            to `"float32"`, whatever the global policy.
 
     Input shape:
-        (height, width, channels), or a batch (batch, height, width, channels), of any size, uint8
-        or float, from 0 to 255. With `"channels_first"` the channels stand before the height.
+        (height, width, channels) or (batch, height, width, channels), uint8 or float pixel values
+        from 0 to 255, of any size. With `data_format="channels_first"`, channels come before
+        height.
 
     Output shape:
-        As the input, with `image_size` in place of height and width.
+        Same as the input, with `image_size` for height and width.
 
     Raises:
-        ValueError: an argument out of range, or images whose channels do not match `mean` and
-            `std`.
+        ValueError: if an argument is out of range, or the channels of the images do not match
+            `mean` and `std`.
 
     Example:
 
@@ -76,25 +77,23 @@ class DeiTImageConverter(keras.layers.Rescaling):
         if crop_ratio > 1:
             raise ValueError(
                 "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 "
-                "to keep all of it. "
-                f"Received: crop_ratio={crop_ratio!r}"
+                f"for no crop. Received: crop_ratio={crop_ratio!r}"
             )
         check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
         crop_to_aspect_ratio = check_bool("crop_to_aspect_ratio", crop_to_aspect_ratio)
-        data_format = data_format or keras.config.image_data_format()
-        check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        data_format = check_data_format(data_format)
         mean, std = _per_channel(mean), _per_channel(std)
         if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
             raise ValueError(
-                "`mean` and `std` must have one number, or one for each channel. Received: "
+                "`mean` and `std` must be one number, or one for each channel. Received: "
                 f"mean={mean!r}, std={std!r}"
             )
         for value in std:
             check_positive_number("std", value)
         if not np.isfinite(mean).all():
             raise ValueError(f"`mean` must be finite. Received: mean={mean!r}")
-        # In half precision a resized photograph would lose its lowest bits, so the global policy
-        # does not apply here.
+        # The global policy does not apply: half precision cannot hold all pixel values between 0 and
+        # 255.
         kwargs.setdefault("dtype", "float32")
         super().__init__(
             scale=1.0,
@@ -111,7 +110,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         mean, std = mean * (num_channels // len(mean)), std * (num_channels // len(std))
         self.scale = [1 / (255 * s) for s in std]
         self.offset = [-m / s for m, s in zip(mean, std)]
-        self.built = True  # no weights: `quantize` on a model refuses layers that are not
+        self.built = True  # no weights, but `quantize` refuses a model with unbuilt layers
 
     def call(self, inputs):
         self._check_images(inputs.shape)
@@ -128,11 +127,13 @@ class DeiTImageConverter(keras.layers.Rescaling):
         return self.backend.cast(images, self.compute_dtype)
 
     def crop_box(self, height, width):
-        """The part of an image that the model sees, in pixels of the image:
-        `(top, left, height, width)`, floats.
+        """Returns the region of a raw image that the output shows.
 
         Args:
             height, width: int. Size of the raw image.
+
+        Returns:
+            `(top, left, height, width)`, floats, in pixels of the raw image.
         """
         resized = self._resized_size(height, width)
         scales = [side / new for side, new in zip((height, width), resized)]
@@ -143,28 +144,27 @@ class DeiTImageConverter(keras.layers.Rescaling):
         return (top, left, *(side * scale for side, scale in zip(self.image_size, scales)))
 
     def for_size(self, height, width):
-        """The same conversion for batches of images of one size alone, without a resize: products
-        with constants.
+        """Returns a converter for images of one size, which resizes by matrix products.
 
-        For graphs that are exported: ONNX and LiteRT have no antialiased resize. The layer is not
-        for saving.
+        Use it in models that you export: ONNX and LiteRT have no antialiased resize. It cannot be
+        saved.
 
         Args:
             height, width: int. Size of the raw images.
 
         Raises:
-            ValueError: so long and thin that the image would be resized to more than 16384 pixels
-                along a side.
+            ValueError: if a side of the resized image would exceed 16384 pixels, because the image
+                is very long and thin.
         """
         return _OneSizeConverter(self, height, width)
 
     def _resized_size(self, height, width):
-        """Of (H, W), the size before the crop: the uncropped size, or one that just covers it."""
-        # A ratio such as 16 / 93 must give 93 back.
+        """The size before the crop: `image_size / crop_ratio`, or the smallest that covers it."""
+        # The small number makes ratios such as 16 / 93 give 93, not 92.
         new_height, new_width = (int(side / self.crop_ratio + 1e-6) for side in self.image_size)
         if not self.crop_to_aspect_ratio:
             return new_height, new_width
-        # Sizes are tensors where tf.data does not know them.
+        # Inside tf.data, unknown sizes are tensors.
         larger = (
             max
             if isinstance(height, int) and isinstance(width, int)
@@ -175,7 +175,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         )
 
     def _resize(self, images):
-        """(..., H, W, C), any size, to (..., h, w, C)."""
+        """(..., H, W, C) to (..., h, w, C)."""
         height, width = self.backend.shape(images)[-3:-1]
         new_height, new_width = self._resized_size(height, width)
         for size in ((height, new_width), (new_height, new_width)):
@@ -192,8 +192,10 @@ class DeiTImageConverter(keras.layers.Rescaling):
         )
 
     def _levels(self, images):
-        """To whole levels. A half goes up, as Pillow's, and a hair below it too, or the order of
-        float32's sums would decide.
+        """Rounds to integers, half up as Pillow does.
+
+        Values slightly below a half also round up, so that the order of float32 sums, which differs
+        between backends, does not decide.
         """
         return self.backend.numpy.floor(self.backend.numpy.clip(images, 0.0, 255.0) + (0.5 + 1e-4))
 
@@ -202,7 +204,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         top, left = (_half_to_even(size - side) for size, side in zip(sizes, self.image_size))
         height, width = self.image_size
         images = images[..., top : top + height, left : left + width, :]
-        # Inside tf.data the slice forgets its size, and `fit` needs it.
+        # Inside tf.data, slicing loses the static size, which `fit` needs.
         batch = (-1,) if len(images.shape) == 4 else ()
         return self.backend.numpy.reshape(
             images, (*batch, height, width, self.backend.shape(images)[-1])
@@ -217,15 +219,13 @@ class DeiTImageConverter(keras.layers.Rescaling):
         if len(shape) not in (3, 4):
             raise ValueError(
                 "`DeiTImageConverter` takes one image (rank 3) or a batch of images of one size "
-                "(rank 4). "
-                f"Received: images of shape {tuple(shape)}"
+                f"(rank 4). Received: images of shape {tuple(shape)}"
             )
-        channels = shape[-3 if self.data_format == "channels_first" else -1]
+        _, channels = split_image_shape(shape, self.data_format)
         if channels is not None and len(self.scale) not in (1, channels):
             raise ValueError(
                 f"`mean` and `std` are for {len(self.scale)} channels, but the images have "
-                f"{channels}. "
-                "Convert the images, or give one number for each of their channels. "
+                f"{channels}. Convert the images, or use one number for each of their channels. "
                 f"Received: images of shape {tuple(shape)}, data_format={self.data_format!r}, "
                 f"mean={self.mean}, std={self.std}"
             )
@@ -233,14 +233,12 @@ class DeiTImageConverter(keras.layers.Rescaling):
     def compute_output_shape(self, input_shape):
         self._check_images(input_shape)
         *batch, _, _, _ = input_shape
-        channels = input_shape[-3 if self.data_format == "channels_first" else -1]
-        if self.data_format == "channels_first":
-            return (*batch, channels, *self.image_size)
-        return (*batch, *self.image_size, channels)
+        _, channels = split_image_shape(input_shape, self.data_format)
+        return (*batch, *join_image_shape(self.image_size, channels, self.data_format))
 
     def get_config(self):
         config = super().get_config()
-        # They follow from mean and std.
+        # Both follow from `mean` and `std`.
         del config["scale"], config["offset"]
         return {
             **config,
@@ -265,11 +263,11 @@ class _OneSizeConverter(DeiTImageConverter):
         if max(resized) > _LARGEST_PRODUCT:
             raise ValueError(
                 f"Images of {height} x {width} pixels would be resized to {resized[0]} x "
-                f"{resized[1]} before the crop. "
-                f"Cut them to a shape nearer to {self.image_size[0]} x {self.image_size[1]} first."
+                f"{resized[1]} before the crop, and the limit is {_LARGEST_PRODUCT}. Crop them "
+                f"closer to the aspect ratio {self.image_size[0]} x {self.image_size[1]} first."
             )
         self._raw_size = (height, width)
-        # The resize is linear along each axis, so what it makes of the unit vectors is its matrix.
+        # The resize is linear along each axis, so resizing the unit vectors gives its matrix.
         self._rows, self._columns = map(self._matrix, self._raw_size, resized, self.image_size)
 
     def _matrix(self, side, new_side, kept):
@@ -305,8 +303,6 @@ def _per_channel(value):
 
 
 def _half_to_even(difference):
-    """`round(difference / 2)` as Python rounds, for ints and tensors: torchvision places its centre
-    crop so.
-    """
+    """`round(difference / 2)`, half to even, for ints and tensors, as torchvision's center crop."""
     half = difference // 2
     return half + (difference % 2) * (half % 2)

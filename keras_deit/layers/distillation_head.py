@@ -1,4 +1,4 @@
-"""How a distilled model reads its two prefix tokens."""
+"""The two heads of a distilled model."""
 
 import keras
 
@@ -9,23 +9,25 @@ from keras_deit.layers.initialization import deit_initializer
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DistillationHead(CompositeLayer):
-    """Classifies the class token and the distillation token, each with a dense layer of its own.
+    """Classifies the class token and the distillation token, each with its own dense layer.
 
     `class_logits = tokens[:, 0] @ class_head`,
-    `distillation_logits = tokens[:, 1] @ distillation_head`. In training the first learns from the
-    labels and the second from the teacher; a prediction is the mean of the two.
+    `distillation_logits = tokens[:, 1] @ distillation_head`. In training, the class head learns
+    from the labels and the distillation head from the teacher. The prediction is their mean.
 
     Args:
-        num_classes: int.
+        num_classes: int. Number of classes.
 
     Input shape:
-        (batch, tokens, hidden_dim), the class token first and the distillation token second.
+        (batch, tokens, hidden_dim). The first token is the class token, the second the distillation
+        token.
 
     Output shape:
         `(class_logits, distillation_logits)`, each (batch, num_classes).
 
     Raises:
-        ValueError: `num_classes` is not a positive integer, or fewer than two tokens.
+        ValueError: if `num_classes` is not a positive integer, or the input has fewer than two
+            tokens.
 
     Example:
 

@@ -8,24 +8,24 @@ from keras_deit.arguments import check_rate
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DropPath(keras.layers.Dropout):
-    """Drops a whole residual branch, one decision per sample, in training.
+    """Drops a residual branch for random samples during training (stochastic depth).
 
     `outputs[b] = inputs[b] * keep[b] / (1 - rate)` with `keep[b]` 0 or 1 and
-    `P(keep[b] = 0) = rate`; in inference, `outputs = inputs`. It is `keras.layers.Dropout` with one
-    mask value for each sample, whatever the rank.
+    `P(keep[b] = 0) = rate`. At inference, `outputs = inputs`. Equal to `keras.layers.Dropout` with
+    one mask value for each sample, for inputs of any rank.
 
     Args:
-        rate: float in [0, 1). Probability that a sample loses the branch.
-        seed: int. Makes the sequence of masks repeatable. Defaults to `None`.
+        rate: float in [0, 1). Probability that a sample skips the branch.
+        seed: int. Makes the sequence of masks reproducible. Defaults to `None`.
 
     Input shape:
         (batch, ...).
 
     Output shape:
-        The input shape.
+        Same as the input shape.
 
     Raises:
-        ValueError: `rate` outside [0, 1).
+        ValueError: if `rate` is outside [0, 1).
 
     Example:
 

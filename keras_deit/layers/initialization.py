@@ -1,5 +1,5 @@
-"""DeiT's initialization: truncated normal of standard deviation 0.02 for every kernel, token and
-position; zero biases.
+"""DeiT's initialization: truncated normal with standard deviation 0.02 for kernels, tokens and
+positions; zeros for biases.
 """
 
 import contextlib
@@ -13,14 +13,15 @@ _weights_follow = contextvars.ContextVar("weights_follow", default=False)
 def deit_initializer():
     if _weights_follow.get():
         return keras.initializers.Zeros()
-    # A new one for each weight: a Keras initializer with a fixed seed would repeat its values.
+    # A new initializer for each weight: one object would give equal shapes equal values.
     return keras.initializers.TruncatedNormal(stddev=0.02)
 
 
 @contextlib.contextmanager
 def weights_follow():
-    """Layers made within start at zero, for trained weights to take their place: random values take
-    seconds, and are lost.
+    """Initializes layers that are created inside with zeros, because trained weights will follow.
+
+    Drawing random values that are overwritten takes seconds for a large model.
     """
     token = _weights_follow.set(True)
     try:

@@ -1,7 +1,7 @@
-"""Everything that depends on the backend, or on the device that a computation is for.
+"""All code that depends on the backend or the device.
 
-The same numbers, in the form that each compiler runs fastest. The figures are beside the choices
-and in benchmarks/LOG.md.
+Each function has several equal forms and picks the fastest one for the device. The measurements
+behind the choices are in the docstrings and in benchmarks/LOG.md.
 """
 
 import contextlib
@@ -12,32 +12,33 @@ import keras
 from keras import ops
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-# Bytes of float32 attention scores. A TPU's chip (v5e, v6e) has 128 MiB of memory.
-ALL_SCORES = 120 * 2**20  # that stay on the chip together
-SCORES_AT_A_TIME = 48 * 2**20  # where all do not: with room for queries, keys and values
+# Limits for float32 attention scores, in bytes. A TPU v5e or v6e has 128 MiB of on-chip memory.
+ALL_SCORES = 120 * 2**20  # up to here, all scores stay on the chip
+SCORES_AT_A_TIME = 48 * 2**20  # beyond, for each chunk: leaves room for queries, keys and values
 _BACKEND = keras.backend.backend()
 _target = contextvars.ContextVar("target_platform", default=None)
 
 
 @contextlib.contextmanager
 def target_platform(platform):
-    """Traces for a kind of device that need not be there.
+    """Traces for a device that this machine need not have.
 
-    Layers choose between equal forms of one computation by the device that it is for: that of the
-    tensor, where it has one, or the first of the `keras.distribution`, or of the machine. Say which
-    where none of these is right: to compile for a TPU on a host without one, or for the CPU of a
-    host with a GPU. The numbers do not depend on it.
+    Layers choose between equal forms of a computation by device: the device of the tensor, or the
+    first device of `keras.distribution` or of the machine. Use this scope to compile for another
+    one, such as a TPU on a machine without one, or the CPU of a machine with a GPU. Results do not
+    depend on it.
 
     Args:
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
 
     Raises:
-        ValueError: any other platform.
+        ValueError: if `platform` is none of these.
 
     Example:
 
     >>> with keras_deit.layers.target_platform("tpu"):
-    ...     outputs = TransformerBlock(num_heads=4, intermediate_dim=256)(keras.random.uniform((2, 6, 64)))
+    ...     block = TransformerBlock(num_heads=4, intermediate_dim=256)
+    ...     outputs = block(keras.random.uniform((2, 6, 64)))
     """
     if platform not in PLATFORMS:
         raise ValueError(
@@ -56,9 +57,9 @@ def _platform(tensor):
     if _BACKEND == "torch":
         return _named(tensor.device.type)
     try:
-        # An array of JAX that has been computed
+        # A concrete JAX array
         return _named(next(iter(tensor.devices())).platform)
-    except (AttributeError, TypeError):  # while JAX traces, and on TensorFlow
+    except (AttributeError, TypeError):  # a JAX tracer, or TensorFlow
         distribution = keras.distribution.distribution()
         devices = (
             keras.distribution.list_devices()
@@ -73,8 +74,8 @@ def _named(kind):
 
 
 def _is_for(platforms, tensor):
-    """Whether JAX computes with this tensor for one of these platforms: the backend whose forms
-    depend on the device.
+    """Whether the backend is JAX, whose forms depend on the device, and the device is one of
+    `platforms`.
     """
     return _BACKEND == "jax" and _platform(tensor) in platforms
 
@@ -83,24 +84,23 @@ def _is_for(platforms, tensor):
 def gelu(x):
     """The exact GELU, `0.5 * x * (1 + erf(x / sqrt(2)))`.
 
-    Equal to `keras.activations.gelu(x)`, which on TensorFlow is written with `Erfc`, an operator
-    that ONNX Runtime refuses.
+    Equal to `keras.activations.gelu(x)`, which uses `Erfc` on TensorFlow, an operator that ONNX
+    Runtime does not have.
 
     Reference: [Hendrycks & Gimpel, 2016](https://arxiv.org/abs/1606.08415).
     """
-    if _BACKEND == "torch":  # eager: one kernel instead of four
+    if _BACKEND == "torch":  # one kernel instead of four in eager mode
         return ops.gelu(x, approximate=False)
     return 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))
 
 
 def dense(layer, tokens):
-    """`layer(tokens)`, (B, T, D), in the shape that the backend fuses best with what follows.
+    """Returns `layer(tokens)`, (B, T, D), computed with the rank that the backend fuses best.
 
-    TensorFlow fuses product, bias and activation on (batch * tokens, width) alone. On JAX, XLA's
-    CPU compiler transposes the gradient of outputs with three axes, and puts the sum of all later
-    residuals' gradients into that, again in each block. PyTorch's compiler makes product and bias
-    one `addmm` on two axes, which first copies the bias into every row; on three it fuses the bias
-    with what follows.
+    TensorFlow fuses product, bias and activation only for rank 2. With rank 3, XLA's CPU compiler
+    transposes the gradient of the outputs, and recomputes the sum of all later residual gradients
+    in each block. PyTorch prefers rank 3: for rank 2 its compiler uses `addmm`, which first copies
+    the bias into every row.
     """
     if _BACKEND == "torch" or _is_for(("gpu", "tpu"), tokens):
         return layer(tokens)
@@ -110,13 +110,13 @@ def dense(layer, tokens):
 
 
 def layer_norm(layer, tokens):
-    """`layer(tokens)`, a `LayerNormalization` of the last axis.
+    """Returns `layer(tokens)` for a `LayerNormalization` of the last axis.
 
-    On an accelerator half precision takes one pass, `variance = mean(x * x) - mean(x) ** 2` in
-    float32, whose sums XLA computes where the tokens are made: 12% fewer cycles of a model (TPU's
-    compiler). The difference loses digits where the mean is large beside the standard deviation;
-    half precision has lost far more of them by then (tests/layers/test_kernels.py). float32 takes
-    Keras' two passes.
+    On an accelerator, half precision uses one pass, `variance = mean(x * x) - mean(x) ** 2` in
+    float32. XLA fuses its sums with the computation of the tokens, which saves 12% of a model's
+    cycles (estimate of the TPU compiler). The difference is inaccurate for a mean much larger than
+    the standard deviation, but rounding to half precision loses more
+    (tests/layers/test_kernels.py). float32 uses Keras' two passes.
     """
     if (
         not _is_for(("gpu", "tpu"), tokens)
@@ -131,16 +131,13 @@ def layer_norm(layer, tokens):
 
 
 def embed_patches(layer, images, patch_size):
-    """`layer` of each patch, its pixels in a row: images (B, H, W, C) to (B, T, D), patches in
-    row-major order.
-    """
+    """Applies `layer` to the flattened patches: (B, H, W, C) to (B, T, D), in row-major order."""
     batch, height, width, channels = ops.shape(images)
     patch_height, patch_width = patch_size
     rows, columns = height // patch_height, width // patch_width
     if _is_for(("gpu", "tpu"), images) and layer.quantization_mode is None:
-        # The product sums over the patch where it lies in the image: no copy with a row for each
-        # patch is made. (A convolution is alike for 128 images of 224 pixels, and takes five times
-        # the cycles for 8.)
+        # The product reads each patch in place, without a copy of the image in rows of patches. (A
+        # convolution takes as many cycles for 128 images of 224 pixels, and 5 times as many for 8.)
         x = ops.reshape(images, (batch, rows, patch_height, columns, patch_width, channels))
         kernel = ops.reshape(layer.kernel, (patch_height, patch_width, channels, -1))
         x = ops.einsum(
@@ -151,39 +148,41 @@ def embed_patches(layer, images, patch_size):
         return ops.reshape(x, (batch, rows * columns, -1)) + ops.cast(
             layer.bias, layer.compute_dtype
         )
-    # Rank 4 throughout: mobile delegates refuse the usual rank 6 reshape.
+    # Rank 4 throughout, because mobile delegates refuse the usual reshape to rank 6.
     # (B * rows, ph, columns, pw * C)
     x = ops.reshape(images, (-1, patch_height, columns, patch_width * channels))
     x = ops.transpose(x, (0, 2, 1, 3))  # (B * rows, columns, ph, pw * C)
     # (B * rows * columns, D)
     x = layer(ops.reshape(x, (-1, patch_height * patch_width * channels)))
-    # With -1 for the batch, an image that the patch size does not divide would make another batch.
+    # Not -1 for the batch: it would hide that the patch size does not divide an image.
     return ops.reshape(x, (batch, rows * columns, x.shape[-1]))
 
 
 def query_key_value(layer, tokens, num_heads, num_queries=None):
-    """The fused product, apart: query (B, Q, heads, head_dim) of the first tokens, key and value
-    (B, T, heads, head_dim) of all.
+    """Applies the fused projection `layer` and splits it into heads.
+
+    Returns:
+        Query (B, Q, heads, head_dim) of the first tokens; key and value (B, T, heads, head_dim).
     """
     if _is_for(("tpu",), tokens) and layer.quantization_mode is None:
-        # Products over slices of the one kernel: on a TPU slices of one product's outcome would be
-        # copies of it. The layer is not called: its `kernel` has what LoRA adds, and a quantized
-        # layer goes the other way.
+        # Three products with slices of the kernel, because slicing the result of one product copies
+        # it on a TPU. This bypasses the layer's call: `kernel` includes LoRA, and quantized layers
+        # take the other path.
         kernels = ops.split(ops.cast(layer.kernel, tokens.dtype), 3, axis=-1)
         biases = (
             (0.0, 0.0, 0.0)
             if layer.bias is None
             else ops.split(ops.cast(layer.bias, tokens.dtype), 3)
         )
-        # Of query, key, value
+        # For query, key and value
         sources = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)
         parts = (
             ops.matmul(source, kernel) + bias
             for source, kernel, bias in zip(sources, kernels, biases)
         )
         return tuple(_apart(part, num_heads) for part in parts)
-    # `split` keeps the gradient of the fused product one concatenation, where indexing makes it a
-    # padded sum.
+    # The gradient of `split` is one concatenation; the gradient of indexing is a sum of padded
+    # tensors.
     query, key, value = (_apart(x, num_heads) for x in ops.split(dense(layer, tokens), 3, axis=-1))
     return (query if num_queries is None else query[:, :num_queries]), key, value
 
@@ -194,12 +193,12 @@ def _apart(x, num_heads):
 
 
 def self_attention(layer, tokens, num_heads, num_queries, training):
-    """`attention` of what `query_key_value` gives, (B, Q, D); on a TPU some images at a time, where
-    not all scores fit on the chip.
+    """Returns `attention` of `query_key_value`, (B, Q, D).
 
-    All at once, a v5e's compiler sends scores, queries and keys to memory and back, in another
-    order of axes: three blocks of small at batch 512 take 45 million cycles, and 25 in 16 chunks.
-    Where all scores fit (small at 128), chunks would cost 10% and more.
+    On a TPU, images are processed in chunks if their scores do not fit into on-chip memory. Without
+    chunks, the compiler for a v5e moves scores, queries and keys to main memory and back: three
+    blocks of DeiT-S at batch 512 take 45 million cycles, and 25 million in 16 chunks. Where all
+    scores fit (DeiT-S at batch 128), chunks cost 10% or more. (Estimates of the compiler.)
     """
 
     def attend(tokens):
@@ -212,19 +211,19 @@ def self_attention(layer, tokens, num_heads, num_queries, training):
         return attend(tokens)
     batch, count, dim = tokens.shape
     images = batch // (shards * chunks)
-    # Each chunk has images of each device, so none moves
+    # Each chunk has images of every device, so that no image moves between devices
     x = ops.reshape(tokens, (shards, chunks, images, count, dim))
 
     def attend_chunk(chunk):  # (shards, images, T, D)
         return ops.reshape(attend(ops.reshape(chunk, (shards * images, count, dim))), chunk.shape)
 
     if training:
-        # The way back computes a chunk again, from its tokens: the scores of all chunks never are
-        # in memory together.
+        # Recomputes each chunk in the backward pass, so that the scores of all chunks are never in
+        # memory at once.
         x = ops.moveaxis(ops.map(keras.remat(attend_chunk), ops.moveaxis(x, 1, 0)), 0, 1)
     else:
-        # In the place of the tokens: a new array would be filled with zeros first. (A gradient
-        # would keep all tokens for each chunk.)
+        # Overwrites the tokens, because a new array would be filled with zeros first. (Not in
+        # training: the gradient would keep all tokens for each chunk.)
         def replace(index, x):
             start = (0, index, 0, 0, 0)
             chunk = ops.squeeze(ops.slice(x, start, (shards, 1, images, count, dim)), axis=1)
@@ -235,21 +234,19 @@ def self_attention(layer, tokens, num_heads, num_queries, training):
 
 
 def _shards_and_chunks(tokens, num_heads):
-    """(number of devices that images may be split over, number of chunks whose scores fit on each
-    device's chip).
-    """
+    """(devices that the batch may be split over, chunks whose scores fit on each device's chip)."""
     batch, count, _ = tokens.shape
     if not (_is_for(("tpu",), tokens) and isinstance(batch, int) and count):
         return 1, 1
     distribution = keras.distribution.distribution()
-    if distribution is None:  # batches may be split by hand, or not
+    if distribution is None:  # the batch may be split by `jax.sharding`, or not at all
         shards, known = len(keras.distribution.list_devices()), 1
     else:
         mesh = distribution.device_mesh
         shards = known = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
     if batch % shards:
         shards = 1
-    scores = 4 * batch * num_heads * count * count / known  # bytes of a device
+    scores = 4 * batch * num_heads * count * count / known  # bytes on each device
     if scores <= ALL_SCORES:
         return shards, 1
     divisors = [chunks for chunks in range(1, batch // shards + 1) if batch // shards % chunks == 0]
@@ -259,45 +256,44 @@ def _shards_and_chunks(tokens, num_heads):
 
 
 def copies_rows_one_by_one(tensor):
-    """Whether every other row of a tensor, `tensor[:, ::2]`, costs more than work with all of
-    them.
-    """
+    """Whether a strided slice, `tensor[:, ::2]`, costs more than computing with all rows."""
     return _is_for(("tpu",), tensor)
 
 
 def best_of_each_row(similarity):
-    """(the largest of each row of (B, S, T), its place), each (B, S)."""
+    """The maximum of each row of (B, S, T) and its index, each (B, S)."""
     if _is_for(("gpu", "tpu"), similarity):
         return ops.max(similarity, axis=-1), ops.argmax(similarity, axis=-1)
-    # Not every runtime that models are exported to can find the first of the largest.
+    # Not every exported runtime has `argmax`.
     return tuple(ops.squeeze(found, axis=-1) for found in ops.top_k(similarity, 1))
 
 
 def attention(query, key, value, bias, training):
-    """`softmax(query @ key.T / sqrt(head_dim) + bias) @ value`, (B, Q, heads, head_dim), by the
-    backend's kernel where it has a faster one.
+    """Returns `softmax(query @ key.T / sqrt(head_dim) + bias) @ value`, (B, Q, heads, head_dim).
+
+    Uses the backend's fused attention where it is faster.
     """
     if not _has_fused_attention(query, training):
         return attention_and_scores(query, key, value, bias)[0]
     if _BACKEND == "jax":
-        # On a TPU, Keras 3.15 left to itself takes a kernel that is causal, drops the bias and does
-        # not scale the queries.
+        # On a TPU, Keras 3.15 would by default use a kernel that is causal, ignores the bias and
+        # does not scale the queries.
         flash_attention = None if _platform(query) == "gpu" else False
-        # CuDNN takes no bias that is broadcast over the queries
+        # cuDNN does not broadcast the bias over queries
         if bias is not None and flash_attention is None:
             bias = ops.broadcast_to(bias, (*bias.shape[:2], query.shape[1], bias.shape[3]))
     else:
-        # On PyTorch, Keras' check of what the GPU can do breaks `torch.compile`, and PyTorch takes
-        # the flash kernel by itself.
+        # On PyTorch, Keras' check for flash attention breaks `torch.compile`, and PyTorch chooses the
+        # flash kernel itself.
         flash_attention = False if _BACKEND == "torch" else None
     return ops.dot_product_attention(query, key, value, bias=bias, flash_attention=flash_attention)
 
 
 def _has_fused_attention(query, training):
-    """Whether the backend has a kernel that is faster than `attention_and_scores`.
+    """Whether the backend has fused attention that is faster than `attention_and_scores`.
 
-    On a CPU, JAX has none: what stands in for it is slower, and refuses float16. The gradient of
-    PyTorch's is slow there in half precision; without it, training keeps the scores.
+    On a CPU, JAX has none: its substitute is slower and refuses float16. PyTorch's has a slow
+    gradient in half precision on a CPU.
     """
     if _BACKEND == "jax":
         return _platform(query) != "cpu"
@@ -308,13 +304,15 @@ def _has_fused_attention(query, training):
 
 
 def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores):
-    """What `attention` computes, in the open: (outputs, scores), scores (B, heads, Q, T) after the
-    softmax and before `dropout`.
+    """The computation of `attention` step by step.
+
+    Returns:
+        `(outputs, scores)`, with scores (B, heads, Q, T) after the softmax and before `dropout`.
     """
     dtype, scale = query.dtype, math.sqrt(query.shape[-1])
-    # A TPU's product takes any order of axes: transposes would be copies
+    # A TPU multiplies in any order of axes, and transposes would be copies
     in_place = _is_for(("tpu",), query)
-    # The query is divided, not the product, which would overflow in float16.
+    # Scales the query rather than the product, which could overflow in float16.
     if in_place:
         logits = ops.einsum(
             "bqhd,bkhd->bhqk", ops.cast(query / scale, "float32"), ops.cast(key, "float32")
@@ -324,8 +322,8 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
         key = ops.transpose(key, (0, 2, 3, 1))
         value = ops.transpose(value, (0, 2, 1, 3))
         logits = ops.matmul(query / scale, key)  # (B, heads, Q, T)
-    # Half precision has too few digits for a sum over hundreds of tokens; PyTorch's softmax sums in
-    # float32 whatever it is given.
+    # The softmax sums over hundreds of tokens, which needs float32. PyTorch's uses float32 for any
+    # input.
     if _BACKEND != "torch":
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
     if bias is not None:

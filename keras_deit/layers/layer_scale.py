@@ -1,4 +1,4 @@
-"""How much of a branch joins the residual stream."""
+"""A learned factor for each channel of a residual branch."""
 
 import keras
 
@@ -10,16 +10,16 @@ class LayerScale(keras.layers.Layer):
     """Multiplies each channel by a learned factor: `outputs = inputs * gamma`.
 
     Args:
-        init_value: float above 0. Start value of every factor. Defaults to 1e-4, that of DeiT III.
+        init_value: float above 0. Initial value of every factor. Defaults to 1e-4, as in DeiT III.
 
     Input shape:
         (batch, ..., hidden_dim).
 
     Output shape:
-        The input shape.
+        Same as the input shape.
 
     Raises:
-        ValueError: `init_value` is not above 0.
+        ValueError: if `init_value` is not above 0.
 
     Example:
 

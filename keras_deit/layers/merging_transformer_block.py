@@ -1,4 +1,4 @@
-"""A block that leaves fewer tokens than came."""
+"""The transformer block that merges tokens."""
 
 import keras
 from keras import ops
@@ -11,42 +11,42 @@ from keras_deit.layers.transformer_block import TransformerBlock
 
 @keras.saving.register_keras_serializable(package="keras_deit", name="MergingTransformerBlock")
 class MergingTransformerBlock(TransformerBlock):
-    """A `TransformerBlock` that merges similar tokens (`TokenMerging`) between attention and MLP:
-    faster, a little less accurate.
+    """A `TransformerBlock` that merges similar tokens between attention and MLP.
 
     `x = x + attention(norm(x), token_sizes)`, then `x, token_sizes = merge(x, token_sizes)`, then
-    `x = x + mlp(norm(x))`, with drop path and LayerScale as in `TransformerBlock`, whose weights it
-    has. How similar two tokens are is measured on their keys.
+    `x = x + mlp(norm(x))`, with drop path and LayerScale as in `TransformerBlock`. It has the same
+    weights, is faster and slightly less accurate. `TokenMerging` selects the tokens by the
+    similarity of their attention keys.
 
     Args:
-        num_heads, intermediate_dim: as of `TransformerBlock`.
-        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the
-            patch tokens can go.
-        num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
+        num_heads, intermediate_dim: see `TransformerBlock`.
+        num_merged_tokens: int. Number of tokens to remove; at most half of the patch tokens are.
+        num_prefix_tokens: int, 0 or more. Number of tokens at the start that are never merged.
+            Defaults to 1.
         **kwargs: the other arguments of `TransformerBlock`.
 
     Call arguments:
         inputs: tokens.
-        token_sizes: how many patches each token stands for, from the block before. Defaults to
-            `None`: one each.
+        token_sizes: number of patches that each token stands for, from the previous block. Defaults
+            to `None`, which means 1 each.
         training: bool. Whether dropout and drop path are active.
-        return_attention_scores: bool. Whether to return the scores, too. Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; none of them is merged.
-            Defaults to `None`: every token does.
+        return_attention_scores: bool. Whether to return the scores too. Defaults to `False`.
+        num_queries: int. Computes outputs for the first `num_queries` tokens only, and merges none
+            of them. Defaults to `None`, which computes all outputs.
 
     Input shape:
         inputs: (batch, tokens, hidden_dim), with a known number of tokens. token_sizes: (batch,
             tokens).
 
     Output shape:
-        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged).
-        With `return_attention_scores=True`, `(outputs, scores, token_sizes)`, scores (batch,
-        num_heads, tokens, tokens). With `num_queries` outputs and token_sizes have that many
-        tokens, and scores that many rows.
+        `(outputs, token_sizes)` of shapes (batch, tokens - merged, hidden_dim) and
+        (batch, tokens - merged). With `return_attention_scores=True`,
+        `(outputs, scores, token_sizes)`, with scores (batch, num_heads, tokens, tokens). With
+        `num_queries`, outputs, token_sizes and the rows of scores are of that number.
 
     Raises:
-        ValueError: an argument out of range, an unknown number of tokens, or `num_heads` that does
-            not divide the width.
+        ValueError: if an argument is out of range, the number of tokens is unknown, or `num_heads`
+            does not divide `hidden_dim`.
 
     Example:
 
@@ -143,7 +143,6 @@ class MergingTransformerBlock(TransformerBlock):
         }
 
 
-# Keras 3.15 files a layer's weights under the name of its class. By this name a model that merges
-# reads the weights of one that does not (`from_preset(..., num_merged_tokens=13)`), and those that
-# version 0.1 wrote.
+# Keras 3.15 stores a layer's weights under the name of its class. With the same name, a model that
+# merges tokens loads the weights of one that does not, and those that version 0.1 saved.
 MergingTransformerBlock.__name__ = TransformerBlock.__name__

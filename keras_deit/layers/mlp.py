@@ -1,4 +1,4 @@
-"""What happens to each token on its own."""
+"""The MLP of a transformer block."""
 
 import keras
 
@@ -10,16 +10,15 @@ from keras_deit.layers.kernels import dense, gelu
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class MLP(CompositeLayer):
-    """Two dense layers with an activation between, applied to each token:
-    `activation(x @ intermediate) @ projection`.
+    """Two dense layers with an activation between them, applied to each token.
+
+    `outputs = activation(inputs @ intermediate) @ projection`.
 
     Args:
-        intermediate_dim: int. Width between the two layers; DeiT has 4 times the width of the
-            tokens.
-        activation: name or callable. Defaults to `"gelu"`, the exact one
+        intermediate_dim: int. Size of the hidden layer. DeiT uses `4 * hidden_dim`.
+        activation: name or callable. Defaults to `"gelu"`, the exact GELU
             (`keras_deit.layers.gelu`).
-        dropout_rate: float in [0, 1). Dropout after each of the two layers, in training. Defaults
-            to 0.0.
+        dropout_rate: float in [0, 1). Dropout after each of the two layers. Defaults to 0.0.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -28,7 +27,7 @@ class MLP(CompositeLayer):
         (batch, tokens, hidden_dim).
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: if an argument is out of range.
 
     Example:
 
@@ -45,7 +44,7 @@ class MLP(CompositeLayer):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         activation = keras.activations.get(activation)
-        # Keras' own is the same function in another form.
+        # The same function, in a form that every exported runtime has.
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
         self.intermediate = keras.layers.Dense(

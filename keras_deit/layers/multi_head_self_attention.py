@@ -1,4 +1,4 @@
-"""How tokens look at each other."""
+"""Self-attention."""
 
 import keras
 from keras import ops
@@ -16,43 +16,42 @@ from keras_deit.layers.initialization import deit_initializer
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class MultiHeadSelfAttention(CompositeLayer):
-    """Multi-head self-attention with one fused product for query, key and value.
+    """Multi-head self-attention with one fused projection for queries, keys and values.
 
-    `q, k, v = split(x @ qkv)`, then per head `scores = softmax(q @ k.T / sqrt(head_dim))` and
+    `q, k, v = split(inputs @ qkv)`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))` and
     `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
 
-    Unlike `keras.layers.MultiHeadAttention` it takes one sequence, keeps the width, and uses the
-    backend's fused kernel, where that is faster, whenever nothing needs the scores: not when they
-    are asked for, nor in training with `attention_dropout_rate > 0`.
+    Unlike `keras.layers.MultiHeadAttention`, it takes one sequence and returns tokens of the same
+    size. It uses the backend's fused attention where that is faster, unless the scores are needed:
+    with `return_attention_scores=True`, or in training with `attention_dropout_rate > 0`.
 
-    A call is two steps, which other layers may take one by one:
-    `query, key, value = layer.heads(inputs)` and `layer.attend(query, key, value)`.
+    A call has two steps, which custom layers may call separately:
+    `query, key, value = layer.heads(inputs)` and `outputs = layer.attend(query, key, value)`.
 
     Args:
-        num_heads: int. Must divide the width of the tokens.
+        num_heads: int. Must divide `hidden_dim`.
         use_bias: bool. Whether `qkv` and `projection` have biases. Defaults to `True`.
-        dropout_rate: float in [0, 1). Dropout on the outputs, in training. Defaults to 0.0.
-        attention_dropout_rate: float in [0, 1). Dropout on the scores, in training. Defaults to
-            0.0.
+        dropout_rate: float in [0, 1). Dropout on the outputs. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the scores. Defaults to 0.0.
 
     Call arguments:
         inputs: tokens.
         training: bool. Whether dropout is active.
-        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` instead of `outputs`.
             Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; they attend to all.
-            Defaults to `None`: every token does.
+        num_queries: int. Computes outputs for the first `num_queries` tokens only; they still
+            attend to all tokens. Defaults to `None`, which computes all outputs.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
         outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens),
-            after the softmax and before
-        dropout; each row, the last axis, sums to 1. Without `num_queries` that is `tokens`.
+        after the softmax and before dropout, so that the last axis sums to 1. `num_queries`
+        defaults to `tokens`.
 
     Raises:
-        ValueError: an argument out of range, or `num_heads` that does not divide the width.
+        ValueError: if an argument is out of range, or `num_heads` does not divide `hidden_dim`.
 
     Example:
 
@@ -108,12 +107,12 @@ class MultiHeadSelfAttention(CompositeLayer):
         )
 
     def heads(self, inputs, num_queries=None):
-        """Query, key and value of each head, without scale.
+        """Returns the unscaled queries, keys and values of each head.
 
         Args:
             inputs: tokens (batch, tokens, hidden_dim).
-            num_queries: int. How many tokens, from the first, have a query. Defaults to `None`:
-                all.
+            num_queries: int. Number of tokens, from the first, that have a query. Defaults to
+                `None`, which means all.
 
         Returns:
             query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens,
@@ -125,15 +124,15 @@ class MultiHeadSelfAttention(CompositeLayer):
     def attend(
         self, query, key, value, token_sizes=None, training=None, return_attention_scores=False
     ):
-        """What the layer returns, from what `heads` gave.
+        """Returns the layer's outputs from the results of `heads`.
 
         Args:
-            query, key, value: as `heads` returns them.
-            token_sizes: (batch, tokens). How many tokens each stands for, as `TokenMerging` returns
-                them: it is attended to as that many would be,
-                    `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`: one
-                    each.
-            training, return_attention_scores: as when the layer is called.
+            query, key, value: results of `heads`.
+            token_sizes: (batch, tokens). Number of patches that each token stands for, as
+                `TokenMerging` returns it. A token of size n gets the attention of n equal tokens:
+                `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`, which
+                means 1 each.
+            training, return_attention_scores: as in a call of the layer.
 
         Returns:
             `outputs`, or `(outputs, scores)`.
@@ -199,8 +198,7 @@ class MultiHeadSelfAttention(CompositeLayer):
 def check_heads_divide(num_heads, hidden_dim):
     if hidden_dim % num_heads:
         raise ValueError(
-            f"`num_heads` must divide the width of the tokens: {hidden_dim} is not a multiple of "
-            f"{num_heads}. "
+            f"`num_heads` must divide `hidden_dim`: {hidden_dim} is not a multiple of {num_heads}. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
         )
 
@@ -211,8 +209,11 @@ def _check_num_queries(num_queries):
 
 
 def output_specs(layer, shapes):
-    """Symbolic tensors of what a layer returns, of a shape or a tuple of them, where a model can be
-    made of them.
+    """Symbolic outputs of a layer for a shape or a tuple of shapes.
+
+    Raises:
+        ValueError: if a model could not be built from them, because the layer was first called with
+            fewer outputs.
     """
     outputs = keras.tree.map_shape_structure(
         lambda shape: keras.KerasTensor(shape, dtype=layer.compute_dtype), shapes
@@ -222,12 +223,10 @@ def output_specs(layer, shapes):
         keras.tree.flatten(outputs)
     ):
         raise ValueError(
-            f"The layer {layer.name!r} is in a graph without its scores, and Keras 3.15 refuses "
-            "models through a later call with more "
-            "outputs than the first. `keras_deit.visualization.attention_model(model)` gives the "
-            "scores of a model that is made, trained or "
-            "not; in a graph that is not made yet, give `return_attention_scores=True` in the "
-            "first call of the layer. See "
+            f"The first call of layer {layer.name!r} in this graph has no attention scores, and "
+            "Keras 3.15 refuses a model through a later call with more outputs. For an existing "
+            "model, use `keras_deit.visualization.attention_model(model)`. For a new one, use "
+            "`return_attention_scores=True` in the first call of the layer. See "
             "docs/troubleshooting.md."
         )
     return outputs

@@ -1,9 +1,9 @@
-"""Names of layers and models that were given none."""
+"""Default names of layers and models."""
 
 import keras
 
 
 def unique_name(prefix):
-    """As Keras names its layers, but that it would spell "dei_t"."""
+    """A unique name the way Keras numbers them. Keras itself would derive "dei_t" from "DeiT"."""
     number = keras.backend.get_uid(prefix)
     return prefix if number == 1 else f"{prefix}_{number - 1}"

@@ -1,20 +1,18 @@
-"""Less memory in training: what a layer computed is computed again on the way back, rather than
-kept.
-"""
+"""Gradient checkpointing: less memory in training, because the backward pass recomputes."""
 
 import keras
 from keras import ops
 
-# Keras' name for the variable of a generator.
+# Keras' name for the variable of a seed generator
 SEED_STATE = "seed_generator_state"
 
 
 def rematerialized(layer, function, *inputs):
-    """`function(*inputs)`, of tensors, whose gradient calls it again.
+    """Returns `function(*inputs)`, which the backward pass recomputes.
 
-    `keras.remat` alone would draw another dropout mask the second time, on TensorFlow and PyTorch,
-    and its gradients would be of another function. So all that `layer` has goes in as arguments,
-    its seeds too, and their new states come out.
+    `keras.remat` alone draws another dropout mask in the backward pass on TensorFlow and PyTorch,
+    which gives wrong gradients. Here, all variables of `layer` are arguments of the recomputed
+    function, including its seeds, whose new states are returned and assigned.
     """
     variables = layer.variables
     seeds = [variable for variable in variables if variable.name == SEED_STATE]
@@ -24,7 +22,7 @@ def rematerialized(layer, function, *inputs):
             outputs = function(*inputs)
         return outputs, [scope.get_current_value(seed) for seed in seeds]
 
-    # A copy, for `assign` below writes into PyTorch's tensors.
+    # A copy, because `assign` below writes into PyTorch's tensors in place.
     values = [
         ops.copy(variable) if variable.name == SEED_STATE else ops.convert_to_tensor(variable)
         for variable in variables

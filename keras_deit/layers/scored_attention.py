@@ -1,20 +1,20 @@
-"""The attention scores of a block whose first call in a graph was without them."""
+"""A block that returns attention scores, for graphs where its first call did not."""
 
 import keras
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class ScoredAttention(keras.layers.Wrapper):
-    """A block that returns its scores: `(outputs, scores)`, or `(outputs, scores, token_sizes)`
-    where it merges tokens.
+    """Wraps a block and returns `(outputs, scores)`, or `(outputs, scores, token_sizes)` if it
+    merges tokens.
 
-    Another layer of the same weights, as Keras 3.15 refuses a graph through a later call of the
-    block itself (docs/troubleshooting.md).
+    It is another layer with the same weights. Keras 3.15 refuses a model through a second call of
+    the block itself with more outputs (docs/troubleshooting.md).
 
     Args:
         layer: `TransformerBlock`, `MergingTransformerBlock` or `MultiHeadSelfAttention`.
-        **kwargs: as of any Keras layer. By default named `"block_0_with_scores"`, with the dtype
-            policy of `layer`.
+        **kwargs: arguments of `keras.layers.Layer`. The name defaults to that of `layer` with
+            "_with_scores", the dtype policy to that of `layer`.
     """
 
     def __init__(self, layer, **kwargs):

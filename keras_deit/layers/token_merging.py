@@ -1,4 +1,4 @@
-"""How alike tokens become one."""
+"""Token merging (ToMe)."""
 
 import keras
 import numpy as np
@@ -14,34 +14,36 @@ from keras_deit.layers import kernels
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class TokenMerging(keras.layers.Layer):
-    """Merges the most similar pairs of tokens, so that what follows has less to do.
+    """Merges the most similar pairs of tokens, so that later layers process fewer tokens.
 
-    The patch tokens are dealt into two sets in turns. Each token of the first finds its most
-    similar one in the second, by the cosine of their attention keys, and the `num_merged_tokens`
-    best pairs become their mean, weighted by how many patches each token stands for already. Prefix
-    tokens (class, distillation) stay as they are, in front. The others come in another order;
-    attention does not mind.
+    The patch tokens are split into two sets, alternately. Each token of the first set is matched
+    with the most similar token of the second, by cosine similarity of their keys. The
+    `num_merged_tokens` most similar pairs are replaced by their means, weighted by token size.
+    Prefix tokens stay first and unchanged. The order of the other tokens changes, which attention
+    does not depend on.
 
     Args:
-        num_merged_tokens: int. How many tokens there are fewer afterwards; at most half of the
-            patch tokens can go.
-        num_prefix_tokens: int, 0 or more. Tokens at the start that are never merged. Defaults to 1.
+        num_merged_tokens: int. Number of tokens to remove; at most half of the patch tokens are.
+        num_prefix_tokens: int, 0 or more. Number of tokens at the start that are never merged.
+            Defaults to 1.
 
     Call arguments:
         inputs: tokens.
-        keys: what similarity is measured on, as `MultiHeadSelfAttention` returns it with
-            `return_keys=True`. Defaults to `None`: the tokens themselves.
-        token_sizes: how many patches each token stands for. Defaults to `None`: one each.
+        keys: vectors that similarity is computed from; a block uses the mean of its heads'
+            attention keys. Defaults to `None`, which uses the tokens.
+        token_sizes: number of patches that each token stands for. Defaults to `None`, which means 1
+            each.
 
     Input shape:
         inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens,
             head_dim). token_sizes: (batch, tokens).
 
     Output shape:
-        `(outputs, token_sizes)`, (batch, tokens - merged, hidden_dim) and (batch, tokens - merged).
+        `(outputs, token_sizes)` of shapes (batch, tokens - merged, hidden_dim) and
+        (batch, tokens - merged).
 
     Raises:
-        ValueError: an argument out of range, or an unknown number of tokens.
+        ValueError: if an argument is out of range or the number of tokens is unknown.
 
     Example:
 
@@ -61,7 +63,7 @@ class TokenMerging(keras.layers.Layer):
         self.num_prefix_tokens = num_prefix_tokens
 
     def build(self, input_shape):
-        self._num_merged(input_shape)  # refuses an unknown number of tokens
+        self._num_merged(input_shape)  # raises if the number of tokens is unknown
         self.built = True
 
     def call(self, inputs, keys=None, token_sizes=None):
@@ -78,7 +80,7 @@ class TokenMerging(keras.layers.Layer):
         check_token_sequence("TokenMerging", shape)
         if shape[1] is None:
             raise ValueError(
-                "`TokenMerging` must know the number of tokens: give the images a fixed size. "
+                "`TokenMerging` needs a known number of tokens: use images of a fixed size. "
                 f"Received: input shape {tuple(shape)}"
             )
         return min(self.num_merged_tokens, (shape[1] - self.num_prefix_tokens) // 2)
@@ -102,20 +104,20 @@ class TokenMerging(keras.layers.Layer):
         }
 
 
-# Two forms of one computation. On a CPU the first takes half the second's time (benchmarks/LOG.md).
-# On a TPU, where slices with steps are copies, a model that merges 13 tokens a block takes 27.6M
-# cycles with the first, and 21.8M with the second.
+# Two forms of the same computation. On a CPU, the first takes half the time of the second
+# (benchmarks/LOG.md). On a TPU, where strided slices are copies, a model that merges 13 tokens in
+# each block takes 27.6M cycles with the first and 21.8M with the second (compiler's estimates).
 
 
 def _merge_what_moves(inputs, keys, token_sizes, prefix, merged):
-    """Every other token apart: the sources, and the targets that they may join."""
+    """Separates sources (every other patch token) from targets, with strided slices."""
     # (B, sources, targets)
     similarity = ops.matmul(keys[:, prefix::2], ops.transpose(keys[:, prefix + 1 :: 2], (0, 2, 1)))
     _, sources, targets = similarity.shape
     kept = sources - merged
     best, partner = kernels.best_of_each_row(similarity)  # (B, sources)
     rank = _rank(best)
-    # Where each source goes, the sources that stay being in front of the targets.
+    # The new place of each source: sources that are not merged come before the targets.
     place = ops.where(rank < merged, kept + partner, rank - merged)
     # (B, kept + targets, sources)
     here = ops.equal(place[:, None], np.arange(kept + targets, dtype="int32")[:, None])
@@ -125,7 +127,7 @@ def _merge_what_moves(inputs, keys, token_sizes, prefix, merged):
     new_sizes = ops.concatenate(
         [moved_sizes[:, :kept], moved_sizes[:, kept:] + target_sizes], axis=1
     )
-    # As one product: gathering rows takes longer on a CPU.
+    # As one matrix product, because gathering rows is slower on a CPU.
     moved = ops.matmul(shares / new_sizes[..., None], inputs[:, prefix::2])
     stayed = inputs[:, prefix + 1 :: 2] * (target_sizes / new_sizes[:, kept:])[..., None]
     outputs = ops.concatenate(
@@ -135,16 +137,16 @@ def _merge_what_moves(inputs, keys, token_sizes, prefix, merged):
 
 
 def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
-    """All tokens in their places, and what is no pair of source and target masked."""
+    """Computes with all tokens and masks everything but pairs of a source and a target."""
     tokens = inputs.shape[1]
     place = np.arange(tokens) - prefix
     is_source, is_target = (place >= 0) & (place % 2 == 0), (place >= 0) & (place % 2 == 1)
     similarity = ops.matmul(keys, ops.transpose(keys, (0, 2, 1)))  # (B, T, T)
-    # A cosine is -1 at least
+    # Below every cosine
     similarity = ops.where(is_source[:, None] & is_target, similarity, -2.0)
     best, partner = kernels.best_of_each_row(similarity)  # (B, T)
     rank = _rank(best)
-    # The row that each token goes to: behind the prefix the sources that stay, then the targets.
+    # The new row of each token: prefix tokens, sources that are not merged, targets.
     first_target = prefix + int(is_source.sum()) - merged
     rows = np.where(is_target, first_target + place // 2, np.arange(tokens)).astype("int32")
     row = ops.where(rank < merged, first_target + (partner - prefix) // 2, prefix + rank - merged)
@@ -157,8 +159,9 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
 
 
 def _rank(best):
-    """How many are better, (B, S): 0 is the best. Of equals the earlier is. A count, for not every
-    runtime can sort.
+    """The rank of each value, (B, S); 0 is the highest, and equal values rank in order.
+
+    Counted rather than sorted, because not every exported runtime can sort.
     """
     earlier = np.tri(best.shape[1], k=-1, dtype=bool)
     ahead = ops.where(earlier, best[:, None] >= best[..., None], best[:, None] > best[..., None])

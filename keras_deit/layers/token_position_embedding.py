@@ -1,4 +1,4 @@
-"""Which token is which: the learned prefix tokens and the learned positions."""
+"""Prefix tokens and position embeddings."""
 
 import numbers
 
@@ -14,19 +14,18 @@ POSITION_SCOPES = ("all", "patches")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class TokenPositionEmbedding(CompositeLayer):
-    """Prepends learned prefix tokens (class, then distillation) to the patch tokens and adds
-    learned positions.
+    """Prepends learned prefix tokens to the patch tokens and adds learned positions.
 
-    With `position_scope="all"` (DeiT) every token has a position,
-    `concat(prefix, patches) + positions`. With `"patches"` (DeiT III) only the patches have,
-    `concat(prefix, patches + positions)`.
+    With `position_scope="all"` (DeiT), every token has a position:
+    `outputs = concat(prefix, patches) + positions`. With `"patches"` (DeiT III), only patches do:
+    `outputs = concat(prefix, patches + positions)`.
 
     Args:
-        num_prefix_tokens: int, 0 or more. 1 is the class token; 2 are the class and the
-            distillation token, in this order.
-        grid_size: int or (rows, columns). Patches along the height and the width of the image.
+        num_prefix_tokens: int, 0 or more. 1 for the class token, 2 for the class and the
+            distillation token.
+        grid_size: int or (rows, columns). Number of patches along the image's height and width.
         position_scope: `"all"` or `"patches"`. Defaults to `"all"`.
-        dropout_rate: float in [0, 1). Dropout on the result, in training. Defaults to 0.0.
+        dropout_rate: float in [0, 1). Dropout on the outputs. Defaults to 0.0.
 
     Input shape:
         (batch, rows * columns, hidden_dim), patches in row-major order.
@@ -35,7 +34,8 @@ class TokenPositionEmbedding(CompositeLayer):
         (batch, num_prefix_tokens + rows * columns, hidden_dim).
 
     Raises:
-        ValueError: an argument out of range, or a number of patches that is not `rows * columns`.
+        ValueError: if an argument is out of range, or the number of patches is not
+            `rows * columns`.
 
     Example:
 
@@ -59,8 +59,7 @@ class TokenPositionEmbedding(CompositeLayer):
         ):
             raise ValueError(
                 "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 "
-                "with the distillation token. "
-                f"Received: num_prefix_tokens={num_prefix_tokens!r}"
+                f"with the distillation token. Received: num_prefix_tokens={num_prefix_tokens!r}"
             )
         grid_size = check_pair("grid_size", grid_size)
         check_choice("position_scope", position_scope, POSITION_SCOPES)
@@ -78,9 +77,9 @@ class TokenPositionEmbedding(CompositeLayer):
         num_patches = self.grid_size[0] * self.grid_size[1]
         if tokens is not None and tokens != num_patches:
             raise ValueError(
-                f"`grid_size` must match the patches: {self.grid_size[0]} x {self.grid_size[1]} = "
-                f"{num_patches}, "
-                f"but {tokens} came. Give the (rows, columns) that the image and patch size make. "
+                f"`grid_size` must match the number of patches: {self.grid_size[0]} x "
+                f"{self.grid_size[1]} = {num_patches}, but the input has {tokens}. Use "
+                "(image height / patch height, image width / patch width). "
                 f"Received: input shape {tuple(input_shape)}, grid_size={self.grid_size}"
             )
         num_positions = num_patches + (
@@ -97,7 +96,7 @@ class TokenPositionEmbedding(CompositeLayer):
             shape=(num_positions, hidden_dim), initializer=deit_initializer(), name="positions"
         )
         self.dropout.build(self.compute_output_shape(input_shape))
-        # A single patch would broadcast to all positions.
+        # Without this, a single patch would broadcast to all positions.
         self.input_spec = keras.InputSpec(ndim=3, axes={1: num_patches, -1: hidden_dim})
         self.built = True
 

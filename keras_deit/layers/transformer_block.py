@@ -1,4 +1,4 @@
-"""One block of the residual stream."""
+"""The transformer block."""
 
 import keras
 
@@ -25,39 +25,37 @@ class TransformerBlock(CompositeLayer):
     `x = x + drop_path(scale(attention(norm(x))))`, then `x = x + drop_path(scale(mlp(norm(x))))`.
 
     Args:
-        num_heads: int. Must divide the width of the tokens.
-        intermediate_dim: int. Width inside the MLP.
-        dropout_rate: float in [0, 1). Dropout inside the MLP and after the attention, in training.
+        num_heads: int. Must divide `hidden_dim`.
+        intermediate_dim: int. Size of the MLP's hidden layer.
+        dropout_rate: float in [0, 1). Dropout in the MLP and after the attention. Defaults to 0.0.
+        attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a branch in training.
             Defaults to 0.0.
-        attention_dropout_rate: float in [0, 1). Dropout on the attention scores, in training.
-            Defaults to 0.0.
-        drop_path_rate: float in [0, 1). Probability that a sample skips a branch, in training.
-            Defaults to 0.0.
-        layer_scale_init_value: float above 0, or `None` for no LayerScale. DeiT III has 1e-4.
+        layer_scale_init_value: float above 0, or `None` for no LayerScale. DeiT III uses 1e-4.
             Defaults to `None`.
-        layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
-        remat: bool. Whether training keeps only the block's input, and computes the rest again for
-            the gradient: less memory, more time, the same numbers. Defaults to `False`.
+        layer_norm_epsilon: float above 0. Defaults to 1e-6.
+        remat: bool. Whether to use gradient checkpointing: training keeps only the block's inputs
+            and recomputes the rest in the backward pass. Less memory, more time, same results.
+            Defaults to `False`.
 
     Call arguments:
         inputs: tokens.
         training: bool. Whether dropout and drop path are active.
-        return_attention_scores: bool. Whether to return `(outputs, scores)` in place of `outputs`.
+        return_attention_scores: bool. Whether to return `(outputs, scores)` instead of `outputs`.
             Defaults to `False`.
-        num_queries: int. How many tokens, from the first, get an output; they attend to all. A last
-            block of which only the prefix tokens are read saves most of its work so. Defaults to
-            `None`: every token does.
+        num_queries: int. Computes outputs for the first `num_queries` tokens only; they still
+            attend to all tokens. This saves most of the work of a last block whose patch tokens
+            are not used. Defaults to `None`, which computes all outputs.
 
     Input shape:
         (batch, tokens, hidden_dim).
 
     Output shape:
         outputs: (batch, num_queries, hidden_dim). scores: (batch, num_heads, num_queries, tokens),
-            after the softmax. Without
-        `num_queries` that is `tokens`.
+        after the softmax. `num_queries` defaults to `tokens`.
 
     Raises:
-        ValueError: an argument out of range, or `num_heads` that does not divide the width.
+        ValueError: if an argument is out of range, or `num_heads` does not divide `hidden_dim`.
 
     Example:
 
@@ -199,7 +197,7 @@ class TransformerBlock(CompositeLayer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        # Up to version 0.1 a block merged tokens by itself.
+        # In version 0.1 this class merged tokens too.
         if cls is TransformerBlock and "num_merged_tokens" in config:
             if config["num_merged_tokens"]:
                 return keras.saving.get_registered_object(

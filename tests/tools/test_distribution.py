@@ -16,6 +16,8 @@ from tests.tools.conftest import flags
 
 pytestmark = [pytest.mark.backend, pytest.mark.process]
 
+pytestmark = [pytest.mark.backend, pytest.mark.process]
+
 pytest.importorskip("tensorflow")
 BACKEND = keras.backend.backend()
 ROOT = pathlib.Path(__file__).parents[2]

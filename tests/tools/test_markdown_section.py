@@ -17,7 +17,9 @@ def test_only_the_section_changes(end, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
 
 
-@pytest.mark.parametrize("content", ["", "<!-- table -->\n", "<!-- table -->\n<!-- /table -->\n" * 2])
+@pytest.mark.parametrize(
+    "content", ["", "<!-- table -->\n", "<!-- table -->\n<!-- /table -->\n" * 2]
+)
 def test_errors(content, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(content)

@@ -46,6 +46,7 @@ def test_batches_follow_the_recipe_and_the_seed():
     assert not np.array_equal(batches_of(1, recipe, converter, batch_size=6, seed=4)[0][0], images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_batches_resume_at_any_image(repeats):
     recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))

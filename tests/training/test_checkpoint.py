@@ -10,6 +10,8 @@ import pytest
 from keras_deit.training import TrainingCheckpoint
 from tests.helpers import images, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def compiled(num_layers=1):
     keras.utils.set_random_seed(0)
@@ -41,6 +43,7 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path):
     unbroken = compiled()
     fit(unbroken, epochs=3)
@@ -83,6 +86,7 @@ def test_without_checkpoint_training_starts_at_epoch_0(tmp_path):
     assert TrainingCheckpoint(tmp_path / "none").restore(compiled()) == 0
 
 
+@pytest.mark.slow
 def test_training_without_restore_replaces_the_old_checkpoint(tmp_path):
     for _ in range(2):
         # One model each: on JAX, Keras 3.15 cannot `fit` a model with EMA twice.

@@ -8,17 +8,15 @@ import pytest
 from PIL import Image
 
 from keras_deit import presets
-from tests.helpers import randomize, tiny_classifier
+from tests.helpers import randomize, tiny_classifier, unseen_digits
 from tests.tools.evaluate.helpers import write_folder
 
 
 @pytest.fixture(scope="module")
 def digits():
     """(images (360, 8, 8), labels) that the shipped model has not seen."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return np.round(data.images[-360:] * (255 / 16)).astype("uint8"), data.target[-360:]
+    images, labels = unseen_digits()
+    return images[..., 0], labels
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""timm's folders and repositories: their config.json, translated to our arguments.
+
+Source: `save_for_hf` and `push_to_hf_hub` of timm 1.0.31 (timm/models/_hub.py).
+"""
+
+from keras_deit.arguments import as_pair
+from keras_deit.presets.catalog import ARCHITECTURES
+from keras_deit.presets.imagenet import imagenet_labels
+from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.preset import PyTorchPreset
+
+# Arguments of timm's constructors that are read below, and those that change neither weights nor
+# outputs.
+_READ = ("img_size", "in_chans", "num_classes", "attn_drop_rate", "drop_path_rate")
+_HARMLESS = (
+    "dynamic_img_size",
+    "dynamic_img_pad",
+    "strict_img_size",
+    "drop_rate",
+    "pos_drop_rate",
+    "proj_drop_rate",
+    "patch_drop_rate",
+)
+
+
+def timm_preset(files, config):
+    """Returns a `PyTorchPreset`.
+
+    Args:
+        files: `Folder` or `Repository`.
+        config: dict, the content of config.json.
+
+    Raises:
+        ValueError: if the model is no DeiT or has unsupported settings.
+    """
+    where = files.where("config.json")
+    name = str(config["architecture"]).partition(".")[0]
+    if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
+        known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
+        raise ValueError(
+            f"{where} has timm's architecture {name!r}, which is not supported. "
+            f"Supported: {', '.join(known)}."
+        )
+    config = without_nulls(config)
+    arguments = without_nulls(config.get("model_args", {}))
+    data = without_nulls(config.get("pretrained_cfg", config))
+    refuse_unsupported(
+        f"{where} has unsupported settings",
+        {key: value for key, value in arguments.items() if key not in (*_READ, *_HARMLESS)},
+        {"global_pool": ("token",)},
+    )
+    channels, height, width = required(data, "input_size", where)
+    height, width = as_pair(arguments.get("img_size", (height, width)))
+    num_classes = config.get("num_classes", data.get("num_classes", 1000))
+    return PyTorchPreset(
+        files,
+        origin=files.handle,
+        backbone={
+            **ARCHITECTURES[name].backbone_config,
+            "image_shape": (height, width, arguments.get("in_chans", channels)),
+            "attention_dropout_rate": arguments.get("attn_drop_rate", 0.0),
+            "drop_path_rate": arguments.get("drop_path_rate", 0.0),
+        },
+        classifier={"num_classes": num_classes} if num_classes else None,
+        converter=lambda: _converter(data, (height, width), where),
+        label_names=_labels({**data, **config}, num_classes),
+    )
+
+
+def _converter(data, image_size, where):
+    crop_mode = data.get("crop_mode", "center")
+    refuse_unsupported(
+        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
+        "`preprocessor=`",
+        {"crop_mode": crop_mode},
+        {"crop_mode": ("center", "squash")},
+    )
+    return {
+        "image_size": image_size,
+        "crop_ratio": required(data, "crop_pct", where),
+        "crop_to_aspect_ratio": crop_mode == "center",
+        "interpolation": required(data, "interpolation", where),
+        "mean": required(data, "mean", where),
+        "std": required(data, "std", where),
+    }
+
+
+def _labels(config, num_classes):
+    """Class names: descriptions of timm's identifiers. 1000 classes without names are ImageNet."""
+    names = config.get("label_names", config.get("labels"))
+    descriptions = config.get("label_descriptions", {})
+    if isinstance(names, dict):
+        names = [names.get(str(index), str(index)) for index in range(num_classes)]
+    if names:
+        return [
+            str(descriptions.get(name, name) if isinstance(descriptions, dict) else name)
+            for name in names
+        ]
+    return list(imagenet_labels()) if num_classes == 1000 else None

@@ -1,0 +1,185 @@
+"""transformers' folders and repositories: config.json and preprocessor_config.json, translated to
+our arguments.
+
+Source: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. The files may
+leave out default values.
+"""
+
+from absl import logging
+
+from keras_deit.arguments import as_pair
+from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.preset import PyTorchPreset
+from keras_deit.presets.sources import read_json
+
+_BACKBONES = ("DeiTModel", "ViTModel")
+_TWO_HEADS = "DeiTForImageClassificationWithTeacher"
+_ARCHITECTURES = (
+    *_BACKBONES,
+    "DeiTForImageClassification",
+    "ViTForImageClassification",
+    _TWO_HEADS,
+)
+_DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-12,
+    "qkv_bias": True,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+}
+
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_PROCESSOR_DEFAULTS = {
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+_PROCESSORS = {
+    "deit": {
+        **_PROCESSOR_DEFAULTS,
+        "size": 256,
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+    },
+    "vit": {**_PROCESSOR_DEFAULTS, "size": 224, "resample": 2, "do_center_crop": False},
+}
+
+
+def transformers_preset(files, config):
+    """Returns a `PyTorchPreset`.
+
+    Args:
+        files: `Folder` or `Repository`.
+        config: dict, the content of config.json.
+
+    Raises:
+        ValueError: if the model is no DeiT or ViT, or has unsupported settings.
+    """
+    where = files.where("config.json")
+    architecture = (config.get("architectures") or ["none"])[0]
+    model_type = config["model_type"]
+    config = {**_DEFAULTS, **without_nulls(config)}
+    refuse_unsupported(
+        f"{where} has unsupported settings",
+        {
+            "architectures": architecture,
+            **{name: config[name] for name in ("model_type", "hidden_act", "qkv_bias")},
+        },
+        {
+            "model_type": ("deit", "vit"),
+            "architectures": _ARCHITECTURES,
+            "hidden_act": ("gelu",),
+            "qkv_bias": (True,),
+        },
+    )
+    labels = _labels(config["id2label"], where)
+    if config["layer_norm_eps"] == 1e-12 and len(labels) == 1000:
+        logging.warning(
+            "layer_norm_epsilon is 1e-12, from %s. facebook's DeiT weights were trained with 1e-6: "
+            "if these are facebook's, use layer_norm_epsilon=1e-6.",
+            where,
+        )
+    classifier = None
+    if architecture not in _BACKBONES:
+        classifier = {
+            "num_classes": len(labels),
+            "use_distillation_head": architecture == _TWO_HEADS,
+        }
+    return PyTorchPreset(
+        files,
+        origin=files.handle,
+        backbone={
+            "image_shape": (*as_pair(config["image_size"]), config["num_channels"]),
+            "patch_size": as_pair(config["patch_size"]),
+            "num_layers": config["num_hidden_layers"],
+            "num_heads": config["num_attention_heads"],
+            "hidden_dim": config["hidden_size"],
+            "intermediate_dim": config["intermediate_size"],
+            "use_distillation_token": model_type == "deit",  # even with one head
+            "dropout_rate": config["hidden_dropout_prob"],
+            "attention_dropout_rate": config["attention_probs_dropout_prob"],
+            "layer_norm_epsilon": config["layer_norm_eps"],
+            "data_format": "channels_last",
+        },
+        classifier=classifier,
+        converter=lambda: _converter(files, model_type),
+        label_names=labels,
+    )
+
+
+def _labels(id2label, where):
+    """Class names in the order of the logits."""
+    try:
+        return [str(id2label[key]) for key in sorted(id2label, key=int)]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{where} must map class indices to names in 'id2label'. Received: {id2label!r}"
+        ) from error
+
+
+def _converter(files, model_type):
+    """Arguments of `DeiTImageConverter`, or `None` without a preprocessor_config.json."""
+    content = read_json(files, "preprocessor_config.json")
+    if content is None:
+        return None
+    where = files.where("preprocessor_config.json")
+    problem = (
+        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
+        "`preprocessor=`"
+    )
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} must be a JSON object. Received: {content!r}")
+    config = {**_PROCESSORS[model_type], **without_nulls(content)}
+    size, crops = config["size"], config["do_center_crop"]
+    to_aspect_ratio = isinstance(size, dict) and "shortest_edge" in size
+    refuse_unsupported(
+        problem,
+        {
+            **{
+                name: config[name]
+                for name in ("do_resize", "do_rescale", "rescale_factor", "resample")
+            },
+            # Resizing the shorter side alone gives no fixed size without a crop.
+            "do_center_crop": crops or not to_aspect_ratio,
+        },
+        {
+            "do_resize": (True,),
+            "do_rescale": (True,),
+            "rescale_factor": (1 / 255,),
+            "resample": tuple(_INTERPOLATIONS),
+            "do_center_crop": (True,),
+        },
+    )
+    resized = as_pair(size["shortest_edge"]) if to_aspect_ratio else _height_and_width(size, where)
+    cropped = _height_and_width(required(config, "crop_size", where), where) if crops else resized
+    if resized[0] * cropped[1] != resized[1] * cropped[0] or cropped[0] > resized[0]:
+        raise ValueError(
+            f"{problem}: the crop {cropped} is larger than the resized image {resized}, or has "
+            "another aspect ratio."
+        )
+    return {
+        "image_size": cropped,
+        "crop_ratio": cropped[0] / resized[0],
+        "crop_to_aspect_ratio": to_aspect_ratio,
+        "interpolation": _INTERPOLATIONS[config["resample"]],
+        "mean": config["image_mean"] if config["do_normalize"] else 0.0,
+        "std": config["image_std"] if config["do_normalize"] else 1.0,
+    }
+
+
+def _height_and_width(size, where):
+    if isinstance(size, dict):
+        return required(size, "height", where), required(size, "width", where)
+    return as_pair(size)

@@ -1,0 +1,285 @@
+"""Folders of transformers as presets."""
+
+import numpy as np
+import pytest
+
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from tests.helpers import images, numpy, raises, randomize, raw_images, tiny_classifier
+from tests.hub_layouts import (
+    LABELS,
+    deit_processor,
+    transformers_config,
+    transformers_folder,
+    write_folder,
+)
+
+pytestmark = pytest.mark.backend
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize(
+    ("architecture", "distilled", "two_heads"),
+    [
+        ("DeiTForImageClassificationWithTeacher", True, True),
+        ("DeiTForImageClassification", True, False),
+        ("ViTForImageClassification", False, False),
+    ],
+)
+def test_a_folder_of_transformers(architecture, distilled, two_heads, version, rng, tmp_path):
+    backbone = {"use_distillation_token": distilled, "layer_norm_epsilon": 1e-12}
+    expected = randomize(tiny_classifier(backbone, use_distillation_head=two_heads), rng)
+    folder = transformers_folder(tmp_path / "mine", expected, architecture, version)
+    classifier = DeiTImageClassifier.from_preset(folder)
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(classifier(x)), numpy(expected(x)))
+    assert list(classifier.token_logits) == (["class", "distillation"] if two_heads else ["class"])
+    assert classifier.labels == LABELS
+    assert classifier.backbone.layer_norm_epsilon == 1e-12
+    converter = classifier.preprocessor
+    assert (converter.image_size, converter.crop_ratio, converter.crop_to_aspect_ratio) == (
+        (12, 32),
+        0.8,
+        False,
+    )
+    assert (converter.interpolation, converter.mean) == ("bicubic", (0.5, 0.5, 0.5))
+    assert classifier.predict(raw_images(rng), verbose=0).shape == (4, 5)
+
+
+@pytest.mark.parametrize("architecture", ["DeiTModel", "ViTModel"])
+def test_a_backbone_of_transformers_leaves_its_pooler(architecture, rng, tmp_path, caplog):
+    distilled = architecture.startswith("DeiT")
+    backbone = {"use_distillation_token": distilled, "layer_norm_epsilon": 1e-12}
+    expected = randomize(tiny_classifier(backbone, use_distillation_head=False), rng)
+    folder = transformers_folder(tmp_path / "mine", expected, architecture, 4)
+    with caplog.at_level("INFO"):
+        backbone = DeiTBackbone.from_preset(folder)
+    x = images(rng)
+    np.testing.assert_array_equal(numpy(backbone(x)), numpy(expected.backbone(x)))
+    assert any(
+        "because DeiT has no pooler: pooler.dense.weight, pooler.dense.bias" in message
+        for message in caplog.messages
+    )
+    with pytest.raises(ValueError, match="has no head. Use `num_classes=`"):
+        DeiTImageClassifier.from_preset(folder)
+
+
+def test_defaults_that_transformers_leaves_out(tmp_path):
+    folder = write_folder(
+        tmp_path / "mine",
+        {},
+        config={"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+    )
+    backbone = DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
+    assert (backbone.image_shape, backbone.hidden_dim, backbone.num_heads) == (
+        (224, 224, 3),
+        768,
+        12,
+    )
+    classifier = DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
+    assert (classifier.num_classes, classifier.preprocessor, classifier.labels) == (
+        2,
+        None,
+        ["LABEL_0", "LABEL_1"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' (supported: 'gelu')"),
+        ({"qkv_bias": False}, "qkv_bias=False (supported: True)"),
+        ({"model_type": "swin"}, "model_type='swin' (supported: 'deit' or 'vit')"),
+    ],
+)
+def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, tmp_path):
+    config = transformers_config(
+        "ViTForImageClassification", tiny_classifier().backbone, LABELS, **changes
+    )
+    folder = write_folder(tmp_path / "other", {}, config=config)
+    with raises(f"{folder / 'config.json'} has unsupported settings: {problem}."):
+        DeiTBackbone.from_preset(folder)
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        # As the hub's older files say it.
+        (
+            {"size": 438, "crop_size": 384, "do_center_crop": True, "resample": 3},
+            {
+                "image_size": (384, 384),
+                "crop_ratio": 384 / 438,
+                "crop_to_aspect_ratio": False,
+                "interpolation": "bicubic",
+            },
+        ),
+        (
+            {
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+                "resample": 3,
+            },
+            {
+                "image_size": (224, 224),
+                "crop_ratio": 0.875,
+                "crop_to_aspect_ratio": True,
+                "interpolation": "bicubic",
+            },
+        ),
+        (
+            {"size": {"height": 224, "width": 224}, "resample": 2, "do_normalize": False},
+            {
+                "image_size": (224, 224),
+                "crop_ratio": 1.0,
+                "crop_to_aspect_ratio": False,
+                "mean": (0.0,),
+                "std": (1.0,),
+            },
+        ),
+    ],
+)
+def test_processors_of_transformers(processor, expected, tmp_path):
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "image_size": expected["image_size"],
+    }
+    processor = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **processor}
+    folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
+    converter = DeiTImageClassifier.from_preset(
+        folder, load_weights=False, num_layers=1
+    ).preprocessor
+    assert {name: getattr(converter, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"do_resize": False}, "do_resize=False (supported: True)"),
+        (
+            {"rescale_factor": 1 / 127.5},
+            "rescale_factor=0.00784313725490196 (supported: 0.00392156862745098)",
+        ),
+        ({"resample": 1}, "resample=1 (supported: 0 or 2 or 3)"),
+        (
+            {"size": {"height": 20, "width": 40}},
+            "the crop (12, 32) is larger than the resized image (20, 40), or has another aspect "
+            "ratio",
+        ),
+        (
+            {"size": {"height": 6, "width": 16}},
+            "the crop (12, 32) is larger than the resized image (6, 16), or has another aspect "
+            "ratio",
+        ),
+        (
+            {"size": {"shortest_edge": 20}, "do_center_crop": False},
+            "do_center_crop=False (supported: True)",
+        ),
+    ],
+)
+def test_preprocessing_that_the_converter_does_not_have_is_refused(changes, problem, tmp_path):
+    config = transformers_config("ViTForImageClassification", tiny_classifier().backbone, LABELS)
+    folder = write_folder(
+        tmp_path / "other", {}, config=config, preprocessor_config=deit_processor(**changes)
+    )
+    with raises(
+        f"{folder / 'preprocessor_config.json'} has preprocessing that `DeiTImageConverter` does "
+        f"not support. Use your own `preprocessor=`: {problem}."
+    ):
+        DeiTImageClassifier.from_preset(folder, load_weights=False)
+    assert (
+        DeiTImageClassifier.from_preset(folder, load_weights=False, preprocessor=None).preprocessor
+        is None
+    )
+    assert DeiTBackbone.from_preset(folder, load_weights=False).num_layers == 3
+
+
+def test_pickles_are_never_opened(rng, tmp_path):
+    """A folder may hold both, or a pickle alone."""
+    expected = randomize(
+        tiny_classifier({"use_distillation_token": False, "layer_norm_epsilon": 1e-12}), rng
+    )
+    folder = transformers_folder(tmp_path / "mine", expected, "ViTForImageClassification", 4)
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    DeiTImageClassifier.from_preset(folder)
+    (folder / "model.safetensors").unlink()
+    with raises(
+        f"{folder / 'model.safetensors'} does not exist. Pickles (.bin, .pth) are not opened, "
+        "because opening one can run code. Save the weights as safetensors (timm: "
+        "`save_for_hf(..., safe_serialization=True)`), or convert the file once with "
+        "tools/convert_checkpoint.py."
+    ):
+        DeiTImageClassifier.from_preset(folder)
+
+
+def test_a_safetensors_file_cut_short(rng, tmp_path):
+    expected = tiny_classifier({"use_distillation_token": False})
+    folder = transformers_folder(tmp_path / "mine", expected, "ViTForImageClassification", 4)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(
+        ValueError,
+        match=r"model.safetensors is truncated or no safetensors file: .* Copy or download it again.",
+    ):
+        DeiTImageClassifier.from_preset(folder)
+
+
+def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "id2label": {str(i): "?" for i in range(1000)},
+    }
+    folder = write_folder(tmp_path / "copy", {}, config=config)
+    DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
+    assert any("use layer_norm_epsilon=1e-6" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        (
+            {"config": {"id2label": ["a", "b"]}},
+            "must map class indices to names in 'id2label'. Received: ['a', 'b']",
+        ),
+        ({"preprocessor_config": []}, "must be a JSON object. Received: []"),
+        (
+            {"preprocessor_config": {"size": {"longest_edge": 256}}},
+            "must be a JSON object with 'height'. Restore the file.",
+        ),
+    ],
+)
+def test_a_config_of_transformers_that_lacks_something(files, problem, tmp_path):
+    name = next(iter(files))
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        **files.get("config", {}),
+    }
+    folder = write_folder(tmp_path / "mine", {}, **{**files, "config": config})
+    with raises(f"{folder / name}.json {problem}"):
+        DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
+
+
+def test_processors_that_leave_their_defaults_out(tmp_path):
+    config = {
+        "model_type": "vit",
+        "architectures": ["ViTForImageClassification"],
+        "image_size": None,
+    }
+    processor = {
+        "image_processor_type": "ViTImageProcessorFast",
+        "crop_size": None,
+        "do_center_crop": None,
+    }
+    folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
+    converter = DeiTImageClassifier.from_preset(
+        folder, load_weights=False, num_layers=1
+    ).preprocessor
+    assert (converter.image_size, converter.crop_ratio, converter.interpolation) == (
+        (224, 224),
+        1.0,
+        "bilinear",
+    )
+    assert converter.mean == (0.5, 0.5, 0.5)
