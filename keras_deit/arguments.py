@@ -1,4 +1,4 @@
-"""Checks that every constructor shares: what was expected, what came, what to do."""
+"""Argument checks that constructors share. Each returns the checked value."""
 
 import math
 import numbers
@@ -21,15 +21,15 @@ def check_non_negative_int(name, value):
 def check_rate(name, value):
     if not _is_finite(value) or not 0 <= value < 1:
         raise ValueError(
-            f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. Received: "
-            f"{name}={value!r}"
+            f"`{name}` must be a probability in [0, 1); use 0.0 to switch it off. "
+            f"Received: {name}={value!r}"
         )
     return float(value)
 
 
-def check_share(name, value):
+def check_fraction(name, value):
     if not _is_finite(value) or not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a share in [0, 1]. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}")
     return float(value)
 
 
@@ -53,28 +53,32 @@ def check_choice(name, value, choices):
 
 
 def check_pair(name, value):
-    """An int, or a (height, width) pair of ints, as a pair."""
-    pair = (value, value) if isinstance(value, numbers.Integral) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+    """A (height, width) pair of positive ints; one int stands for both."""
+    sides = as_pair(value)
+    if len(sides) != 2:
         raise ValueError(
-            f"`{name}` must be a positive integer or a (height, width) pair of them. Received: "
-            f"{name}={value!r}"
+            f"`{name}` must be a positive integer or a (height, width) pair of them. "
+            f"Received: {name}={value!r}"
         )
-    return tuple(check_positive_int(name, side) for side in pair)
+    return tuple(check_positive_int(name, side) for side in sides)
+
+
+def as_pair(size):
+    """(height, width), unchecked; one value stands for both."""
+    return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 def check_token_sequence(layer, input_shape):
-    """(batch, tokens, width) with a known width."""
+    """Refuses anything but (batch, tokens, hidden_dim) with a known `hidden_dim`."""
     if len(input_shape) != 3 or input_shape[-1] is None:
         raise ValueError(
             f"`{layer}` takes tokens of shape (batch, tokens, hidden_dim) with a known "
-            "`hidden_dim`. "
-            f"Received: input shape {tuple(input_shape)}"
+            f"`hidden_dim`. Received: input shape {tuple(input_shape)}"
         )
 
 
 def _is_finite(value):
-    """Whether it is a number that a float can hold."""
+    """Whether `value` is a number that fits into a finite float."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     try:

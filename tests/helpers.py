@@ -66,6 +66,15 @@ def raw_images(rng, batch=4, shape=(20, 30, 3)):
     return rng.integers(0, 256, size=(batch, *shape)).astype("uint8")
 
 
+def unseen_digits():
+    """(images (360, 8, 8, 1), labels) that the model that ships has never seen."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")
+    return images, digits.target[-360:]
+
+
 def same_arrays(first, second):
     first, second = keras.tree.flatten(first), keras.tree.flatten(second)
     assert len(first) == len(second)

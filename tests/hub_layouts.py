@@ -7,7 +7,7 @@ import json
 import numpy as np
 from safetensors.numpy import save_file
 
-from keras_deit.presets.tensor_names import rules, to_timm
+from keras_deit.presets.pytorch.tensor_names import rules, to_timm
 from keras_deit.presets.weights import state_of
 from tests.helpers import randomize, tiny_classifier
 

@@ -10,6 +10,8 @@ import pytest
 import keras_deit
 from keras_deit import layers, models, visualization
 
+pytestmark = pytest.mark.backend
+
 PUBLIC = {**vars(layers), **vars(models)}
 CLASSES = [
     PUBLIC[name] for name in (*layers.__all__, *models.__all__) if isinstance(PUBLIC[name], type)

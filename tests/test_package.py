@@ -80,6 +80,8 @@ def python(script, **environment):
     )
 
 
+@pytest.mark.backend
+@pytest.mark.process
 def test_import_brings_no_other_backend_and_no_pictures():
     """A stand-in for JAX's Keras backend would be no test: this runs where that backend is
     installed, on it.

@@ -9,6 +9,8 @@ import sys
 import keras
 import pytest
 
+pytestmark = [pytest.mark.backend, pytest.mark.process]
+
 TOUR = """
 import keras_deit
 import keras

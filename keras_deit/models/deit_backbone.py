@@ -1,4 +1,4 @@
-"""The vision transformer up to its last LayerNorm."""
+"""The vision transformer without a head: images to tokens."""
 
 import functools
 import math
@@ -8,11 +8,17 @@ import numpy as np
 from keras import ops
 
 from keras_deit.arguments import (
+    check_bool,
     check_choice,
     check_non_negative_int,
-    check_pair,
     check_positive_int,
     check_rate,
+)
+from keras_deit.data_formats import (
+    axes_in_words,
+    check_data_format,
+    join_image_shape,
+    split_image_shape,
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
@@ -26,75 +32,76 @@ from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
-from keras_deit.models.preset_model import (
-    PresetModel,
-    argument_names,
-    check_overrides,
-    load_backbone,
-)
+from keras_deit.models.from_preset import load_backbone
+from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
-from keras_deit.presets.handles import find_preset
 
 DROP_PATH_SCHEDULES = ("linear", "constant")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTBackbone(PresetModel):
-    """A DeiT without its head: normalised images to tokens, as a functional graph over the layers
-    of `keras_deit.layers`.
+    """A DeiT vision transformer without a head, as a functional model.
 
-    `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`,
-    `LayerNormalization`. The defaults are those of DeiT; DeiT III has `position_scope="patches"`,
+    The model is `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`,
+    and a `LayerNormalization`. The defaults are DeiT's. DeiT III uses `position_scope="patches"`,
     `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
 
     Args:
-        image_shape: (height, width, channels), or (channels, height, width) with
-            `"channels_first"`; pixels. Need not be square.
+        image_shape: (height, width, channels) in pixels, or (channels, height, width) with
+            `data_format="channels_first"`. Images need not be square.
         patch_size: int or (height, width), in pixels. Must divide the image.
         num_layers: int. Number of transformer blocks.
-        num_heads: int. Attention heads of a block. Must divide `hidden_dim`.
-        hidden_dim: int. Width D of a token.
-        intermediate_dim: int. Width inside the MLP of a block.
-        use_distillation_token: bool. Whether a distillation token follows the class token. Defaults
-            to `False`.
-        position_scope: `"all"` (DeiT: prefix tokens have positions too) or `"patches"` (DeiT III).
-            Defaults to `"all"`.
+        num_heads: int. Number of attention heads in each block. Must divide `hidden_dim`.
+        hidden_dim: int. Size D of a token.
+        intermediate_dim: int. Size of the MLP's hidden layer.
+        use_distillation_token: bool. Whether to add a distillation token after the class token.
+            Defaults to `False`.
+        position_scope: `"all"` adds positions to prefix tokens and patches (DeiT), `"patches"` to
+            patches only (DeiT III). Defaults to `"all"`.
         dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each
             attention. Defaults to 0.0.
         attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
-        drop_path_rate: float in [0, 1). Probability that a sample skips a residual branch. Defaults
-            to 0.0.
-        drop_path_schedule: `"linear"` (from 0 in the first block to `drop_path_rate` in the last)
-            or `"constant"` (the same in all). Defaults to `"linear"`.
+        drop_path_rate: float in [0, 1). Probability that a sample skips a residual branch
+            (stochastic depth). Defaults to 0.0.
+        drop_path_schedule: `"linear"` increases the rate from 0 in the first block to
+            `drop_path_rate` in the last, `"constant"` uses it in every block. Defaults to
+            `"linear"`.
         layer_scale_init_value: float above 0, or `None` for no LayerScale. Defaults to `None`.
-        layer_norm_epsilon: float above 0. Defaults to 1e-6, that of every DeiT.
-        num_merged_tokens: int, 0 or more. How many tokens each block merges into others that are
-            alike (`TokenMerging`): faster, a little less accurate, and no training needed. Defaults
+        layer_norm_epsilon: float above 0. Defaults to 1e-6.
+        num_merged_tokens: int, 0 or more. Number of tokens that each block merges into similar
+            ones (`TokenMerging`). Faster and slightly less accurate; needs no training. Defaults
             to 0.
-        remat: bool. Whether training keeps only the blocks' inputs, and computes the rest again for
-            the gradient: less memory, more time, the same numbers. Defaults to `False`.
+        remat: bool. Whether to use gradient checkpointing: training keeps only the inputs of the
+            blocks and recomputes the rest in the backward pass. Less memory, more time, same
+            results. Defaults to `False`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
-        name: string. Defaults to a generated one.
+        name: string. Defaults to a generated name.
         trainable: bool. `False` freezes every layer. Defaults to `True`.
-        quantization_config: what `quantize` was told of each layer, as `get_config` writes it.
-            Defaults to `None`.
+        quantization_config: quantization settings of the layers, as `get_config` returns them
+            after `quantize`. Defaults to `None`.
 
     Input shape:
         (batch, *image_shape), normalised as `DeiTImageConverter` does.
 
     Output shape:
-        (batch, num_prefix_tokens + rows * columns, hidden_dim), after the last LayerNorm. Each
-        block has `num_merged_tokens` fewer.
+        (batch, num_prefix_tokens + rows * columns, hidden_dim). With `num_merged_tokens`, each
+        block returns that many tokens fewer.
 
     Raises:
-        ValueError: an argument out of range, or sizes that do not divide.
+        ValueError: if an argument is out of range or sizes do not divide.
 
     Example:
 
     >>> backbone = DeiTBackbone(
-    ...     image_shape=(32, 48, 3), patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256
+    ...     image_shape=(32, 48, 3),
+    ...     patch_size=16,
+    ...     num_layers=2,
+    ...     num_heads=4,
+    ...     hidden_dim=64,
+    ...     intermediate_dim=256,
     ... )
     >>> backbone(keras.random.uniform((1, 32, 48, 3))).shape
     (1, 7, 64)
@@ -131,26 +138,22 @@ class DeiTBackbone(PresetModel):
         trainable=True,
         quantization_config=None,
     ):
-        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
-        data_format = data_format or keras.config.image_data_format()
-        check_choice("data_format", data_format, ("channels_last", "channels_first"))
+        data_format = check_data_format(data_format)
         image_shape = _check_image_shape(image_shape, data_format)
-        patch_size = check_pair("patch_size", patch_size)
-        num_layers = check_positive_int("num_layers", num_layers)
-        num_merged_tokens = check_non_negative_int("num_merged_tokens", num_merged_tokens)
-        drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
-        check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
-        patch_embedding = PatchEmbedding(
-            hidden_dim,
-            patch_size,
-            data_format=data_format,
-            **sublayer("patch_embedding"),
-        )
-        # Refuses an image that the patch size does not divide
-        patch_embedding.build((None, *image_shape))
-        height, width = image_shape[1:] if data_format == "channels_first" else image_shape[:2]
-        grid_size = (height // patch_size[0], width // patch_size[1])
+        image_size, num_channels = split_image_shape(image_shape, data_format)
+        drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
+        use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         num_prefix_tokens = 2 if use_distillation_token else 1
+        merging = _merging_arguments(num_merged_tokens, num_prefix_tokens)
+        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
+
+        patch_embedding = PatchEmbedding(
+            hidden_dim, patch_size, data_format=data_format, **sublayer("patch_embedding")
+        )
+        patch_embedding.build((None, *image_shape))  # checks that patches divide the image
+        grid_size = tuple(
+            size // patch for size, patch in zip(image_size, patch_embedding.patch_size)
+        )
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
             grid_size,
@@ -158,23 +161,14 @@ class DeiTBackbone(PresetModel):
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
         )
-        if drop_path_schedule == "linear":
-            drop_path_rates = np.linspace(0.0, drop_path_rate, num_layers)
-        else:
-            drop_path_rates = np.full(num_layers, drop_path_rate)
-        merging = (
-            {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
-            if num_merged_tokens
-            else {}
-        )
-        block_class = MergingTransformerBlock if num_merged_tokens else TransformerBlock
+        block_class = MergingTransformerBlock if merging else TransformerBlock
         blocks = [
             block_class(
                 num_heads,
                 intermediate_dim,
                 dropout_rate=dropout_rate,
                 attention_dropout_rate=attention_dropout_rate,
-                drop_path_rate=float(rate),
+                drop_path_rate=rate,
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
                 remat=remat,
@@ -187,72 +181,98 @@ class DeiTBackbone(PresetModel):
             epsilon=layer_norm_epsilon, **sublayer("final_norm")
         )
 
-        inputs = keras.Input(image_shape, name="images")
-        # What enters each block: tokens, and their sizes after a merge.
-        states = [[token_position_embedding(patch_embedding(inputs))]]
-        for block in blocks:
-            outputs = block(*states[-1])
-            states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
-        outputs = final_norm(states[-1][0])
-        name = name or unique_name("deit_backbone")
+        images = keras.Input(image_shape, name="images")
+        states = _block_states(blocks, token_position_embedding(patch_embedding(images)))
         super().__init__(
-            inputs=inputs, outputs=outputs, name=name, trainable=own_trainable(trainable)
+            inputs=images,
+            outputs=final_norm(states[-1][0]),
+            name=name or unique_name("deit_backbone"),
+            trainable=own_trainable(trainable),
         )
-
         self.dtype_policy = own_policy(dtype)
         self.patch_embedding = patch_embedding
         self.token_position_embedding = token_position_embedding
         self.blocks = blocks
         self.final_norm = final_norm
         self.image_shape = image_shape
-        self.patch_size = patch_size
+        self.image_size = image_size
+        self.num_channels = num_channels
         self.grid_size = grid_size
-        self.num_layers = num_layers
-        self.num_heads = blocks[0].num_heads
-        self.hidden_dim = patch_embedding.hidden_dim
-        self.intermediate_dim = blocks[0].intermediate_dim
-        self.use_distillation_token = bool(use_distillation_token)
         self.num_prefix_tokens = num_prefix_tokens
-        self.position_scope = position_scope
-        self.dropout_rate = token_position_embedding.dropout_rate
-        self.attention_dropout_rate = blocks[0].attention_dropout_rate
-        self.drop_path_rate = drop_path_rate
+        self.use_distillation_token = use_distillation_token
+        self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
-        self.layer_scale_init_value = blocks[0].layer_scale_init_value
-        self.layer_norm_epsilon = blocks[0].layer_norm_epsilon
-        self.num_merged_tokens = num_merged_tokens
-        self.remat = bool(remat)
+        self.num_merged_tokens = int(num_merged_tokens)
         self.data_format = data_format
-        self._block_outputs = {
-            block.name: tokens for block, (tokens, *_) in zip(blocks, states[1:])
-        }
-        self._embeddings = states[0][0]
-        self._last_block_inputs = states[-2]
+        self._states = states
+
+    @property
+    def patch_size(self):
+        return self.patch_embedding.patch_size
+
+    @property
+    def num_layers(self):
+        return len(self.blocks)
+
+    @property
+    def num_heads(self):
+        return self.blocks[0].num_heads
+
+    @property
+    def hidden_dim(self):
+        return self.patch_embedding.hidden_dim
+
+    @property
+    def intermediate_dim(self):
+        return self.blocks[0].intermediate_dim
+
+    @property
+    def position_scope(self):
+        return self.token_position_embedding.position_scope
+
+    @property
+    def dropout_rate(self):
+        return self.token_position_embedding.dropout_rate
+
+    @property
+    def attention_dropout_rate(self):
+        return self.blocks[0].attention_dropout_rate
+
+    @property
+    def layer_scale_init_value(self):
+        return self.blocks[0].layer_scale_init_value
+
+    @property
+    def layer_norm_epsilon(self):
+        return self.blocks[0].layer_norm_epsilon
+
+    @property
+    def remat(self):
+        return self.blocks[0].remat
 
     @property
     def block_outputs(self):
-        """`{"block_0": (batch, tokens, hidden_dim), ...}`: the residual stream after each block, as
-        symbolic tensors.
+        """The tokens after each block, as symbolic tensors.
+
+        `{"block_0": (batch, tokens, hidden_dim), ...}`.
         """
-        return dict(self._block_outputs)
+        return {block.name: state[0] for block, state in zip(self.blocks, self._states[1:])}
 
     @property
     def attention_scores(self):
-        """`{"block_0": (batch, num_heads, tokens, tokens), ...}`: each block's scores after the
-        softmax, as symbolic tensors.
+        """The attention scores of each block after the softmax, as symbolic tensors.
 
-        `keras.Model(backbone.input, backbone.attention_scores)` computes them; the backbone itself
-        does not.
+        `{"block_0": (batch, num_heads, tokens, tokens), ...}`. To compute them, use
+        `keras.Model(backbone.input, backbone.attention_scores)`. The backbone itself does not
+        compute them and keeps its fused attention.
         """
         attention_scores, _ = self._scored
         return dict(attention_scores)
 
     @functools.cached_property
     def _scored(self):
-        """(attention scores, what leaves the last block), on a path of their own, so that the model
-        keeps the fused attention.
-        """
-        state, attention_scores = [self._embeddings], {}
+        """(attention scores, tokens after the last block), on a graph of their own."""
+        state, attention_scores = self._states[0], {}
         for block in self.blocks:
             tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
             state = [tokens, *token_sizes]
@@ -260,20 +280,18 @@ class DeiTBackbone(PresetModel):
 
     @functools.cached_property
     def _prefix_output(self):
-        """The prefix tokens of the output, without the patch tokens' part of the last block, which
-        they do not need.
-        """
-        outputs = self.blocks[-1](*self._last_block_inputs, num_queries=self.num_prefix_tokens)
+        """The output of the prefix tokens alone, without the last block's work on patch tokens."""
+        outputs = self.blocks[-1](*self._states[-2], num_queries=self.num_prefix_tokens)
         return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
 
     @functools.cached_property
     def pyramid_outputs(self):
-        """`{"P4": (batch, rows, columns, hidden_dim)}`: the final patch tokens as a feature map, as
-        a symbolic tensor.
+        """The patch tokens of the output as a feature map, as a symbolic tensor.
 
-        The level is the power of two nearest to the patch size: `"P4"` for patches of 16 or 14
-        pixels, `"P2"` for 4. With `"channels_first"` the map is (batch, hidden_dim, rows, columns).
-        Blocks that merge tokens leave no feature map.
+        `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
+        `data_format="channels_first"`. The level is the power of two nearest to the patch size:
+        `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. A backbone that merges tokens has no
+        feature map.
         """
         if self.num_merged_tokens:
             return _NoFeatureMaps(self.num_merged_tokens)
@@ -286,65 +304,65 @@ class DeiTBackbone(PresetModel):
 
     @classmethod
     def from_preset(cls, handle, load_weights=True, **overrides):
-        """A backbone by name or from a directory.
+        """Creates a backbone from a preset.
 
         Args:
-            handle: a name of `DeiTBackbone.presets`, whose original weights come from the Hugging
-                Face Hub (the digits model's are in the package); `"hf://owner/repo"`; or a
-                directory. Repositories and directories are as `save_to_preset` writes them or as
-                timm and transformers do (weights in safetensors; no pickle is opened). A
-                classifier's serves, too.
-            load_weights: bool. `False` gives the architecture with random weights. Defaults to
+            handle: one of
+
+                1. a name from `DeiTBackbone.presets`, whose weights are downloaded from the Hugging
+                   Face Hub (those of the digits model ship inside the package);
+                2. `"hf://owner/repo"`;
+                3. the path of a directory.
+
+                Repositories and directories may be in the format of `save_to_preset`, timm or
+                transformers, with weights in safetensors. A preset of a classifier works too.
+            load_weights: bool. `False` creates the architecture with random weights. Defaults to
                 `True`.
-            **overrides: any argument of `DeiTBackbone`. `dtype` defaults to the global policy,
-                whatever the weights were saved in; a quantized preset keeps its own. With another
-                `image_shape` the trained positions are resampled; another `data_format` alone turns
-                it. What would make another model of the trained weights, as another `num_heads`,
-                needs `load_weights=False`.
+            **overrides: arguments of `DeiTBackbone` that differ from the preset. Another
+                `image_shape` resamples the positions. `data_format` alone also turns
+                `image_shape`. `dtype` defaults to the global policy; quantized presets keep their
+                own. Arguments that the weights were trained with, such as `num_heads`, can change
+                only with `load_weights=False`.
 
         Raises:
-            ValueError: no such preset, files that are not as their writer left them, or an override
-                that the trained weights cannot take.
-            ConnectionError: the hub cannot be reached, and the weights are not in its cache.
-            OSError: the download is not what the hub promises.
+            ValueError: if there is no such preset, a file of it is invalid, or the trained weights
+                do not allow an override.
+            ConnectionError: if the hub cannot be reached and the weights are not in its cache.
+            OSError: if a download does not match the hub's checksum.
         """
-        check_overrides(overrides, argument_names(cls))
-        return load_backbone(
-            cls, find_preset(handle), load_weights, overrides, source=f"preset {str(handle)!r}"
-        )
+        return load_backbone(cls, handle, load_weights, overrides)
 
     def save_to_preset(self, directory):
-        """Writes the backbone as a directory of plain files, which `from_preset` reads and
-        `huggingface_hub.upload_folder` publishes.
+        """Saves the backbone as a directory of plain files.
 
-        A preset that is there is replaced, whole or not at all; its README.md, the model card,
-        stays if you have edited it.
+        `from_preset` loads it, and `huggingface_hub.upload_folder` publishes it. An existing preset
+        is replaced atomically; its model card, README.md, is kept if you have edited it.
 
         Raises:
-            ValueError: `directory` is a file, or holds files that are not of a preset.
+            ValueError: if `directory` is a file or contains files that do not belong to a preset.
         """
         write_preset(directory, self, origin=self._origin)
 
     @staticmethod
     def get_layout_map(device_mesh, model_parallel_dim_name="model"):
-        """How the weights of a backbone, and of all that contains one, are split over devices; the
-        rest is on each of them.
+        """Returns a layout map that splits the weights of the backbone over devices.
 
-        Attention and the inside of the MLP are split: what enters by columns, what leaves by rows.
-        For `keras.distribution.ModelParallel(layout_map=...)`, on JAX, by KerasHub's name. What the
-        devices send each other is counted in docs/sharding.md.
+        For `keras.distribution.ModelParallel(layout_map=...)`, on JAX. It also works for every
+        model that contains a backbone. The MLP and the attention are split, the first layer of each
+        by columns and the second by rows; all other weights are replicated. The same name as in
+        KerasHub.
 
         Args:
             device_mesh: `keras.distribution.DeviceMesh`.
-            model_parallel_dim_name: name of its axis to split over. Its size must divide
-                `hidden_dim` and `intermediate_dim`, and should divide `num_heads`: else every block
-                gathers its heads on each device.
+            model_parallel_dim_name: name of the mesh axis to split over. Its size must divide
+                `hidden_dim` and `intermediate_dim`. It should divide `num_heads`: otherwise each
+                device gathers all heads in every block.
 
         Returns:
             `keras.distribution.LayoutMap`.
 
         Raises:
-            ValueError: the mesh has no such axis.
+            ValueError: if the mesh has no such axis.
 
         Reference: [Shoeybi et al., 2019](https://arxiv.org/abs/1909.08053), section 3.
         """
@@ -354,25 +372,23 @@ class DeiTBackbone(PresetModel):
                 f"{', '.join(device_mesh.axis_names)}"
             )
         layout = keras.distribution.LayoutMap(device_mesh)
-        for entry in ("attention/qkv", "mlp/intermediate"):
-            layout[f".*block_.*/{entry}/kernel"] = (None, model_parallel_dim_name)
-            layout[f".*block_.*/{entry}/bias"] = (model_parallel_dim_name,)
-        for projection in ("attention/projection", "mlp/projection"):
-            layout[f".*block_.*/{projection}/kernel"] = (model_parallel_dim_name, None)
+        for first in ("attention/qkv", "mlp/intermediate"):
+            layout[f".*block_.*/{first}/kernel"] = (None, model_parallel_dim_name)
+            layout[f".*block_.*/{first}/bias"] = (model_parallel_dim_name,)
+        for second in ("attention/projection", "mlp/projection"):
+            layout[f".*block_.*/{second}/kernel"] = (model_parallel_dim_name, None)
         return layout
 
     def get_config(self):
+        sublayers = [
+            self.patch_embedding,
+            self.token_position_embedding,
+            *self.blocks,
+            self.final_norm,
+        ]
         return {
             "name": self.name,
-            **sublayers_config(
-                self,
-                [
-                    self.patch_embedding,
-                    self.token_position_embedding,
-                    *self.blocks,
-                    self.final_norm,
-                ],
-            ),
+            **sublayers_config(self, sublayers),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "num_layers": self.num_layers,
@@ -394,24 +410,44 @@ class DeiTBackbone(PresetModel):
 
 
 def _check_image_shape(image_shape, data_format):
-    axes = (
-        "(channels, height, width)"
-        if data_format == "channels_first"
-        else "(height, width, channels)"
-    )
     if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
         raise ValueError(
-            f"`image_shape` must be {axes} for data_format={data_format!r}. Received: "
-            f"image_shape={image_shape!r}"
+            f"`image_shape` must be {axes_in_words(data_format)} for data_format={data_format!r}, "
+            "in pixels, such as "
+            f"{join_image_shape((224, 224), 3, data_format)}. Received: image_shape={image_shape!r}"
         )
     return tuple(check_positive_int("image_shape", size) for size in image_shape)
 
 
-class _NoFeatureMaps(dict):
-    """Of a backbone that merges: empty, and says why when a level is asked for.
+def _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule):
+    """The rate of each block."""
+    num_layers = check_positive_int("num_layers", num_layers)
+    drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
+    check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
+    first = 0.0 if drop_path_schedule == "linear" else drop_path_rate
+    return np.linspace(first, drop_path_rate, num_layers).tolist()
 
-    Not an error of the property itself, which PyTorch's tracer reads of every model that it
-    exports.
+
+def _merging_arguments(num_merged_tokens, num_prefix_tokens):
+    """What `MergingTransformerBlock` needs beyond `TransformerBlock`; empty without merging."""
+    if not check_non_negative_int("num_merged_tokens", num_merged_tokens):
+        return {}
+    return {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
+
+
+def _block_states(blocks, embeddings):
+    """The inputs of each block and the outputs of the last: [tokens], or [tokens, token sizes]."""
+    states = [[embeddings]]
+    for block in blocks:
+        outputs = block(*states[-1])
+        states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
+    return states
+
+
+class _NoFeatureMaps(dict):
+    """The feature maps of a backbone that merges tokens: empty, with an error for each level.
+
+    The property itself must not raise, because PyTorch's tracer reads it when it exports a model.
     """
 
     def __init__(self, num_merged_tokens):
@@ -420,7 +456,6 @@ class _NoFeatureMaps(dict):
 
     def __missing__(self, level):
         raise ValueError(
-            "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone "
-            "with `num_merged_tokens=0`. "
+            "`pyramid_outputs` needs one token for each patch, so use `num_merged_tokens=0`. "
             f"Received: num_merged_tokens={self.num_merged_tokens}"
         )

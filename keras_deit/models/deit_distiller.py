@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_choice, check_share
+from keras_deit.arguments import check_choice, check_fraction
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
@@ -96,7 +96,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     ):
         _check_student(student)
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
-        alpha = check_share("alpha", alpha)
+        alpha = check_fraction("alpha", alpha)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
         self.dtype_policy = student.dtype_policy  # with "mixed_float16" Keras scales the loss

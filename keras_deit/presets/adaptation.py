@@ -1,55 +1,63 @@
-"""Trained weights for another image size, another number of channels, or one more prefix token."""
+"""Trained weights, adapted to another image size, number of channels or number of prefix tokens."""
 
 import math
 
+import keras
 import numpy as np
 from absl import logging
 
-from keras_deit.presets.layout import layout
-from keras_deit.presets.positions import resample_positions
+from keras_deit.presets.architecture import grid_size, num_channels
 
 KERNEL = "patch_embedding/projection/kernel"
 PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
 POSITIONS = "token_position_embedding/positions"
 
 
-def adapt_backbone(state, saved_config, config, source):
-    """Changes the `state` of a backbone with `saved_config` into what one with `config` wants, and
-    returns it.
+def adapt_backbone(state, saved_config, backbone, source):
+    """Adapts the weights of a saved backbone to another one, in place, and returns them.
 
-    Positions are resampled to the new grid. The patch kernel sums its channels for one channel, and
-    repeats them, scaled to keep the size of the sum, for other numbers. A distillation token that
-    was not trained starts as the class token, which a log line says. Whatever else differs stays as
-    it is, for `weights.assign` to refuse.
+    - Positions are resampled to the new grid.
+    - The patch kernel adapts to other channels as timm's does: summed for one channel, otherwise
+      repeated and scaled.
+    - A distillation token that the preset lacks starts as the class token, with a warning.
+
+    Other differences stay, and `weights.assign` refuses them.
+
+    Args:
+        state: {variable path: array}.
+        saved_config: dict, the arguments of the saved backbone.
+        backbone: the new `DeiTBackbone`.
+        source: name of the preset in warnings.
     """
-    (grid, channels, prefix), (new_grid, new_channels, new_prefix) = (
-        layout(saved_config),
-        layout(config),
-    )
-    scope_is_all = saved_config.get("position_scope", "all") == "all"
+    num_prefix_tokens = len(state[PREFIX_TOKENS])
+    has_prefix_positions = backbone.position_scope == "all"
     state[POSITIONS] = resample_positions(
-        state[POSITIONS], prefix if scope_is_all else 0, grid, new_grid
+        state[POSITIONS],
+        num_prefix_tokens if has_prefix_positions else 0,
+        grid_size(saved_config),
+        backbone.grid_size,
     )
-    if channels != new_channels:
-        state[KERNEL] = _adapt_channels(state[KERNEL], channels, new_channels)
-    if (prefix, new_prefix) == (1, 2):
+    if num_channels(saved_config) != backbone.num_channels:
+        state[KERNEL] = _adapt_channels(
+            state[KERNEL], num_channels(saved_config), backbone.num_channels
+        )
+    if (num_prefix_tokens, backbone.num_prefix_tokens) == (1, 2):
         logging.warning(
-            "The distillation token is not trained: the %s has none, so it starts as the class "
-            "token.",
+            "The distillation token is not trained: the %s has none, so it starts as a copy of "
+            "the class token.",
             source,
         )
         state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
-        if scope_is_all:
+        if has_prefix_positions:
             state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
     return state
 
 
 def adapt_head(state, source):
-    """`state` of one head as two want it: the distillation head starts as the class head, which a
-    log line says.
-    """
+    """The weights of one head as those of two: the distillation head starts as a copy."""
     logging.warning(
-        "The distillation head is not trained: the %s has one head, of which it starts as a copy.",
+        "The distillation head is not trained: the %s has one head, and the distillation head "
+        "starts as a copy of it.",
         source,
     )
     names = {path.removeprefix("head/"): array for path, array in state.items()}
@@ -60,10 +68,33 @@ def adapt_head(state, source):
     }
 
 
-def _adapt_channels(kernel, channels, new_channels):
-    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first
-    convolution.
+def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
+    """Resizes learned positions to another grid: bicubic, antialiased.
+
+    Args:
+        positions: array (num_prefix_tokens + rows * columns, hidden_dim).
+        num_prefix_tokens: int. How many positions at the start belong to prefix tokens and stay as
+            they are; 0 with `position_scope="patches"`.
+        grid_size: (rows, columns) of `positions`.
+        new_grid_size: (rows, columns) of the result. The same grid returns `positions` unchanged.
+
+    Returns:
+        Array (num_prefix_tokens + new rows * new columns, hidden_dim) of the same dtype.
     """
+    if tuple(grid_size) == tuple(new_grid_size):
+        return positions
+    prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
+    hidden_dim = positions.shape[-1]
+    grid = patches.reshape(*grid_size, hidden_dim).astype("float32")
+    grid = keras.ops.image.resize(
+        grid, new_grid_size, interpolation="bicubic", antialias=True, data_format="channels_last"
+    )
+    patches = keras.ops.convert_to_numpy(grid).reshape(-1, hidden_dim).astype(positions.dtype)
+    return np.concatenate([prefix, patches])
+
+
+def _adapt_channels(kernel, channels, new_channels):
+    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first convolution."""
     kernel = kernel.reshape(-1, channels, kernel.shape[-1])
     if new_channels == 1:
         kernel = kernel.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """The README.md of a preset, which the Hugging Face Hub shows as its model card."""
 
 from keras_deit.presets.catalog import published
-from keras_deit.presets.files import HUB
+from keras_deit.presets.sources import HUB
 
 _TEMPLATE = """\
 ---
@@ -10,7 +10,8 @@ _TEMPLATE = """\
 
 # {name}
 
-{summary} Saved by keras_deit, a Keras 3 package of DeiT vision transformers, which runs on TensorFlow, JAX and PyTorch.
+{summary} Saved with keras_deit, DeiT vision transformers for Keras 3 on TensorFlow, JAX and
+PyTorch.
 
 ## Use
 
@@ -21,7 +22,8 @@ model = keras_deit.models.{cls}.from_preset("{handle}")
 {usage}
 ```
 
-`from_preset` takes the path of this folder, too, and any argument of the model: another `image_shape`, `num_classes` or `dtype`.
+`from_preset` also takes the path of a local copy, and overrides such as `image_shape`,
+`num_classes` and `dtype`.
 
 ## Source
 
@@ -38,15 +40,15 @@ model = keras_deit.models.{cls}.from_preset("{handle}")
 
 
 def model_card(name, backbone_config, task_config, parameters, has_preprocessor, origin):
-    """The card's text.
+    """Returns the text of the card.
 
     Args:
-        name: string, what the preset is called.
-        backbone_config: dict, the arguments of its `DeiTBackbone`.
-        task_config: dict, the arguments of its `DeiTImageClassifier`, or `None`.
-        parameters: int, how many the model has.
+        name: string, name of the preset.
+        backbone_config: dict, arguments of its `DeiTBackbone`.
+        task_config: dict, arguments of its `DeiTImageClassifier`, or `None`.
+        parameters: int, number of the model's parameters.
         has_preprocessor: bool, whether `predict` takes raw images.
-        origin: the handle that the weights go back to, or `None`.
+        origin: handle of the preset that the weights come from, or `None`.
     """
     row = published(origin)
     task = "image-feature-extraction" if task_config is None else "image-classification"
@@ -76,54 +78,49 @@ def model_card(name, backbone_config, task_config, parameters, has_preprocessor,
 
 
 def _usage(task, has_preprocessor):
-    call = "tokens = model.predict(images)" if task is None else "logits = model.predict(images)"
-    return f"{call}  # {'raw images, 0 to 255, of any size' if has_preprocessor else 'images as the model was trained on'}"
+    outputs = "tokens" if task is None else "logits"
+    images = "raw images, 0 to 255, any size" if has_preprocessor else "preprocessed images"
+    return f"{outputs} = model.predict(images)  # {images}"
 
 
 def _summary(backbone, task, parameters):
-    height_width_channels = " x ".join(map(str, backbone["image_shape"]))
-    what = (
-        "A DeiT backbone"
-        if task is None
-        else f"A DeiT image classifier for {task['num_classes']} classes"
-    )
-    tokens = (
-        "a class token and a distillation token"
-        if backbone["use_distillation_token"]
-        else "a class token"
-    )
+    image_shape = " x ".join(map(str, backbone["image_shape"]))
+    what = "A DeiT backbone"
+    if task is not None:
+        what = f"A DeiT image classifier for {task['num_classes']} classes"
+    tokens = "a class token"
+    if backbone["use_distillation_token"]:
+        tokens += " and a distillation token"
     return (
-        f"{what}: {parameters:,} parameters, images of {height_width_channels}, "
-        f"{backbone['num_layers']} blocks of "
-        f"{backbone['num_heads']} heads, width {backbone['hidden_dim']}, {tokens}."
+        f"{what}: {parameters:,} parameters, images of {image_shape}, {backbone['num_layers']} "
+        f"blocks with {backbone['num_heads']} heads, width {backbone['hidden_dim']}, {tokens}."
     )
 
 
 def _source(row, origin):
     if origin is None:
-        return "No source is recorded. State here what the model was trained on, and how."
+        return "Not recorded. Describe here what the model was trained on, and how."
+    trained = "If you trained them further, describe here on what, and how."
     if row is None:
-        return f"The weights go back to `{origin}`. If they were trained since, state here on what, and how."
+        return f"The weights come from `{origin}`. {trained}"
     return (
-        f"The weights go back to `{origin}`, those of "
-        f"[{row.timm_repository}](https://huggingface.co/{row.timm_repository}), which come from "
-        "[facebookresearch/deit](https://github.com/facebookresearch/deit). If they were trained "
-        "since, state here on what, and how."
+        f"The weights come from `{origin}`: "
+        f"[{row.timm_repository}](https://huggingface.co/{row.timm_repository}), converted from "
+        f"[facebookresearch/deit](https://github.com/facebookresearch/deit). {trained}"
     )
 
 
 def _accuracy(row):
     if row is None:
-        return "Not measured. State here the figure, the data, and the preprocessing."
+        return "Not measured. State here the accuracy, the data and the preprocessing."
     return (
-        f"The published classifier has {row.top1} % top-1 on ImageNet-1k's validation set as its "
-        "authors measured it, and "
-        f"{row.timm_top1} % as timm does. That is the starting point; it was not measured again "
-        "for this folder."
+        "Of the published classifier, top-1 on the ImageNet-1k validation set: "
+        f"{row.top1}% as measured by its authors, {row.timm_top1}% as measured by timm. This copy "
+        "was not measured."
     )
 
 
 def _licence(row):
     if row is None:
-        return "Not stated. Who publishes the model states it here, and as `license` at the top."
-    return "Apache-2.0, which is that of facebookresearch/deit and its weights."
+        return "Not stated. State it here, and as `license` in the front matter above."
+    return "Apache-2.0, the licence of facebookresearch/deit and its weights."

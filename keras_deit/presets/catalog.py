@@ -21,11 +21,10 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A row of the table: what tells one published model from the others.
+    """A row of the table: what distinguishes a published model from the others.
 
-    `top1` is the accuracy on ImageNet-1k's validation set, in percent, that the authors publish;
-    `timm_top1` is timm's figure for the same weights (results-imagenet.csv), with timm's crop
-    ratio.
+    `top1` is the published accuracy on the ImageNet-1k validation set, in percent; `timm_top1` is
+    what timm measured with the same weights and its own crop ratio (results-imagenet.csv).
     """
 
     version: str  # "deit" or "deit3"
@@ -47,11 +46,12 @@ class Architecture:
 
     @property
     def timm_repository(self):
-        return f"timm/{self.name.removesuffix('_in21k')}.{'fb_in22k_ft_in1k' if self.in21k else 'fb_in1k'}"
+        tag = "fb_in22k_ft_in1k" if self.in21k else "fb_in1k"
+        return f"timm/{self.name.removesuffix('_in21k')}.{tag}"
 
     @property
     def transformers_repository(self):
-        """Of facebook's; there is none for DeiT III."""
+        """facebook's repository, which exists for DeiT but not for DeiT III."""
         return f"facebook/{self.name.replace('_', '-')}" if self.version == "deit" else None
 
     @property
@@ -112,11 +112,11 @@ _TABLE = (
     Architecture("deit3", "huge", 14, 224, 632_126_440, 87.2, 87.180, in21k=True),
 )
 
-# A view, not a dict: a catalog that a caller could change would lie to the next one.
+# Read-only, so that no caller can change the catalog for the next one.
 ARCHITECTURES = types.MappingProxyType({row.name: row for row in _TABLE})
 
-# Presets whose directory, weights included, is inside the package. This one reads handwritten
-# digits: no accuracy on ImageNet.
+# Presets that ship inside the package with their weights. This one classifies handwritten digits,
+# so it has no ImageNet accuracy.
 BUILT_IN = types.MappingProxyType(
     {
         "deit_nano_distilled_patch4_32_digits": {
@@ -131,7 +131,7 @@ BUILT_IN = types.MappingProxyType(
     }
 )
 
-# What `Cls.presets` shows.
+# The content of `Cls.presets`
 METADATA = types.MappingProxyType(
     {
         **{name: dataclasses.asdict(row) for name, row in ARCHITECTURES.items()},
@@ -141,8 +141,10 @@ METADATA = types.MappingProxyType(
 
 
 def published(handle):
-    """The row that a handle of `from_preset` names, also as a repository of timm's or facebook's on
-    the hub; or `None`.
+    """The row of a published model, or `None`.
+
+    Args:
+        handle: a built-in name, or `"hf://..."` with timm's or facebook's repository.
     """
     if handle in ARCHITECTURES:
         return ARCHITECTURES[handle]

@@ -1,16 +1,16 @@
 """A preset as a directory of plain files.
 
-    config.json            the backbone's arguments
-    model.safetensors      its weights
+    config.json            arguments of the backbone
+    model.safetensors      weights of the backbone
     task.json              the classifier's own arguments
-    head.safetensors       the weights of its head, apart, so that another head can take its place
-    preprocessor.json      what turns raw images into the model's input
-    labels.json            the names of the classes
-    metadata.json          versions, and each weights file's checksum
-    README.md              the model card
+    head.safetensors       weights of the head, apart so that `num_classes=` can replace it
+    preprocessor.json      the serialized preprocessor
+    labels.json            class names
+    metadata.json          versions, and a checksum for each weights file
+    README.md              model card
 
-A backbone alone has the first two and the last two. Version 0.1 wrote HDF5, which still loads:
-model.weights.h5, task.weights.h5.
+A backbone alone has config.json, model.safetensors, metadata.json and README.md. Version 0.1 wrote
+the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load.
 """
 
 import inspect
@@ -25,7 +25,8 @@ from keras_deit.atomic import atomic_directory
 from keras_deit.presets import weights
 from keras_deit.presets.card import model_card
 from keras_deit.presets.catalog import published
-from keras_deit.presets.files import Folder, read_json
+from keras_deit.presets.preset import Preset
+from keras_deit.presets.sources import Folder, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -35,7 +36,7 @@ PREPROCESSOR = "preprocessor.json"
 LABELS = "labels.json"
 METADATA = "metadata.json"
 CARD = "README.md"
-# What version 0.1 wrote in their place
+# The weights files of version 0.1
 HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}
 FILES = (CONFIG, WEIGHTS, TASK, HEAD_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD, *HDF5.values())
 
@@ -46,11 +47,11 @@ HDF5_FORMAT = 1
 def write_preset(
     directory, backbone, task_config=None, head=None, preprocessor=None, labels=None, origin=None
 ):
-    """Writes a preset directory, whole or not at all.
+    """Writes a preset directory atomically.
 
     Args:
-        directory: path. A preset that is there is replaced, but for a model card that someone has
-            edited; anything else is refused.
+        directory: path. An existing preset is replaced, but a model card that was edited is kept.
+            A directory with any other file is refused.
         backbone: the backbone model.
         task_config: dict, the classifier's own arguments; `None` for a backbone alone.
         head: model of the classifier's layers after the backbone.
@@ -61,7 +62,7 @@ def write_preset(
     directory = pathlib.Path(os.path.expanduser(directory)).absolute()
     replaced = None
     if directory.is_dir() and any(directory.iterdir()):
-        replaced = PresetDirectory(Folder(directory))  # refuses to replace anything else
+        replaced = DirectoryPreset(Folder(directory))  # raises if this is no preset
     with atomic_directory(directory, replaceable=FILES) as folder:
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
@@ -96,24 +97,23 @@ def write_preset(
         _write_json(folder / METADATA, metadata)
 
 
-class PresetDirectory:
-    """Reads what `write_preset` wrote, and says what is wrong with it."""
+class DirectoryPreset(Preset):
+    """A preset in this package's own format, in a local folder or on the hub."""
 
     def __init__(self, files):
         self._files = files
         if files.find(CONFIG) is None or files.find(METADATA) is None:
             raise ValueError(
-                f"{files} is not a preset: a preset has {CONFIG} and {METADATA}, as "
-                "`save_to_preset` writes them, or the "
-                f"{CONFIG} of timm or transformers. Found: {files.listing()}"
+                f"{files} is not a preset. A preset has {CONFIG} and {METADATA}, as "
+                f"`save_to_preset` writes them, or the {CONFIG} of timm or transformers. "
+                f"Found: {files.listing()}"
             )
         metadata = self._read(METADATA)
         if not _is_metadata(metadata):
             raise ValueError(
-                f"{self._files.where(METADATA)} must be of format {FORMAT} and list the files, and "
-                "the weights with their checksums. "
-                "It was changed, or a later version of keras_deit wrote it: save the preset again, "
-                "or upgrade."
+                f'{self._files.where(METADATA)} must have "format" {FORMAT}, "files", and '
+                '"weights" with their checksums. The file was changed, or a newer version of '
+                "keras_deit wrote it: save the preset again, or upgrade."
             )
         self._weights = metadata["weights"]
         self._is_hdf5 = metadata["format"] == HDF5_FORMAT
@@ -122,13 +122,17 @@ class PresetDirectory:
         self.origin = origin if published(origin) else files.handle or origin
         self._lists_labels = LABELS in metadata["files"]
         for name in metadata["files"]:
-            # Without its preprocessor or head a model would be another one. Labels may be given
-            # anew: see `labels`.
+            # Without its head or preprocessor this would silently be another model. `labels=` can
+            # replace missing labels: see `labels`.
             if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
                 raise ValueError(
-                    f"The preset lacks one of its files: {self._files.where(name)} does not exist. "
-                    "Copy the preset again."
+                    f"The preset is incomplete: {self._files.where(name)} does not exist. Copy "
+                    "the preset again."
                 )
+
+    @property
+    def has_head(self):
+        return self._files.find(TASK) is not None
 
     def backbone_config(self, cls):
         content = self._read(CONFIG)
@@ -139,30 +143,26 @@ class PresetDirectory:
             or "config" not in content
         ):
             raise ValueError(
-                f"{self._files.where(CONFIG)} must hold the `config` of a {name}. Received: "
+                f"{self._files.where(CONFIG)} must contain the `config` of a {name}. Received: "
                 f"{content.get('class_name') if isinstance(content, dict) else content!r}"
             )
         _check_arguments(content["config"], cls, self._files.where(CONFIG))
         return content["config"]
 
-    def task_config(self, cls, given_apart):
-        """The classifier's own arguments, or `None`. `given_apart`: arguments of `cls` that are not
-        in this file.
-        """
+    def task_config(self, cls, stored_apart):
         config = self._read(TASK)
         if config is not None:
-            _check_arguments(config, cls, self._files.where(TASK), given_apart)
+            _check_arguments(config, cls, self._files.where(TASK), stored_apart)
         return config
 
     def preprocessor_config(self):
-        """The serialized preprocessor, or `None`."""
         config = self._read(PREPROCESSOR)
         if config is not None and not (
             isinstance(config, dict) and isinstance(config.get("config"), dict)
         ):
             raise ValueError(
-                f"{self._files.where(PREPROCESSOR)} must hold a serialized Keras layer. Received: "
-                f"{config!r}"
+                f"{self._files.where(PREPROCESSOR)} must contain a serialized Keras layer. "
+                f"Received: {config!r}"
             )
         return config
 
@@ -170,26 +170,22 @@ class PresetDirectory:
         labels = self._read(LABELS)
         if labels is None and self._lists_labels:
             raise ValueError(
-                f"The preset lacks its labels: {self._files.where(LABELS)} does not exist. Copy "
-                "the preset again, or give `labels=[...]`, "
-                "or `labels=None` to do without."
+                f"The preset is incomplete: {self._files.where(LABELS)} does not exist. Copy the "
+                "preset again, or use `labels=[...]`, or `labels=None` for none."
             )
         if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
             count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
             raise ValueError(
-                f"{self._files.where(LABELS)} must list one label for each of the {num_classes} "
-                f"classes in {TASK}. "
-                f"Received: {count}. Correct the list, or give `labels=[...]`, or `labels=None` to "
-                "do without."
+                f"{self._files.where(LABELS)} must have one label for each of the {num_classes} "
+                f"classes in {TASK}. Correct the list, or use `labels=[...]`, or `labels=None` "
+                f"for none. Received: {count}"
             )
         return labels
 
     def backbone_state(self, build_saved):
-        """{variable path: array}; `build_saved()` is a backbone with the config of the file."""
         return self._state(WEIGHTS, build_saved)
 
     def head_state(self, build_saved):
-        """{variable path: array}; `build_saved()` is a head with the config of the file."""
         return self._state(HEAD_WEIGHTS, build_saved)
 
     def _state(self, name, build_saved):
@@ -205,12 +201,8 @@ class PresetDirectory:
         weights.load_hdf5_weights(saved, self._files.find(name), entry, source)
         return weights.state_of(saved)
 
-    @property
-    def has_head(self):
-        return self._files.find(TASK) is not None
-
     def card_is_edited(self):
-        """Whether there is a model card that `write_preset` did not write."""
+        """Whether the model card differs from what `write_preset` wrote."""
         card = self._files.find(CARD)
         return card is not None and weights.checksum(card) != self._card_sha256
 
@@ -249,13 +241,16 @@ def _write_json(file, content):
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_arguments(config, cls, file, given_apart=()):
+def _check_arguments(config, cls, file, stored_apart=()):
+    """Refuses a config that lacks arguments of `cls` or has unknown ones."""
     if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold the arguments of {cls.__name__}. Received: {config!r}")
+        raise ValueError(
+            f"{file} must contain the arguments of {cls.__name__}. Received: {config!r}"
+        )
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name != "self" and name not in given_apart
+        if name != "self" and name not in stored_apart
     }
     unknown = sorted(set(config) - set(parameters))
     missing = [
@@ -263,7 +258,7 @@ def _check_arguments(config, cls, file, given_apart=()):
     ]
     if unknown or missing:
         raise ValueError(
-            f"{file} does not hold the arguments of {cls.__name__}. "
-            f"Missing: {', '.join(missing) or 'none'}. Unknown: {', '.join(unknown) or 'none'}. "
-            "Correct the file, or save the preset again."
+            f"{file} must contain the arguments of {cls.__name__}. Correct the file, or save the "
+            f"preset again. Missing: {', '.join(missing) or 'none'}. "
+            f"Unknown: {', '.join(unknown) or 'none'}."
         )

@@ -1,33 +1,33 @@
-"""Where the files of a preset handle come from, and in which layout."""
+"""From the handle that a user gives to `from_preset` to a preset that can be read."""
 
 import difflib
 import os
 import pathlib
 
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
-from keras_deit.presets.directory import PresetDirectory
-from keras_deit.presets.files import HUB, Folder, Repository, is_repository_name, read_json
+from keras_deit.presets.directory import DirectoryPreset
 from keras_deit.presets.imagenet import imagenet_labels
-from keras_deit.presets.original import OriginalPreset
-from keras_deit.presets.timm_layout import timm_preset
-from keras_deit.presets.transformers_layout import transformers_preset
+from keras_deit.presets.pytorch.preset import PyTorchPreset
+from keras_deit.presets.pytorch.timm import timm_preset
+from keras_deit.presets.pytorch.transformers import transformers_preset
+from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_name, read_json
 
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
 def find_preset(handle):
-    """The preset that a handle names.
+    """Finds the preset that a handle names.
 
     Args:
-        handle: a name of `Cls.presets`, `"hf://owner/repo"`, or the path of a directory: as
-            `save_to_preset` wrote it, or timm's or transformers'. The directory's config.json tells
-            which.
+        handle: a name from `Cls.presets`, `"hf://owner/repo"`, or the path of a directory.
+            Repositories and directories may be in the format of `save_to_preset`, timm or
+            transformers; their config.json tells which.
 
     Returns:
-        `OriginalPreset` for PyTorch weights, `PresetDirectory` for this package's own.
+        A `Preset`.
 
     Raises:
-        ValueError: no such preset, or a directory that is not one.
+        ValueError: if there is no such preset.
     """
     if not isinstance(handle, (str, os.PathLike)):
         raise ValueError(
@@ -36,29 +36,29 @@ def find_preset(handle):
         )
     if isinstance(handle, str):
         if handle in BUILT_IN:
-            return PresetDirectory(Folder(_ASSETS / handle))
+            return DirectoryPreset(Folder(_ASSETS / handle))
         if handle in ARCHITECTURES:
             row = ARCHITECTURES[handle]
             return _published(row, Repository(row.timm_repository, published=True), origin=handle)
         if handle.startswith(HUB):
-            return _of_hub(Repository(handle.removeprefix(HUB)))
+            return _from_hub(Repository(handle.removeprefix(HUB)))
     path = os.path.expanduser(handle)
     if not os.path.exists(path):
         raise ValueError(_unknown(os.fspath(handle)))
     return _by_config(Folder(path))
 
 
-def _of_hub(files):
+def _from_hub(files):
     row = published(files.handle)
     if row is not None and files.name == row.transformers_repository:
-        # facebook's configs have another epsilon than the training, and some another preprocessing:
-        # the catalog knows better.
+        # facebook's configs have another epsilon than the training used, and some have another
+        # preprocessing, so the catalog's values are used.
         return _published(row, files, origin=files.handle)
     return _by_config(files)
 
 
 def _published(row, files, origin):
-    return OriginalPreset(
+    return PyTorchPreset(
         files,
         origin,
         row.backbone_config,
@@ -70,13 +70,13 @@ def _published(row, files, origin):
 
 def _by_config(files):
     config = read_json(files, "config.json")
-    # In this order: transformers' config of a wrapped timm model has both keys, and is
-    # transformers' to refuse.
+    # transformers first: its config of a wrapped timm model has both keys, and
+    # `transformers_preset` explains why that does not load.
     if isinstance(config, dict) and "model_type" in config:
         return transformers_preset(files, config)
     if isinstance(config, dict) and "architecture" in config:
         return timm_preset(files, config)
-    return PresetDirectory(files)
+    return DirectoryPreset(files)
 
 
 def _unknown(handle):

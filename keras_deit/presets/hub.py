@@ -1,5 +1,5 @@
-"""Files from the Hugging Face Hub, with its own client: cache, progress bars, offline mode and
-HF_ENDPOINT are as users know them.
+"""Downloads from the Hugging Face Hub through `huggingface_hub`, with its cache, progress bars,
+offline mode and HF_ENDPOINT.
 """
 
 import functools
@@ -11,19 +11,26 @@ from keras_deit.presets.weights import checksum
 
 
 def download(repository, file, revision=None):
-    """The path of a repository's file in the hub's cache, downloaded where it is not there yet;
-    `None` if the hub has no such file.
+    """Returns the path of a repository's file in the local cache, after downloading it if needed.
 
-    Of a `revision` (a commit) that the cache has, nothing is asked. Large files are stored under
-    their SHA-256, which is compared with the content; a file that differs is removed from the
-    cache.
+    Large files are cached under their SHA-256. The content is checked against it, and a file that
+    differs is removed from the cache.
+
+    Args:
+        repository: string, "owner/repo".
+        file: string, the file's name.
+        revision: string, a commit. A cached file of that commit is used without asking the hub.
+            Defaults to the newest commit.
+
+    Returns:
+        The path, or `None` if the repository has no such file.
 
     Raises:
-        ValueError: no such repository, or no right to read it.
-        ConnectionError: the hub cannot be reached and the file is not in the cache.
-        OSError: the content is not what the hub promises.
+        ValueError: if there is no such repository, or you may not read it.
+        ConnectionError: if the hub cannot be reached and the file is not in the cache.
+        OSError: if the content does not match the hub's checksum.
     """
-    # On demand: `import keras_deit` should not pay for it.
+    # Imported here so that `import keras_deit` stays fast.
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -38,12 +45,12 @@ def download(repository, file, revision=None):
         path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
     except errors.GatedRepoError as error:
         raise ValueError(
-            f"{where} needs its authors' consent: ask on its page, then `hf auth login`. {error}"
+            f"{where} is gated. Request access on its page, then run `hf auth login`. {error}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
-            f"There is no {where}, or it is private. Check the name; for a private one, `hf auth "
-            f"login` or set HF_TOKEN. {error}"
+            f"{where} does not exist or is private. Check the name. For a private repository, run "
+            f"`hf auth login` or set HF_TOKEN. {error}"
         ) from error
     except (errors.LocalEntryNotFoundError, ConnectionError) as error:
         if is_known_to_be_missing:
@@ -54,11 +61,11 @@ def download(repository, file, revision=None):
         ) from error
     except errors.EntryNotFoundError:
         return None
-    # Of the HTTP library (time-outs, refused connections, other status codes), and of the Xet
+    # From the HTTP library (time-outs, refused connections, other status codes) and from the Xet
     # storage.
     except (errors.HTTPError, RuntimeError) as error:
         raise ConnectionError(
-            f"The download of {where} failed: {error}. What arrived is kept: load again to go on."
+            f"The download of {where} failed: {error}. Load again: the download resumes."
         ) from error
     _verify(path, where)
     return path
@@ -66,9 +73,9 @@ def download(repository, file, revision=None):
 
 @functools.cache
 def _reach(endpoint):
-    """Raises `ConnectionError` where no hub answers. What has answered once is not asked again.
+    """Raises a ConnectionError unless the hub answers. A hub that answered once is not asked again.
 
-    The client itself would try for half a minute before it says so, and for each file.
+    Without this check, `huggingface_hub` retries for half a minute for each file.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -80,9 +87,7 @@ def _reach(endpoint):
 
 
 def cached_revision(repository, file):
-    """The commit of the cached repository that a download would give without a connection, or
-    `None`.
-    """
+    """The commit that an offline download of `file` would use, or `None` if it is not cached."""
     import huggingface_hub
 
     path = huggingface_hub.try_to_load_from_cache(repository, file)
@@ -90,7 +95,7 @@ def cached_revision(repository, file):
 
 
 def revision_of(path):
-    """The commit that a file in the cache belongs to: .../snapshots/<commit>/<file>."""
+    """The commit of a cached file, from its path: .../snapshots/<commit>/<file>."""
     return pathlib.Path(path).parent.name
 
 
@@ -102,8 +107,8 @@ def _verify(path, where):
     found = checksum(blob)
     if found != promised:
         for name in (path, blob):
-            pathlib.Path(name).unlink(missing_ok=True)  # another process may have found it, too
+            pathlib.Path(name).unlink(missing_ok=True)  # another process may have removed it
         raise OSError(
-            f"{where} came with SHA-256 {found}, and the hub promises {promised}. It was removed "
-            "from the cache: load again."
+            f"The checksum of {where} is wrong: expected SHA-256 {promised}, received {found}. "
+            "The file was removed from the cache. Load again."
         )

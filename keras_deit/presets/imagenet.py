@@ -1,4 +1,4 @@
-"""What the classes of ImageNet-1k are called."""
+"""The class names of ImageNet-1k."""
 
 import functools
 import pathlib
@@ -8,15 +8,14 @@ _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 @functools.cache
 def imagenet_labels():
-    """The words of WordNet 3.0 for the 1000 classes, in the order of their synset numbers, which is
-    that of the logits.
-    """
+    """Returns the names of the 1000 classes in the order of the logits, from WordNet 3.0."""
     return tuple((_ASSETS / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines())
 
 
 @functools.cache
 def imagenet_synsets():
-    """The synset numbers of the 1000 classes, such as "n01440764", which are the names of
-    ImageNet's folders, in the order of the logits.
+    """Returns the synset IDs of the 1000 classes, such as "n01440764", in the order of the logits.
+
+    ImageNet's folders are named by synset ID, and the logits are in their sorted order.
     """
     return tuple((_ASSETS / "imagenet_synsets.txt").read_text(encoding="utf-8").splitlines())

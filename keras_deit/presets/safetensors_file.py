@@ -1,4 +1,4 @@
-"""Tensors in safetensors files."""
+"""Reading and writing safetensors files."""
 
 import hashlib
 
@@ -9,13 +9,13 @@ def write_tensors(file, tensors):
     """Writes {name: NumPy array} and returns the file's SHA-256.
 
     Raises:
-        OSError: the disk is full, or the file cannot be written.
+        OSError: if the disk is full or the file cannot be written.
     """
-    # On demand: `import keras_deit` should not pay for it.
+    # Imported here so that `import keras_deit` stays fast.
     from safetensors.numpy import save
 
     content = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
-    file.write_bytes(content)  # not by `save_file`, whose error for a full disk is no `OSError`
+    file.write_bytes(content)  # `save_file` raises no OSError when the disk is full
     return hashlib.sha256(content).hexdigest()
 
 
@@ -23,15 +23,15 @@ def read_tensors(path):
     """{name: NumPy array} of a safetensors file.
 
     Raises:
-        ValueError: not a safetensors file, or one that was cut short.
+        ValueError: if this is no safetensors file or it is truncated.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        # "pread": a mapped file would stay in memory beside its tensors.
+        # "pread" copies: a memory-mapped file would stay in memory beside its tensors.
         return load_file(path, backend="pread")
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a whole safetensors file: {error}. Copy or download it again."
+            f"{path} is truncated or no safetensors file: {error}. Copy or download it again."
         ) from error

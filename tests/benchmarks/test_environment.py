@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks import environment, errors, frameworks, peaks, precision
 
+pytestmark = pytest.mark.backend
+
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in *--id=2*clocks.sm*) echo "NVIDIA H100 80GB HBM3, 580.95.05, 1755, 1980, 700.00, 81559" ;; *) exit 6 ;; esac
 """

@@ -16,11 +16,12 @@ from tests.benchmarks.test_run import run
 for runtime in ("nncf", "onnxruntime", "openvino", "tf2onnx", "torch"):
     pytest.importorskip(runtime)
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         keras.backend.backend() != "tensorflow",
         reason="each runtime has its backend: once is enough",
     ),
-    pytest.mark.filterwarnings("ignore"),  # of the runtimes
+    pytest.mark.filterwarnings("ignore"),  # of the runtimes,
 ]
 
 
@@ -65,9 +66,9 @@ NEEDS = {
     [
         "keras_deit_onnxruntime",
         "keras_deit_openvino",
-        "timm_onnxruntime",
-        "timm_openvino",
-        "keras_hub_openvino",
+        pytest.param("timm_onnxruntime", marks=pytest.mark.peer),
+        pytest.param("timm_openvino", marks=pytest.mark.peer),
+        pytest.param("keras_hub_openvino", marks=pytest.mark.peer),
     ],
 )
 def test_answers_are_those_of_keras(subject, dtype, case):

@@ -14,6 +14,8 @@ from benchmarks import first_accelerator, results
 from benchmarks.first_accelerator import PLAN, Clock, measure_all, requests
 from tests.benchmarks.rows import row
 
+pytestmark = pytest.mark.backend
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
 
@@ -118,6 +120,7 @@ def test_a_row_that_the_clock_cuts_off_is_no_failure(measured, tmp_path):
     assert results.read(tmp_path / "rows.jsonl") == []
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     BACKEND == "tensorflow", reason="an accelerator's machine, with JAX or PyTorch alone"
 )

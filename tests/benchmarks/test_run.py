@@ -19,6 +19,8 @@ from benchmarks.subjects import NotSupportedError, Request
 from tests.benchmarks.rows import row
 from tests.helpers import tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BACKEND = keras.backend.backend()
 
@@ -34,6 +36,7 @@ def run(module, *arguments):
     )
 
 
+@pytest.mark.process
 def test_smoke(tmp_path):
     """Ours with scores, a peer that is not there or cannot, the table and the chart; and a second
     run that finds all done.
@@ -95,6 +98,7 @@ def test_smoke(tmp_path):
     assert len(output.with_suffix(".csv").read_text().splitlines()) == 1 + len(rows)
 
 
+@pytest.mark.process
 def test_one_after_the_other(tmp_path):
     """The CPU as a device that admits one process: latency, then throughput; and what is missing is
     measured alone.
@@ -137,6 +141,7 @@ def test_one_after_the_other(tmp_path):
     assert result.stdout.count("  ") == 1  # one measurement
 
 
+@pytest.mark.process
 def test_a_device_that_is_not_there_is_a_row(tmp_path):
     output = tmp_path / "rows.jsonl"
     result = run(
@@ -157,9 +162,11 @@ def case(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", "bfloat16"] if BACKEND == "torch" else ["float32", "bfloat16", "int8"]
-)
+# PyTorch's CPU has no kernel for int8.
+INT8 = [] if BACKEND == "torch" else [pytest.param("int8", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", *INT8])
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_inference_is_checked_before_it_is_timed(dtype, case):
     request = Request(
@@ -291,7 +298,13 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "mixed_bfloat16",
+        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "mixed_float16")),
+    ],
+)
 def test_training_changes_the_weights(dtype, case):
     request = Request(
         "keras_deit",
@@ -313,6 +326,7 @@ def test_training_changes_the_weights(dtype, case):
     assert len(set(losses)) == 3
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -351,6 +365,7 @@ def test_wrong_flags(arguments, message, tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+@pytest.mark.process
 def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
     output = tmp_path / "rows.jsonl"
     output.write_text(json.dumps({"format": 0}) + "\n")

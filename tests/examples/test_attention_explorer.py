@@ -14,11 +14,13 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.visualization import attention_maps, attention_rollout, enlarge, overlay
+from tests.helpers import unseen_digits
 from tests.scripts import ROOT
+
+pytestmark = pytest.mark.browser
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -71,7 +73,7 @@ def browser(address, tmp_path):
 
 @pytest.fixture(scope="module")
 def digit():
-    return np.round(load_digits().images[-358, ..., None] * (255 / 16)).astype("uint8")
+    return unseen_digits()[0][2]
 
 
 def upload(browser, file):
@@ -119,7 +121,7 @@ def look(classifier):
 
 
 def test_the_page_opens_with_an_example(browser, look):
-    example = np.round(load_digits().images[-6, ..., None] * (255 / 16)).astype("uint8")
+    example = unseen_digits()[0][-6]
     wait(
         browser,
         picture_is(

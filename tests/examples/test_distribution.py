@@ -14,6 +14,8 @@ import pytest
 
 from tests.examples.conftest import flags
 
+pytestmark = [pytest.mark.backend, pytest.mark.process]
+
 pytest.importorskip("tensorflow")
 BACKEND = keras.backend.backend()
 ROOT = pathlib.Path(__file__).parents[2]

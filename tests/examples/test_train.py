@@ -18,6 +18,8 @@ from keras_deit.models import DeiTImageClassifier
 from tests.examples.conftest import flags
 from tests.scripts import ROOT, load_script, run_script, set_flags
 
+pytestmark = pytest.mark.backend
+
 pytest.importorskip("tensorflow")
 
 
@@ -44,6 +46,7 @@ def states(output, epoch=3):
     return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # of one optimizer, and of two
 def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
     train, given, tmp_path, recipe
@@ -77,6 +80,7 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_as_if_nothing_had_happened(
         assert {row["epoch"] for row in csv.DictReader(stream)} == {"1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_what_it_leaves(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(given))
     home = {"data": "~/photos", "preset": "~/tiny"}
@@ -140,6 +144,7 @@ def test_the_default_batch_is_what_the_folder_allows(
     assert train.choose_batch_size(train.RECIPES["deit"], num_images, num_shares) == expected
 
 
+@pytest.mark.slow
 def test_the_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
     """The default was a recipe for the same classes, at a hundredth of the head's rate: it stayed
     at chance.
@@ -169,6 +174,7 @@ def refusal(train, given, output, **overrides):
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_its_own_settings_alone(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=1)
     assert refusal(train, given, output, epochs=1, batch_size=2) == (
@@ -229,6 +235,7 @@ def test_what_cannot_be_trained_is_said_before_it_starts(train, given, tmp_path)
 
 
 # Keras' CSVLogger does not close its file then
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_loss_that_is_no_number_ends_the_training_and_is_not_kept(train, given, tmp_path):
     with pytest.raises(
@@ -253,6 +260,7 @@ def test_the_average_is_of_a_tenth_of_the_training_at_most(
     assert train.ema_momentum(train.RECIPES["deit"], steps, accumulated) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_sets_of_tensorflow_datasets(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     tfds = pytest.importorskip("tensorflow_datasets")

@@ -18,6 +18,8 @@ from tests.conftest import BACKEND
 from tests.helpers import numpy
 from tests.scripts import ROOT
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.fixture(autouse=True)
 def no_xla(monkeypatch):
@@ -64,6 +66,7 @@ def numbers(text):
 
 # It makes a dataset of the arrays, and then tells Keras to shuffle it; its presets keep the state
 # of an optimizer, but not which.
+@pytest.mark.peer
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
 def test_keras_hub(run, tmp_path):
@@ -77,6 +80,7 @@ def test_keras_hub(run, tmp_path):
 
 
 # Of its models; and `RetinaNet`'s boxes are not trained here.
+@pytest.mark.peer
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match:UserWarning")
 def test_keras_hub_page(tmp_path, rng):
@@ -123,6 +127,7 @@ def test_keras_hub_page(tmp_path, rng):
         keras_hub.models.DepthAnythingBackbone(names["backbone"], [1], [8], 8, 8, -1)
 
 
+@pytest.mark.peer
 def test_keras_cv(run, tmp_path):
     pytest.importorskip("keras_cv")
     _, names = run("keras_cv_classifier.py")
@@ -131,6 +136,7 @@ def test_keras_cv(run, tmp_path):
 
 
 # Of `keras.metrics.MeanIoU`, on JAX.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
 def test_segmentation(run, tmp_path):
     printed, names = run("segmentation.py")
@@ -142,6 +148,7 @@ def test_segmentation(run, tmp_path):
     np.testing.assert_array_equal(answer, names["answer"])
 
 
+@pytest.mark.slow
 def test_plain_keras_model(run):
     _, names = run("plain_keras_model.py")
     assert names["accuracy"] > 0.75
@@ -172,6 +179,7 @@ def torchvision(monkeypatch):
             )
 
 
+@pytest.mark.peer
 def test_timm(run, torchvision):
     pytest.importorskip("torch")
     pytest.importorskip("timm.models")
@@ -185,6 +193,7 @@ def test_timm(run, torchvision):
     )
 
 
+@pytest.mark.slow
 def test_lora(run, tmp_path):
     _, names = run("lora.py")
     assert names["before_accuracy"] < 0.2
@@ -200,6 +209,7 @@ def test_lora(run, tmp_path):
     assert all(name.rpartition("/")[2].startswith("lora_kernel_") for name in saved)
 
 
+@pytest.mark.slow
 def test_int8(run, tmp_path):
     _, names = run("int8.py")
     before, after = names["before"], names["after"]

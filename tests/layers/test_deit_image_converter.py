@@ -9,6 +9,8 @@ from PIL import Image
 from keras_deit.layers import DeiTImageConverter
 from tests.helpers import numpy, raises
 
+pytestmark = pytest.mark.backend
+
 
 def levels(converter, images):
     """The converter's result before normalisation, 0 to 255."""

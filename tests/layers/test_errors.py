@@ -6,6 +6,8 @@ import pytest
 from keras_deit import layers
 from tests.helpers import raises
 
+pytestmark = pytest.mark.backend
+
 RATE = "`{0}` must be a probability in [0, 1); use 0.0 to switch it off. Received: {0}={1!r}"
 POSITIVE = "`{0}` must be a positive integer. Received: {0}={1!r}"
 

@@ -17,6 +17,8 @@ from keras_deit.layers import kernels, target_platform
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
+pytestmark = pytest.mark.backend
+
 jax_alone = pytest.mark.skipif(
     BACKEND != "jax", reason="JAX is the backend whose forms depend on the device; CI runs it"
 )
@@ -277,6 +279,7 @@ for image_size, options in (
 """
 
 
+@pytest.mark.tpu
 @jax_alone
 def test_no_splash_attention_in_what_a_tpu_would_run(tmp_path):
     pytest.importorskip("libtpu")

@@ -8,6 +8,8 @@ from keras_deit import layers
 from tests import witness
 from tests.helpers import numpy, randomize
 
+pytestmark = pytest.mark.backend
+
 TOLERANCE = 1e-5
 
 

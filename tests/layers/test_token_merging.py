@@ -11,6 +11,8 @@ from keras_deit.layers import (
 )
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 PREFIX = 2
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.conftest import BACKEND
 from tests.helpers import raises, raw_images, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def test_compile_without_arguments_is_enough_to_fit(rng, tmp_path):
     classifier = tiny_classifier({"num_layers": 1})
@@ -44,6 +46,7 @@ def test_the_loss_is_that_of_the_activation(activation, expected, rng):
     assert answers.shape == (4, 5)
 
 
+@pytest.mark.slow
 def test_metrics_are_automatic_only_with_the_loss(rng):
     x, y = raw_images(rng), np.arange(4)
 

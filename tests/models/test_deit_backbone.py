@@ -12,6 +12,8 @@ from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 DEIT3 = {
     "position_scope": "patches",
     "layer_scale_init_value": 0.1,
@@ -228,7 +230,11 @@ def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
     # JAX has no fused kernel on a CPU, and stands in here for itself on a GPU.
     monkeypatch.setattr(kernels, "_has_fused_attention", lambda query, training: True)
     monkeypatch.setattr(kernels, "attention_and_scores", in_the_open)
-    backbone(images(rng))
+    x = images(rng)
+    backbone(x)
+    # Asked for scores, a block does compute them.
+    with pytest.raises(AssertionError, match="the scores were computed"):
+        backbone.blocks[0](np.zeros((2, 3, 8)), return_attention_scores=True)
 
 
 def test_errors():
@@ -244,8 +250,8 @@ def test_errors():
     ):
         tiny_backbone(num_heads=3)
     with raises(
-        "`image_shape` must be (height, width, channels) for data_format='channels_last'. "
-        "Received: image_shape=(12, 32)"
+        "`image_shape` must be (height, width, channels) for data_format='channels_last', in "
+        "pixels, such as (224, 224, 3). Received: image_shape=(12, 32)"
     ):
         tiny_backbone(image_shape=(12, 32))
     with raises(

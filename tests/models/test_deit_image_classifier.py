@@ -11,21 +11,9 @@ from keras_deit.models import DeiTImageClassifier
 from tests import witness
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, raw_images, same_arrays, tiny_backbone
-from tests.helpers import tiny_classifier as any_tiny_classifier
+from tests.models.tiny import LOSS, tiny_classifier
 
-
-def tiny_classifier(backbone_overrides=None, **overrides):
-    """One block: the backbone has tests of its own, and a classifier compiles."""
-    return any_tiny_classifier({"num_layers": 1, **(backbone_overrides or {})}, **overrides)
-
-
-# Compilation is tested once; elsewhere it would take most of the time, but on JAX, where its lack
-# does.
-LOSS = {
-    "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    "metrics": ["accuracy"],
-    "jit_compile": BACKEND == "jax",
-}
+pytestmark = pytest.mark.backend
 
 
 def test_distilled_output_is_the_mean_of_the_heads(rng):
@@ -94,7 +82,16 @@ def test_saved_model_keeps_preprocessor_labels_and_bits(rng, tmp_path):
     assert loaded.preprocessor.get_config() == classifier.preprocessor.get_config()
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "mixed_bfloat16",
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("float32", "mixed_float16", "bfloat16")
+        ),
+    ],
+)
 def test_a_training_step_is_finite_and_compiled(policy, rng):
     classifier = tiny_classifier(
         {"dtype": policy, "drop_path_rate": 0.1, "layer_scale_init_value": 1e-4}
@@ -110,6 +107,7 @@ quantizing = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @quantizing
 def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -131,6 +129,7 @@ def test_int8_works_saves_and_loads_again_and_again(rng, tmp_path):
         same_arrays(classifier.predict(x, verbose=0), quantized)
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
     """Keras refuses to quantize a model with a layer that is not built, and a preprocessor is never
@@ -143,6 +142,7 @@ def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
         assert classifier.head.class_head.quantization_mode == "int8"
 
 
+@pytest.mark.slow
 @quantizing
 def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -160,6 +160,7 @@ def test_a_fresh_head_on_an_int8_preset_is_not_quantized(rng, tmp_path):
     assert random.backbone.blocks[0].mlp.projection.quantization_mode is None
 
 
+@pytest.mark.slow
 @quantizing
 @pytest.mark.parametrize("place", ["functional", "sequential", "named scope"])
 def test_a_quantized_block_loads_wherever_it_stands(place, rng, tmp_path):
@@ -218,9 +219,8 @@ def test_decode_predictions():
 
 
 NO_HEAD = (
-    "A classifier has a head. For features alone use `DeiTBackbone`, whose `backbone(images)[:, "
-    "0]` is the class token, or give the "
-    "number of classes. Received: num_classes=0"
+    "`num_classes` must be a positive integer. For features without a head, use `DeiTBackbone`: "
+    "`backbone(images)[:, 0]` is the class token. Received: num_classes=0"
 )
 
 
@@ -250,14 +250,13 @@ def test_errors():
     with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
         tiny_classifier(pooling="max")
     with raises(
-        'With a distillation head the two heads read their tokens: use `pooling="token"`, or `use_distillation_head=False`. '
-        "Received: pooling='mean'"
+        'Two heads read the class and the distillation token. Use `pooling="token"`, or '
+        "`use_distillation_head=False` for one head. Received: pooling='mean'"
     ):
         tiny_classifier(pooling="mean")
     with raises(
-        "The distillation head reads the distillation token, which the backbone lacks. Use a "
-        "backbone with "
-        "`use_distillation_token=True`. Received: use_distillation_head=True"
+        "`use_distillation_head=True` needs a backbone with `use_distillation_token=True`. "
+        "Received: use_distillation_token=False"
     ):
         tiny_classifier({"use_distillation_token": False}, use_distillation_head=True)
     with raises("`labels` must have one string for each of the 5 classes. Received: 2 labels"):
@@ -279,11 +278,13 @@ def test_errors():
     ):
         tiny_classifier(preprocessor="resize")
     with raises(
-        "The labels of the classes are not known. Give `labels=[...]` to `DeiTImageClassifier` or "
+        "The classifier has no labels. Use `labels=[...]` in `DeiTImageClassifier` or "
         "`from_preset`."
     ):
         tiny_classifier(labels=None).decode_predictions(np.zeros((1, 5)))
-    with raises("`logits` must be what `predict` returns, (batch, 5). Received: shape (1, 4)"):
+    with raises(
+        "`logits` must have shape (batch, 5), as `predict` returns them. Received: shape (1, 4)"
+    ):
         tiny_classifier().decode_predictions(np.zeros((1, 4)))
     with pytest.raises(TypeError, match="unexpected keyword argument 'classes'"):
         DeiTImageClassifier(tiny_backbone(), 5, classes=5)

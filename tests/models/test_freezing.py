@@ -45,11 +45,6 @@ FROZEN = {
 }
 
 
-@pytest.fixture(params=FROZEN)
-def frozen(request):
-    return FROZEN[request.param]
-
-
 def trains(model):
     """{path of a layer: whether it trains}, {path of a variable: whether it trains}, wherever the
     model stands.
@@ -65,8 +60,15 @@ def test_no_two_cases_are_the_same():
     assert len({str(trains(case(tiny_classifier()))) for case in FROZEN.values()}) == len(FROZEN)
 
 
-def test_a_classifier_of_files_trains_what_the_saved_one_trained(frozen, tmp_path):
-    classifier = frozen(tiny_classifier())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case == "parts of blocks" else pytest.mark.slow)
+        for case in FROZEN
+    ],
+)
+def test_a_classifier_of_files_trains_what_the_saved_one_trained(case, tmp_path):
+    classifier = FROZEN[case](tiny_classifier())
     expected = trains(classifier)
     for turn in range(2):  # what was loaded saves as well
         classifier.save(tmp_path / f"{turn}.keras")
@@ -118,6 +120,7 @@ def test_a_layer_frozen_before_it_is_built():
     assert not keras.Sequential([keras.Input((5, 8)), block]).trainable_variables
 
 
+@pytest.mark.slow
 def test_overrides_of_a_frozen_preset(tmp_path):
     classifier = freeze("backbone", "head")(tiny_classifier())
     classifier.save_to_preset(tmp_path / "preset")

@@ -12,9 +12,10 @@ from keras.quantizers import AbsMaxQuantizer, Int4QuantizationConfig, Int8Quanti
 from keras_deit.models import DeiTImageClassifier
 from tests.helpers import images, numpy, randomize, same_arrays, tiny_backbone, tiny_classifier
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Layer .* does not have a `quantize` method:UserWarning"
-)
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),
+]
 
 WEIGHTS_ONLY = Int8QuantizationConfig(activation_quantizer=None)
 # Arguments of each call of `quantize`.
@@ -65,7 +66,10 @@ def test_every_mode_of_keras_but_those_for_text_is_here():
     assert modes == {name.lower() for name in names if name}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case == "int8" else pytest.mark.slow) for case in CASES],
+)
 def test_a_classifier_of_files_answers_as_the_saved_one(case, rng, tmp_path):
     classifier = randomize(tiny_classifier({"num_layers": 1}), rng)
     x = images(rng)
@@ -82,6 +86,7 @@ def test_a_classifier_of_files_answers_as_the_saved_one(case, rng, tmp_path):
     assert json.loads(json.dumps(DeiTImageClassifier.from_config(config).get_config())) == config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["int8, weights only", "each layer its own"])
 def test_a_users_model_around_a_backbone_in_half_precision(case, rng, tmp_path):
     backbone = tiny_backbone(num_layers=1, dtype="mixed_bfloat16")
@@ -93,6 +98,7 @@ def test_a_users_model_around_a_backbone_in_half_precision(case, rng, tmp_path):
     same_arrays(keras.saving.load_model(tmp_path / "model.keras")(x), model(x))
 
 
+@pytest.mark.slow
 def test_overrides_of_a_quantized_preset(rng, tmp_path):
     classifier = randomize(tiny_classifier({"num_layers": 1}), rng)
     classifier.quantize(config=WEIGHTS_ONLY)

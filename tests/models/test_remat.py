@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers import tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 RATES = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1, "drop_path_rate": 0.5}
 
 
@@ -20,6 +22,7 @@ def trained(remat, **backbone):
     return model.get_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [{}, {"num_merged_tokens": 1}])
 def test_weights_are_those_without_it_dropout_included(backbone):
     """`keras.RematScope` fails on keyword arguments on TensorFlow and JAX, and draws other masks

@@ -22,6 +22,8 @@ from tests.helpers import (
     tiny_classifier,
 )
 
+pytestmark = pytest.mark.backend
+
 FILES = {
     "config.json",
     "model.safetensors",
@@ -66,8 +68,7 @@ def test_a_backbone_alone_and_out_of_a_classifier(saved, rng, tmp_path):
         numpy(DeiTBackbone.from_preset(tmp_path / "backbone")(x)), expected
     )
     with raises(
-        f"The preset {str(tmp_path / 'backbone')!r} is a backbone without a head. Give "
-        "`num_classes=` for a fresh one."
+        f"The preset {str(tmp_path / 'backbone')!r} has no head. Use `num_classes=` for a new one."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "backbone")
     fresh = DeiTImageClassifier.from_preset(tmp_path / "backbone", num_classes=3)
@@ -152,8 +153,7 @@ def test_a_lost_file_does_not_make_another_model(saved, name):
     _, directory = saved
     (directory / name).unlink()
     with raises(
-        f"The preset lacks one of its files: {directory / name} does not exist. Copy the preset "
-        "again."
+        f"The preset is incomplete: {directory / name} does not exist. Copy the preset again."
     ):
         DeiTImageClassifier.from_preset(directory, num_classes=5)
 
@@ -162,9 +162,8 @@ def test_lost_labels(saved):
     _, directory = saved
     (directory / "labels.json").unlink()
     with raises(
-        f"The preset lacks its labels: {directory / 'labels.json'} does not exist. Copy the preset "
-        "again, or give `labels=[...]`, or "
-        "`labels=None` to do without."
+        f"The preset is incomplete: {directory / 'labels.json'} does not exist. Copy the preset "
+        "again, or use `labels=[...]`, or `labels=None` for none."
     ):
         DeiTImageClassifier.from_preset(directory)
     assert DeiTImageClassifier.from_preset(directory, labels=None).labels is None
@@ -174,7 +173,7 @@ def test_lost_labels(saved):
 
 def test_a_folder_of_the_users_is_not_replaced_whatever_its_files_are_called(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a preset: .* Found: config.json"):
+    with pytest.raises(ValueError, match=r"is not a preset\. .* Found: config.json"):
         tiny_backbone().save_to_preset(tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
 
@@ -206,16 +205,16 @@ def test_metadata_of_another_form(saved, change):
     edit(directory / "metadata.json", change)
     with pytest.raises(
         ValueError,
-        match="must be of format 2 and list the files, and the weights with their checksums",
+        match='must have "format" 2, "files", and "weights" with their checksums',
     ):
         DeiTImageClassifier.from_preset(directory)
 
 
 def test_a_directory_that_is_not_a_preset(tmp_path):
     with raises(
-        f"{tmp_path} is not a preset: a preset has config.json and metadata.json, as "
-        "`save_to_preset` writes them, or the "
-        "config.json of timm or transformers. Found: an empty directory"
+        f"{tmp_path} is not a preset. A preset has config.json and metadata.json, as "
+        "`save_to_preset` writes them, or the config.json of timm or transformers. Found: an empty "
+        "directory"
     ):
         DeiTBackbone.from_preset(tmp_path)
     (tmp_path / "cat.jpg").write_bytes(b"")
@@ -233,14 +232,14 @@ def test_damaged_weights(saved, name, damage):
     content = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
-        expected = f"The preset lacks its weights: {file} does not exist."
+        expected = f"The preset has no weights: {file} does not exist."
     else:
         if damage == "truncated":
             content = content[: len(content) // 2]
         else:
             content[-100] ^= 1
         file.write_bytes(content)
-        expected = f"The weights file was cut short or changed: {file} has SHA-256 "
+        expected = f"{file} is truncated or was changed: `metadata.json` has SHA-256 "
     with pytest.raises(ValueError) as caught:
         DeiTImageClassifier.from_preset(directory)
     assert str(caught.value).startswith(expected)
@@ -258,7 +257,7 @@ def test_weights_of_another_architecture(saved):
     message = str(caught.value)
     assert message.startswith(f"The weights of preset {str(directory)!r} do not fit the model.")
     assert "Missing: block_3/attention_norm/gamma (8,); " in message
-    assert "Left over: none" in message
+    assert "Unexpected: none" in message
     assert "token_position_embedding/prefix_tokens is (2, 8), not (1, 8)" in message
 
 
@@ -280,8 +279,8 @@ def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
     edit(directory / name, change)
     cls = "DeiTBackbone" if name == "config.json" else "DeiTImageClassifier"
     with raises(
-        f"{directory / name} does not hold the arguments of {cls}. {expected} Correct the file, or "
-        "save the preset again."
+        f"{directory / name} must contain the arguments of {cls}. Correct the file, or save the "
+        f"preset again. {expected}"
     ):
         DeiTImageClassifier.from_preset(directory)
 
@@ -296,31 +295,29 @@ def test_files_that_are_not_what_they_should_be(saved):
     classifier.save_to_preset(directory)
     (directory / "config.json").write_text('{"class_name": "ViT"}')
     with raises(
-        f"{directory / 'config.json'} must hold the `config` of a keras_deit>DeiTBackbone. "
+        f"{directory / 'config.json'} must contain the `config` of a keras_deit>DeiTBackbone. "
         "Received: 'ViT'"
     ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "labels.json").write_text('["ant"]')
     with raises(
-        f"{directory / 'labels.json'} must list one label for each of the 5 classes in task.json. "
-        "Received: 1. "
-        "Correct the list, or give `labels=[...]`, or `labels=None` to do without."
+        f"{directory / 'labels.json'} must have one label for each of the 5 classes in task.json. "
+        "Correct the list, or use `labels=[...]`, or `labels=None` for none. Received: 1"
     ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     (directory / "preprocessor.json").write_text("[]")
     with raises(
-        f"{directory / 'preprocessor.json'} must hold a serialized Keras layer. Received: []"
+        f"{directory / 'preprocessor.json'} must contain a serialized Keras layer. Received: []"
     ):
         DeiTImageClassifier.from_preset(directory)
     classifier.save_to_preset(directory)
     edit(directory / "metadata.json", lambda c: c.update(format=3))
     with raises(
-        f"{directory / 'metadata.json'} must be of format 2 and list the files, and the weights "
-        "with their checksums. "
-        "It was changed, or a later version of keras_deit wrote it: save the preset again, or "
-        "upgrade."
+        f'{directory / "metadata.json"} must have "format" 2, "files", and "weights" with '
+        "their checksums. The file was changed, or a newer version of keras_deit wrote it: save "
+        "the preset again, or upgrade."
     ):
         DeiTImageClassifier.from_preset(directory)
 
@@ -342,6 +339,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("most_bytes", [10, 1000, 5000])
 def test_a_disk_that_fills_up_leaves_the_old_preset(most_bytes, saved, rng):
     """HDF5 ended the whole process here."""
@@ -355,6 +353,7 @@ def test_a_disk_that_fills_up_leaves_the_old_preset(most_bytes, saved, rng):
     assert [path.name for path in directory.parent.iterdir()] == ["preset"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("quantized", [False, True])
 def test_what_lora_adds_is_saved_in_the_kernels(quantized, rng, tmp_path):

@@ -9,8 +9,10 @@ from safetensors.numpy import load_file
 
 from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
-from keras_deit.presets.positions import resample_positions
+from keras_deit.presets.adaptation import resample_positions
 from tests.helpers import numpy, tiny_backbone
+
+pytestmark = pytest.mark.backend
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 ARCHITECTURES = {

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from keras_deit.presets.catalog import ARCHITECTURES
-from keras_deit.presets.tensor_names import rules
+from keras_deit.presets.pytorch.tensor_names import rules
 from tests.hub_layouts import timm_config, write_folder
 
+pytestmark = pytest.mark.backend
 
+
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_base_takes_less_than_two_and_a_half_times_its_weights(tmp_path):
     row = ARCHITECTURES["deit_base_patch16_224"]

@@ -11,7 +11,7 @@ import pytest
 
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
-from keras_deit.presets.positions import resample_positions
+from keras_deit.presets.adaptation import resample_positions
 from tests.helpers import (
     images,
     numpy,
@@ -23,13 +23,16 @@ from tests.helpers import (
     tiny_classifier,
 )
 
+pytestmark = pytest.mark.backend
+
 
 def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     classifier, directory = saved
     with caplog.at_level(logging.INFO):
         loaded = DeiTImageClassifier.from_preset(directory, num_classes=7)
     assert caplog.messages == [
-        f"The head for 7 classes is fresh: the preset {str(directory)!r} has none of that size."
+        f"The head for 7 classes has random weights: the preset {str(directory)!r} has no head of "
+        "that size."
     ]
     assert loaded.labels is None
     x = images(rng)
@@ -40,9 +43,9 @@ def test_num_classes_makes_a_fresh_head_and_says_so(saved, rng, caplog):
     with caplog.at_level(logging.INFO):
         same = DeiTImageClassifier.from_preset(directory, num_classes=5)
     assert caplog.messages == [
-        "The head for 5 classes is the trained one, with its labels: the preset "
-        f"{str(directory)!r} has as many. Give `labels=` for "
-        "classes of your own."
+        "The head for 5 classes and its labels come from the preset "
+        f"{str(directory)!r}, which has the same number of classes. For your own classes, use "
+        "`labels=`."
     ]
     assert same.labels == classifier.labels
     np.testing.assert_array_equal(numpy(same(x)), numpy(classifier(x)))
@@ -107,8 +110,10 @@ def global_policy():
     keras.config.set_dtype_policy(before)
 
 
-@pytest.mark.parametrize("saved_in", ["float32", "bfloat16", "mixed_bfloat16"])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("saved_in", "policy"),
+    [("float32", "mixed_bfloat16"), ("bfloat16", "float32"), ("mixed_bfloat16", "bfloat16")],
+)
 def test_the_global_policy_is_that_of_what_is_loaded(
     saved_in, policy, global_policy, rng, tmp_path
 ):
@@ -141,6 +146,7 @@ def test_the_global_policy_is_that_of_what_is_loaded(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_a_quantized_preset_keeps_its_policy(global_policy, rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
@@ -186,11 +192,10 @@ def test_an_override_that_the_trained_weights_cannot_take(saved):
     message = str(caught.value)
     assert message.startswith(
         f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to "
-        "another `image_shape` and "
-        "`num_classes`, and to another `dtype` if they are not quantized: leave the rest as the "
-        "preset has it, or give "
-        "`load_weights=False`.\nMissing: none\nLeft over: none\n"
-        "Other shape: token_position_embedding/prefix_tokens is (2, 8), not (1, 8); "
+        "another `image_shape` and `num_classes`, and to another `dtype` unless they are "
+        "quantized. Keep the preset's other arguments, or use `load_weights=False` for random "
+        "weights.\nMissing: none\nUnexpected: none\nWrong shape: "
+        "token_position_embedding/prefix_tokens is (2, 8), not (1, 8); "
     )
     assert (
         DeiTImageClassifier.from_preset(
@@ -227,6 +232,7 @@ TAKEN = {
 }
 
 
+@pytest.mark.slow
 def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_path):
     """Half of these have no weights of their own: they changed the answers and said nothing."""
     # What `quantize` was told comes with the saved weights alone.
@@ -239,11 +245,9 @@ def test_what_would_make_another_model_of_trained_weights_is_refused(rng, tmp_pa
     for name, value in REFUSED.items():
         had = getattr(backbone, name)
         with raises(
-            f"The weights of preset {str(tmp_path / 'preset')!r} were trained with "
-            f"{name}={list(had) if name == 'patch_size' else had!r}: "
-            "with another value they are another model, which nobody trained. Leave the override "
-            "out, or give `load_weights=False` for "
-            f"random weights. Received: {name}={value!r}"
+            f"The weights of the preset {str(tmp_path / 'preset')!r} were trained with "
+            f"{name}={list(had) if name == 'patch_size' else had!r}. Remove the override, or use "
+            f"`load_weights=False` for random weights. Received: {name}={value!r}"
         ):
             DeiTBackbone.from_preset(tmp_path / "preset", **{name: value})
         if name not in ("patch_size", "hidden_dim"):  # of sizes that fit nothing else
@@ -272,8 +276,7 @@ def test_a_trained_head_keeps_its_pooling(rng, tmp_path):
     tiny_classifier({"use_distillation_token": False}).save_to_preset(tmp_path / "preset")
     with raises(
         f"The head of the preset {str(tmp_path / 'preset')!r} was trained with another `pooling`. "
-        "Leave the override out, or give "
-        "`load_weights=False`. Received: pooling='mean'"
+        "Remove the override, or use `load_weights=False`. Received: pooling='mean'"
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", pooling="mean")
     assert (
@@ -286,13 +289,16 @@ def test_an_override_that_nothing_takes(saved):
     _, directory = saved
     with pytest.raises(
         ValueError,
-        match="got an override that nothing takes: sizes. What can be overridden: activation, ",
+        match="received unknown overrides: sizes. Known overrides: activation, ",
     ):
         DeiTImageClassifier.from_preset(directory, sizes=3)
-    meant = "nothing takes: classes, image_size. Did you mean num_classes and image_shape\\? What can be overridden: activation, "
+    meant = (
+        r"unknown overrides: classes, image_size. Did you mean num_classes and image_shape\? "
+        "Known overrides: activation, "
+    )
     with pytest.raises(ValueError, match=meant):
         DeiTImageClassifier.from_preset(directory, image_size=64, classes=3)
-    with pytest.raises(ValueError, match="got an override that nothing takes: num_classes. "):
+    with pytest.raises(ValueError, match="received unknown overrides: num_classes. "):
         DeiTBackbone.from_preset(directory, num_classes=3)
 
 
@@ -300,7 +306,7 @@ def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
     _, directory = saved
     with pytest.raises(
         ValueError,
-        match="another `preprocessor=` exclude each other. Received: preprocessor=None and {'crop_r",
+        match="cannot be overridden too. Received: preprocessor=None and {'crop_r",
     ):
         DeiTImageClassifier.from_preset(directory, preprocessor=None, crop_ratio=1.0)
 
@@ -312,9 +318,8 @@ def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
         DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling
     )
     with raises(
-        "The preset's preprocessor is a Rescaling, which cannot follow {'image_size': (8, 16), "
-        "'data_format': "
-        "'channels_last'}. Give `preprocessor=` as well."
+        "The preset's preprocessor is a Rescaling, which cannot adapt to {'image_size': (8, 16), "
+        "'data_format': 'channels_last'}. Use `preprocessor=` as well."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
     assert (
@@ -328,9 +333,8 @@ def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
 def test_one_of_two_heads_is_another_model(tmp_path):
     tiny_classifier().save_to_preset(tmp_path / "own")
     with raises(
-        f"The preset {str(tmp_path / 'own')!r} has two heads that answer together; one alone is "
-        "another model. Leave out "
-        "`use_distillation_head=False`, or take `token_logits` apart."
+        f"The preset {str(tmp_path / 'own')!r} was trained with two heads, whose mean is the "
+        "output. Remove `use_distillation_head=False`, or read one head from `token_logits`."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "own", use_distillation_head=False)
 

@@ -98,19 +98,20 @@ def test_a_hub_that_does_not_answer_is_asked_once(published, hub, monkeypatch):
         (
             "hang",
             ConnectionError,
-            "The download of model.safetensors of .* failed: timed out. What arrived is kept",
+            "The download of model.safetensors of .* failed: timed out. Load again: the download "
+            "resumes",
         ),
-        ("forbidden", ValueError, "needs its authors' consent"),
+        ("forbidden", ValueError, "is gated"),
         (
             "cut",
             ConnectionError,
-            "The download of model.safetensors of .* failed: .* What arrived is kept: load again "
-            "to go on.",
+            "The download of model.safetensors of .* failed: .* Load again: the download resumes.",
         ),
         (
             "altered",
             OSError,
-            "and the hub promises [0-9a-f]{64}. It was removed from the cache: load again.",
+            "is wrong: expected SHA-256 [0-9a-f]{64}, received [0-9a-f]{64}. The file was removed "
+            "from the cache. Load again.",
         ),
     ],
 )
@@ -132,12 +133,13 @@ def test_a_fault_is_a_clear_error_and_the_next_load_a_good_model(
 def test_a_repository_or_a_file_that_is_not_there(published, hub):
     content = hub.files.pop((repository(NAME), "model.safetensors"))
     with pytest.raises(
-        ValueError, match="There is no model.safetensors of .* or it is private. Check the name"
+        ValueError, match="model.safetensors of .* does not exist or is private. Check the name"
     ):
         DeiTBackbone.from_preset(NAME)
     hub.files[(repository(NAME), "pytorch_model.bin")] = content
     with pytest.raises(
-        ValueError, match=r"There is no model.safetensors of 'timm/.*' on the Hugging Face Hub\. "
+        ValueError,
+        match=r"model.safetensors of 'timm/.*' on the Hugging Face Hub does not exist\. ",
     ):
         DeiTBackbone.from_preset(NAME)
 
@@ -153,7 +155,7 @@ def test_tensors_of_another_architecture_are_refused_with_both_lists(published, 
         "Missing: dist_token (1, 1, 8); head_dist.weight (1000, 8); head_dist.bias (1000,)\n"
         in message
     )
-    assert "Left over: blocks.0.ls1.gamma (8,); " in message
+    assert "Unexpected: blocks.0.ls1.gamma (8,); " in message
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
@@ -189,6 +191,7 @@ def test_a_distillation_token_that_was_not_trained_is_asked_for_and_said(publish
     assert numpy(backbone(x)).shape == (4, 6, 8)
 
 
+@pytest.mark.process
 def test_two_processes_that_load_at_once_both_succeed(hub, rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
     classifier.save_to_preset(tmp_path / "own")

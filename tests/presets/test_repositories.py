@@ -102,14 +102,14 @@ def test_handles_of_the_hub_that_are_none(hub):
         DeiTBackbone.from_preset("hf://deit")
     with pytest.raises(
         ValueError,
-        match="There is no config.json of 'no/such' on the Hugging Face Hub, or it is private.",
+        match="config.json of 'no/such' on the Hugging Face Hub does not exist or is private.",
     ):
         DeiTBackbone.from_preset("hf://no/such")
     hub.files[("a/dataset", "data.csv")] = b""
     with raises(
-        "'a/dataset' on the Hugging Face Hub is not a preset: a preset has config.json and "
-        "metadata.json, as `save_to_preset` "
-        "writes them, or the config.json of timm or transformers. Found: a repository without them"
+        "'a/dataset' on the Hugging Face Hub is not a preset. A preset has config.json and "
+        "metadata.json, as `save_to_preset` writes them, or the config.json of timm or "
+        "transformers. Found: a repository without these files"
     ):
         DeiTBackbone.from_preset("hf://a/dataset")
 

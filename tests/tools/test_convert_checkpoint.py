@@ -37,6 +37,7 @@ def facebook_names(tensors):
     }
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("layout", ["timm", "facebookresearch", "transformers 4", "transformers 5"])
 def test_a_file_to_a_preset_and_back(layout, classifier, tmp_path):
     tensors = timm_tensors(classifier)
@@ -144,6 +145,7 @@ def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_pa
     assert not (tmp_path / "preset").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_unasked(tmp_path):
     (tmp_path / "mine").mkdir()
     program = [
@@ -168,6 +170,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_pth_files(classifier, tmp_path):
     torch = pytest.importorskip("torch")  # .ci/run has it
     tensors = timm_tensors(classifier)
@@ -217,6 +220,7 @@ def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
         tool.read_checkpoint(tmp_path / "weights.npz")
 
 
+@pytest.mark.slow
 def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path, capsys):
     monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
     monkeypatch.setitem(catalog.SIZES, "small", (2, 2, 8))
@@ -249,6 +253,7 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
     assert len(load_file(tmp_path / "timm" / f"{names[0]}.safetensors")) == 8 + 2 * 12
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_what_timm_does_not_have():
     with raises(
@@ -289,6 +294,7 @@ def test_channels_first_has_the_same_tensors(rng):
     np.testing.assert_allclose(numpy(first(x.transpose(0, 3, 1, 2))), numpy(last(x)), atol=1e-5)
 
 
+@pytest.mark.process
 def test_on_the_command_line(tmp_path):
     def run(*arguments):
         return subprocess.run(

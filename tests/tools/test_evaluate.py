@@ -22,7 +22,7 @@ from PIL import Image
 
 from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
-from tests.helpers import randomize, tiny_backbone, tiny_classifier
+from tests.helpers import randomize, tiny_backbone, tiny_classifier, unseen_digits
 from tests.scripts import ROOT, load_script, run_script, set_flags
 
 tool = load_script("tools/evaluate.py")
@@ -33,10 +33,8 @@ DIGITS = "deit_nano_distilled_patch4_32_digits"
 @pytest.fixture(scope="module")
 def digits():
     """Those that the shipped model has never seen: (images (360, 8, 8), labels)."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return np.round(data.images[-360:] * (255 / 16)).astype("uint8"), data.target[-360:]
+    images, labels = unseen_digits()
+    return images[..., 0], labels
 
 
 def write_folder(folder, images, class_names, suffix="png"):
@@ -90,6 +88,7 @@ def answers(images, preset=DIGITS):
     return classifier.predict(np.repeat(images[..., None], channels, axis=-1), verbose=0).argmax(-1)
 
 
+@pytest.mark.backend
 def test_the_shipped_model_on_a_folder_of_digits(digits, tmp_path, capsys):
     images, labels = digits
     folder = write_folder(tmp_path / "val", images, [str(label) for label in labels])
@@ -116,6 +115,7 @@ def test_the_shipped_model_on_a_folder_of_digits(digits, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["table.csv"]
 
 
+@pytest.mark.slow
 def test_class_report(digits, tmp_path):
     images, labels = digits
     folder = write_folder(tmp_path / "val", images, [str(label) for label in labels])
@@ -199,6 +199,7 @@ def test_webp_is_an_image_and_a_tilde_the_home_directory(val, tmp_path, monkeypa
     assert (row["images"], row["corrupt_images"]) == ("30", "0")
 
 
+@pytest.mark.slow
 def test_what_is_no_image_is_named_and_counted(val, digits, tiny, tmp_path, capsys):
     images, labels = digits
     files = [val / str(label) / f"{number:03d}.png" for number, label in enumerate(labels[:30])]
@@ -228,6 +229,7 @@ def test_what_is_no_image_is_named_and_counted(val, digits, tiny, tmp_path, caps
     assert not (tmp_path / "none.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended", [1, 5])
 def test_stopped_and_started_again_it_ends_with_the_same_figures(
     ended, val, tiny, tmp_path, monkeypatch, capsys
@@ -412,6 +414,7 @@ def test_classes_of_another_model(val, imagenet, tmp_path):
     assert not (tmp_path / "table.csv").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_evaluated(val, tmp_path):
     output = tmp_path / "table.csv"
     flat = tmp_path / "flat"
@@ -472,6 +475,7 @@ def test_a_file_that_is_no_table_stays(val, tmp_path):
         assert (tmp_path / "table.csv").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_the_table_stays_as_it_was(val, tiny, tmp_path, monkeypatch):
     run(val, tmp_path / "table.csv", tiny)
     before = (tmp_path / "table.csv").read_text()
@@ -564,6 +568,7 @@ def test_images_of_every_kind(tmp_path):
     assert "cannot identify image file" in read_one(tmp_path / "empty.png")[1]
 
 
+@pytest.mark.slow
 def test_sets_of_tensorflow_datasets(digits, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     tfds = pytest.importorskip("tensorflow_datasets")
@@ -618,6 +623,8 @@ def test_sets_of_tensorflow_datasets(digits, tiny, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.backend
+@pytest.mark.process
 def test_on_the_command_line(val, tmp_path):
     result = subprocess.run(
         [

@@ -37,6 +37,7 @@ needs_tensorflow = pytest.mark.skipif(
     BACKEND != "tensorflow", reason="models are exported from TensorFlow"
 )
 pytestmark = [
+    pytest.mark.slow,
     # Keras 3.15 looks for what NumPy 2 no longer has.
     pytest.mark.filterwarnings("ignore:In the future `np.object` will be defined:FutureWarning"),
     # OpenVINO's and ONNX's bindings, of SWIG, on Python 3.12.
@@ -457,6 +458,7 @@ def test_an_unknown_format(tmp_path):
         run_script(tool, format="torch", preset=digits.PRESET, output=tmp_path / "deit")
 
 
+@pytest.mark.process
 def test_prints_what_it_wrote_and_no_log(format, tmp_path):
     command = [
         sys.executable,
@@ -475,6 +477,7 @@ def test_prints_what_it_wrote_and_no_log(format, tmp_path):
     assert not re.search(r"INFO|\.py:\d+", log)
 
 
+@pytest.mark.process
 def test_on_the_command_line(tmp_path):
     command = [
         sys.executable,

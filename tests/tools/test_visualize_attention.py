@@ -41,6 +41,8 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.backend
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rollout", "heads", "filters", "positions"])
 @pytest.mark.parametrize("name", ["plain", "distilled", "deit3"])
 def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
@@ -65,6 +67,7 @@ def test_a_tilde_is_the_home_directory(folder, photograph, tmp_path, monkeypatch
     assert sorted(file.name for file in tmp_path.iterdir()) == ["china.jpg", "out.png"]
 
 
+@pytest.mark.slow
 def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph, tmp_path):
     drawn = []
     for options in (
@@ -103,6 +106,7 @@ def test_photographs_of_other_modes(mode, photographs, tmp_path):
     assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
     truncated = tmp_path / "half.jpg"
     truncated.write_bytes(photograph.read_bytes()[:20_000])
@@ -154,6 +158,8 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.backend
+@pytest.mark.process
 def test_from_a_terminal(photograph, tmp_path):
     def run(*arguments):
         return subprocess.run(

@@ -48,6 +48,7 @@ def test_batches_are_those_of_the_recipe_and_of_the_seed():
     assert not np.array_equal(batches_of(1, recipe, converter, batch_size=6, seed=4)[0][0], images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_a_training_goes_on_where_it_was_left(repeats):
     recipe, converter = RECIPES["deit3_small"].augmentation, DeiTImageConverter((12, 16))

@@ -10,6 +10,8 @@ import pytest
 from keras_deit.training import TrainingCheckpoint
 from tests.helpers import images, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 
 def compiled(num_layers=1):
     keras.utils.set_random_seed(0)
@@ -41,6 +43,7 @@ class Kill(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_training_is_what_it_would_have_been(tmp_path):
     unbroken = compiled()
     fit(unbroken, epochs=3)
@@ -83,6 +86,7 @@ def test_a_new_training_starts_at_the_first_epoch(tmp_path):
     assert TrainingCheckpoint(tmp_path / "none").restore(compiled()) == 0
 
 
+@pytest.mark.slow
 def test_a_training_that_does_not_go_on_replaces_the_one_before(tmp_path):
     for _ in range(2):
         # A model each: with an average of the weights, Keras 3.15 cannot `fit` a model twice on

@@ -273,6 +273,7 @@ def test_drawn_operations_are_applied_in_turn(images):
     assert seen == set(OPERATIONS)
 
 
+@pytest.mark.peer
 def test_operations_and_their_ranges_are_timms(images, monkeypatch):
     """A witness of the ranges that this file does not restate."""
     timm = importlib.util.find_spec("timm")

@@ -8,6 +8,8 @@ from keras_deit.models import DeiTDistiller
 from keras_deit.training import RECIPES, MixedLabelBinaryCrossentropy
 from tests.helpers import numpy, raises, tiny_classifier
 
+pytestmark = pytest.mark.backend
+
 STEPS = 100  # of an epoch
 
 
@@ -186,6 +188,7 @@ def test_two_rates_go_through_a_file(tmp_path, rng):
     assert [int(numpy(part.iterations)) for part in again.optimizer.optimizers] == [2, 2]
 
 
+@pytest.mark.slow
 def test_recipes_train_a_distiller(rng):
     recipe = RECIPES["deit3_small"]
     student = tiny_classifier({"num_layers": 1, **recipe.model_overrides()}, preprocessor=None)

@@ -5,6 +5,8 @@ import pytest
 from keras_deit.visualization import attention_maps
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize("distilled", [False, True])
 def test_each_head_of_a_block(distilled, rng):

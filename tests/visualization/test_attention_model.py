@@ -23,6 +23,8 @@ from tests.helpers import (
     tiny_classifier,
 )
 
+pytestmark = pytest.mark.backend
+
 IMAGES = (12, 32, 3)  # 3 x 4 patches
 
 

@@ -5,6 +5,8 @@ import pytest
 from keras_deit.visualization import attention_rollout
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
+pytestmark = pytest.mark.backend
+
 
 def scores_of(rng, blocks=3, batch=2, heads=4, tokens=8):
     logits = rng.normal(size=(blocks, batch, heads, tokens, tokens))

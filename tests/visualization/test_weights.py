@@ -5,6 +5,8 @@ from keras_deit.models import DeiTBackbone
 from keras_deit.visualization import patch_filters, position_similarity
 from tests.helpers import numpy, randomize, tiny_backbone
 
+pytestmark = pytest.mark.backend
+
 
 def test_filters_are_the_directions_in_which_the_embedding_varies(rng):
     """As scikit-learn has them, up to their sign."""

@@ -3,7 +3,7 @@ import pytest
 
 from keras_deit import presets
 from keras_deit.models import DeiTImageClassifier
-from keras_deit.presets.tensor_names import rules, to_keras, to_timm, to_timm_names
+from keras_deit.presets.pytorch.tensor_names import rules, to_keras, to_timm, to_timm_names
 from keras_deit.presets.weights import state_of
 from tests.helpers import raises, randomize, tiny_backbone
 from tests.hub_layouts import transformers_names
@@ -92,16 +92,15 @@ def test_a_renamed_tensor_is_named_on_both_sides(case):
     original = tensors.pop("norm.weight")
     for name in ("model.norm.weight", "vit.norm.weight", "encoder.layernorm.weight"):
         with raises(
-            "The tensors of my file, under timm's names, are not those of the "
-            "architecture.\nMissing: norm.weight (8,)\n"
-            f"Left over: {name} (8,)\nOther shape: none"
+            "The tensors of my file (here under timm's names) do not match the "
+            f"architecture.\nMissing: norm.weight (8,)\nUnexpected: {name} (8,)\nWrong shape: none"
         ):
             to_keras(to_timm_names({**tensors, name: original}), table, "my file")
 
 
 def test_two_names_of_one_tensor_are_refused():
     with raises(
-        "These tensors are one and the same, which timm calls head.weight: classifier.weight, "
-        "cls_classifier.weight."
+        "These tensors are duplicates, each is timm's head.weight: classifier.weight, "
+        "cls_classifier.weight. Keep one of them."
     ):
         to_timm_names({"classifier.weight": 1, "cls_classifier.weight": 2})

@@ -1,10 +1,8 @@
-"""Weights of PyTorch checkpoints into a model, and back: facebookresearch's, timm's and
-transformers' layouts.
-"""
+"""Weights of PyTorch checkpoints into a model, and back."""
 
 from keras_deit.presets import weights
-from keras_deit.presets.matching import check_match
-from keras_deit.presets.tensor_names import (
+from keras_deit.presets.mismatches import refuse_mismatches
+from keras_deit.presets.pytorch.tensor_names import (
     rules,
     to_keras,
     to_timm,
@@ -15,19 +13,19 @@ from keras_deit.presets.tensor_names import (
 
 
 def assign_tensors(model, tensors, source, origin=None):
-    """Gives a model the weights of a PyTorch checkpoint; nothing is written.
+    """Assigns the weights of a PyTorch checkpoint to a model.
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier` of the checkpoint's architecture.
         tensors: {name: NumPy array} in the layout of facebookresearch/deit, timm or transformers
-            (versions 4 and 5).
-        source: string, what the tensors are called in errors.
-        origin: name of the preset whose published weights these are known to be, for the model
-            card. Defaults to `None`.
+            (version 4 or 5).
+        source: string, name of the checkpoint in errors.
+        origin: string, name of the preset whose published weights these are, for the model card.
+            Defaults to `None`.
 
     Raises:
-        ValueError: tensors that are missing, left over, twice there or of another shape; all are
-            listed.
+        ValueError: if tensors are missing, unexpected, duplicated or of a wrong shape; the message
+            lists all of them.
     """
     tensors = to_timm_names(tensors)
     backbone = _backbone(model)
@@ -38,18 +36,16 @@ def assign_tensors(model, tensors, source, origin=None):
 
 
 def timm_tensors(model):
-    """A model's weights as timm names and lays them out: what its `load_state_dict(strict=True)`
-    takes.
+    """Returns a model's weights in timm's layout, for `load_state_dict(strict=True)`.
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier`.
 
     Returns:
-        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the
-        bit.
+        {name: float32 NumPy array}. `assign_tensors` converts them back bit for bit.
 
     Raises:
-        ValueError: a model that timm does not have: quantized, `pooling="mean"`, or one head on a
+        ValueError: if timm has no such model: quantized weights, `pooling="mean"`, or one head on a
             distilled backbone.
     """
     backbone = _backbone(model)
@@ -58,9 +54,8 @@ def timm_tensors(model):
         backbone.use_distillation_token,
     ):
         raise ValueError(
-            "timm's DeiT reads its class token, and its distillation token if it has one, each "
-            "with a head. "
-            f"Received: pooling={model.pooling!r}, "
+            'timm\'s DeiT needs `pooling="token"`, and a distillation head if the backbone has a '
+            f"distillation token. Received: pooling={model.pooling!r}, "
             f"use_distillation_head={model.use_distillation_head!r}, "
             f"use_distillation_token={backbone.use_distillation_token!r}"
         )
@@ -68,40 +63,42 @@ def timm_tensors(model):
 
 
 def transformers_tensors(model):
-    """A model's weights as transformers' DeiT and ViT have them in the hub's files (the names of
-    version 4).
+    """Returns a model's weights in the layout of transformers' DeiT and ViT.
+
+    The names are those of the files on the hub, which version 4 wrote and version 5 reads.
 
     Args:
         model: `DeiTBackbone` or `DeiTImageClassifier`.
 
     Returns:
-        {name: NumPy array, float32}. Converted back with `assign_tensors`, they are the same to the
-        bit.
+        {name: float32 NumPy array}. `assign_tensors` converts them back bit for bit.
 
     Raises:
-        ValueError: a model that transformers does not have: quantized, `pooling="mean"`, or DeiT
+        ValueError: if transformers has no such model: quantized weights, `pooling="mean"`, or DeiT
             III.
     """
     backbone = _backbone(model)
     if backbone.layer_scale_init_value is not None or backbone.position_scope != "all":
         raise ValueError(
-            "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
+            "transformers has no DeiT III: its models need `layer_scale_init_value=None` and "
+            '`position_scope="all"`. '
             f"Received: layer_scale_init_value={backbone.layer_scale_init_value!r}, "
             f"position_scope={backbone.position_scope!r}"
         )
     if model is not backbone and model.pooling != "token":
         raise ValueError(
-            f"transformers' classifiers read the class token. Received: pooling={model.pooling!r}"
+            f'transformers\' classifiers need `pooling="token"`. Received: '
+            f"pooling={model.pooling!r}"
         )
     return to_transformers_names(_tensors(model))
 
 
 def _tensors(model):
     state, table = weights.state_of(model), _table(model)
-    check_match(
+    refuse_mismatches(
         {path: "" for path in state},
         {rule.path: "" for rule in table},
-        "The model's weights are not those of DeiT in PyTorch. Convert it before `quantize`.",
+        "The model's weights do not match a DeiT in PyTorch. Convert it before `quantize`.",
     )
     return to_timm({path: array.astype("float32") for path, array in state.items()}, table)
 

@@ -1,4 +1,4 @@
-"""Where a preset's files are: a folder, or a repository on the Hugging Face Hub."""
+"""Where the files of a preset are: in a local folder or in a repository on the Hugging Face Hub."""
 
 import json
 import pathlib
@@ -10,9 +10,9 @@ HUB = "hf://"
 
 
 class Folder:
-    """Files on this machine."""
+    """A local folder."""
 
-    handle = None  # a path is nothing to publish
+    handle = None  # model cards do not mention local paths
 
     def __init__(self, path):
         self.path = pathlib.Path(path)
@@ -21,12 +21,12 @@ class Folder:
         return str(self.path)
 
     def find(self, name):
-        """The path of a file, or `None`."""
+        """The path of a file, or `None` if it does not exist."""
         file = self.path / name
         return file if file.is_file() else None
 
     def where(self, name):
-        """The file in words."""
+        """The file, for error messages."""
         return str(self.path / name)
 
     def listing(self):
@@ -39,10 +39,11 @@ class Folder:
 
 
 class Repository:
-    """Files on the Hugging Face Hub, each downloaded when it is first asked for, all of one commit.
+    """A repository on the Hugging Face Hub. Each file is downloaded on first use.
 
-    The hub is asked once which commit is the newest. Repositories of published weights do not
-    change: with `published=True`, what is in the cache is used unasked.
+    All files come from one commit, the newest when the first file is downloaded. The repositories
+    of the published weights do not change, so `published=True` reads the cache without asking the
+    hub.
     """
 
     def __init__(self, name, published=False):
@@ -74,24 +75,24 @@ class Repository:
         return f"{name} of {self}"
 
     def listing(self):
-        return "a repository without them"
+        return "a repository without these files"
 
 
 def is_repository_name(name):
-    """Whether this is "owner/repo"."""
+    """Whether `name` has the form "owner/repo"."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def need(files, name, advice):
-    """The path of a file that must be there."""
+    """The path of a file, or a ValueError with `advice` if it does not exist."""
     path = files.find(name)
     if path is None:
-        raise ValueError(f"There is no {files.where(name)}. {advice}")
+        raise ValueError(f"{files.where(name)} does not exist. {advice}")
     return path
 
 
 def read_json(files, name):
-    """The content of a JSON file, or `None` where there is no such file."""
+    """The content of a JSON file, or `None` if it does not exist."""
     path = files.find(name)
     if path is None:
         return None

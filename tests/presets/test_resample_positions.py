@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_deit.presets.positions import resample_positions
+from keras_deit.presets.adaptation import resample_positions
 
 
 @pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])

@@ -1,15 +1,16 @@
-"""transformers' folders: what config.json and preprocessor_config.json say, in our words.
+"""transformers' folders and repositories: config.json and preprocessor_config.json, translated to
+our arguments.
 
-Layout and defaults: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. A
-value that is the default may be left out of the files.
+Source: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. The files may
+leave out default values.
 """
 
 from absl import logging
 
-from keras_deit.presets.files import read_json
-from keras_deit.presets.layout import pair
-from keras_deit.presets.original import OriginalPreset
-from keras_deit.presets.settings import given, refuse_others, required
+from keras_deit.arguments import as_pair
+from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.preset import PyTorchPreset
+from keras_deit.presets.sources import read_json
 
 _BACKBONES = ("DeiTModel", "ViTModel")
 _TWO_HEADS = "DeiTForImageClassificationWithTeacher"
@@ -57,13 +58,21 @@ _PROCESSORS = {
 
 
 def transformers_preset(files, config):
-    """`config`: the content of config.json, a dict."""
+    """Returns a `PyTorchPreset`.
+
+    Args:
+        files: `Folder` or `Repository`.
+        config: dict, the content of config.json.
+
+    Raises:
+        ValueError: if the model is no DeiT or ViT, or has unsupported settings.
+    """
     where = files.where("config.json")
     architecture = (config.get("architectures") or ["none"])[0]
     model_type = config["model_type"]
-    config = {**_DEFAULTS, **given(config)}
-    refuse_others(
-        f"{where} describes a model that is no DeiT",
+    config = {**_DEFAULTS, **without_nulls(config)}
+    refuse_unsupported(
+        f"{where} has unsupported settings",
         {
             "architectures": architecture,
             **{name: config[name] for name in ("model_type", "hidden_act", "qkv_bias")},
@@ -78,9 +87,8 @@ def transformers_preset(files, config):
     labels = _labels(config["id2label"], where)
     if config["layer_norm_eps"] == 1e-12 and len(labels) == 1000:
         logging.warning(
-            "layer_norm_epsilon is 1e-12, as %s says. If these are facebook's own DeiT weights, "
-            "they were trained with 1e-6: give "
-            "layer_norm_epsilon=1e-6.",
+            "layer_norm_epsilon is 1e-12, from %s. facebook's DeiT weights were trained with 1e-6: "
+            "if these are facebook's, use layer_norm_epsilon=1e-6.",
             where,
         )
     classifier = None
@@ -89,17 +97,17 @@ def transformers_preset(files, config):
             "num_classes": len(labels),
             "use_distillation_head": architecture == _TWO_HEADS,
         }
-    return OriginalPreset(
+    return PyTorchPreset(
         files,
         origin=files.handle,
         backbone={
-            "image_shape": (*pair(config["image_size"]), config["num_channels"]),
-            "patch_size": pair(config["patch_size"]),
+            "image_shape": (*as_pair(config["image_size"]), config["num_channels"]),
+            "patch_size": as_pair(config["patch_size"]),
             "num_layers": config["num_hidden_layers"],
             "num_heads": config["num_attention_heads"],
             "hidden_dim": config["hidden_size"],
             "intermediate_dim": config["intermediate_size"],
-            "use_distillation_token": model_type == "deit",  # with one head, too
+            "use_distillation_token": model_type == "deit",  # even with one head
             "dropout_rate": config["hidden_dropout_prob"],
             "attention_dropout_rate": config["attention_probs_dropout_prob"],
             "layer_norm_epsilon": config["layer_norm_eps"],
@@ -112,35 +120,38 @@ def transformers_preset(files, config):
 
 
 def _labels(id2label, where):
-    """The classes' names in their order."""
+    """Class names in the order of the logits."""
     try:
         return [str(id2label[key]) for key in sorted(id2label, key=int)]
     except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            f"{where} must map the classes' numbers to names in 'id2label'. Received: {id2label!r}"
+            f"{where} must map class indices to names in 'id2label'. Received: {id2label!r}"
         ) from error
 
 
 def _converter(files, model_type):
-    """Arguments of `DeiTImageConverter`, or `None` where there is no preprocessor_config.json."""
+    """Arguments of `DeiTImageConverter`, or `None` without a preprocessor_config.json."""
     content = read_json(files, "preprocessor_config.json")
     if content is None:
         return None
     where = files.where("preprocessor_config.json")
-    problem = f"{where} describes preprocessing that `DeiTImageConverter` does not have. Give `preprocessor=`"
+    problem = (
+        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
+        "`preprocessor=`"
+    )
     if not isinstance(content, dict):
         raise ValueError(f"{where} must be a JSON object. Received: {content!r}")
-    config = {**_PROCESSORS[model_type], **given(content)}
+    config = {**_PROCESSORS[model_type], **without_nulls(content)}
     size, crops = config["size"], config["do_center_crop"]
     to_aspect_ratio = isinstance(size, dict) and "shortest_edge" in size
-    refuse_others(
+    refuse_unsupported(
         problem,
         {
             **{
                 name: config[name]
                 for name in ("do_resize", "do_rescale", "rescale_factor", "resample")
             },
-            # An image whose shorter side alone is fixed has no size of its own without a crop.
+            # Resizing the shorter side alone gives no fixed size without a crop.
             "do_center_crop": crops or not to_aspect_ratio,
         },
         {
@@ -151,11 +162,12 @@ def _converter(files, model_type):
             "do_center_crop": (True,),
         },
     )
-    resized = pair(size["shortest_edge"]) if to_aspect_ratio else _height_and_width(size, where)
+    resized = as_pair(size["shortest_edge"]) if to_aspect_ratio else _height_and_width(size, where)
     cropped = _height_and_width(required(config, "crop_size", where), where) if crops else resized
     if resized[0] * cropped[1] != resized[1] * cropped[0] or cropped[0] > resized[0]:
         raise ValueError(
-            f"{problem}: a crop of {cropped} from {resized}, which is smaller or of another shape."
+            f"{problem}: the crop {cropped} is larger than the resized image {resized}, or has "
+            "another aspect ratio."
         )
     return {
         "image_size": cropped,
@@ -170,4 +182,4 @@ def _converter(files, model_type):
 def _height_and_width(size, where):
     if isinstance(size, dict):
         return required(size, "height", where), required(size, "width", where)
-    return pair(size)
+    return as_pair(size)

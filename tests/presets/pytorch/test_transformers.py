@@ -13,6 +13,8 @@ from tests.hub_layouts import (
     write_folder,
 )
 
+pytestmark = pytest.mark.backend
+
 
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize(
@@ -54,10 +56,10 @@ def test_a_backbone_of_transformers_leaves_its_pooler(architecture, rng, tmp_pat
     x = images(rng)
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(expected.backbone(x)))
     assert any(
-        "as DeiT has none: pooler.dense.weight, pooler.dense.bias" in message
+        "because DeiT has no pooler: pooler.dense.weight, pooler.dense.bias" in message
         for message in caplog.messages
     )
-    with pytest.raises(ValueError, match="is a backbone without a head. Give `num_classes=`"):
+    with pytest.raises(ValueError, match="has no head. Use `num_classes=`"):
         DeiTImageClassifier.from_preset(folder)
 
 
@@ -94,7 +96,7 @@ def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, 
         "ViTForImageClassification", tiny_classifier().backbone, LABELS, **changes
     )
     folder = write_folder(tmp_path / "other", {}, config=config)
-    with raises(f"{folder / 'config.json'} describes a model that is no DeiT: {problem}."):
+    with raises(f"{folder / 'config.json'} has unsupported settings: {problem}."):
         DeiTBackbone.from_preset(folder)
 
 
@@ -162,11 +164,13 @@ def test_processors_of_transformers(processor, expected, tmp_path):
         ({"resample": 1}, "resample=1 (supported: 0 or 2 or 3)"),
         (
             {"size": {"height": 20, "width": 40}},
-            "a crop of (12, 32) from (20, 40), which is smaller or of another shape",
+            "the crop (12, 32) is larger than the resized image (20, 40), or has another aspect "
+            "ratio",
         ),
         (
             {"size": {"height": 6, "width": 16}},
-            "a crop of (12, 32) from (6, 16), which is smaller or of another shape",
+            "the crop (12, 32) is larger than the resized image (6, 16), or has another aspect "
+            "ratio",
         ),
         (
             {"size": {"shortest_edge": 20}, "do_center_crop": False},
@@ -180,9 +184,8 @@ def test_preprocessing_that_the_converter_does_not_have_is_refused(changes, prob
         tmp_path / "other", {}, config=config, preprocessor_config=deit_processor(**changes)
     )
     with raises(
-        f"{folder / 'preprocessor_config.json'} describes preprocessing that `DeiTImageConverter` "
-        "does not have. "
-        f"Give `preprocessor=`: {problem}."
+        f"{folder / 'preprocessor_config.json'} has preprocessing that `DeiTImageConverter` does "
+        f"not support. Use your own `preprocessor=`: {problem}."
     ):
         DeiTImageClassifier.from_preset(folder, load_weights=False)
     assert (
@@ -202,10 +205,10 @@ def test_pickles_are_never_opened(rng, tmp_path):
     DeiTImageClassifier.from_preset(folder)
     (folder / "model.safetensors").unlink()
     with raises(
-        f"There is no {folder / 'model.safetensors'}. Weights in pickles (.bin, .pth) are not "
-        "opened here. Save them as "
-        "safetensors (timm's `save_for_hf` takes `safe_serialization=True`), or convert them once, "
-        "with tools/convert_checkpoint.py."
+        f"{folder / 'model.safetensors'} does not exist. Pickles (.bin, .pth) are not opened, "
+        "because opening one can run code. Save the weights as safetensors (timm: "
+        "`save_for_hf(..., safe_serialization=True)`), or convert the file once with "
+        "tools/convert_checkpoint.py."
     ):
         DeiTImageClassifier.from_preset(folder)
 
@@ -217,7 +220,7 @@ def test_a_safetensors_file_cut_short(rng, tmp_path):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(
         ValueError,
-        match=r"model.safetensors is not a whole safetensors file: .* Copy or download it again.",
+        match=r"model.safetensors is truncated or no safetensors file: .* Copy or download it again.",
     ):
         DeiTImageClassifier.from_preset(folder)
 
@@ -230,7 +233,7 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
     }
     folder = write_folder(tmp_path / "copy", {}, config=config)
     DeiTBackbone.from_preset(folder, load_weights=False, num_layers=1)
-    assert any("give layer_norm_epsilon=1e-6" in message for message in caplog.messages)
+    assert any("use layer_norm_epsilon=1e-6" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -238,12 +241,12 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
     [
         (
             {"config": {"id2label": ["a", "b"]}},
-            "must map the classes' numbers to names in 'id2label'. Received: ['a', 'b']",
+            "must map class indices to names in 'id2label'. Received: ['a', 'b']",
         ),
         ({"preprocessor_config": []}, "must be a JSON object. Received: []"),
         (
             {"preprocessor_config": {"size": {"longest_edge": 256}}},
-            "must be a JSON object with 'height', which it lacks. Restore the file.",
+            "must be a JSON object with 'height'. Restore the file.",
         ),
     ],
 )

@@ -1,16 +1,16 @@
-"""timm's folders: what their config.json says, in our words.
+"""timm's folders and repositories: their config.json, translated to our arguments.
 
-Layout: `save_for_hf` and `push_to_hf_hub` of timm 1.0.31 (timm/models/_hub.py).
+Source: `save_for_hf` and `push_to_hf_hub` of timm 1.0.31 (timm/models/_hub.py).
 """
 
+from keras_deit.arguments import as_pair
 from keras_deit.presets.catalog import ARCHITECTURES
 from keras_deit.presets.imagenet import imagenet_labels
-from keras_deit.presets.layout import pair
-from keras_deit.presets.original import OriginalPreset
-from keras_deit.presets.settings import given, refuse_others, required
+from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.preset import PyTorchPreset
 
-# Arguments of timm's constructors that are read below, and those that change neither a tensor nor
-# an answer.
+# Arguments of timm's constructors that are read below, and those that change neither weights nor
+# outputs.
 _READ = ("img_size", "in_chans", "num_classes", "attn_drop_rate", "drop_path_rate")
 _HARMLESS = (
     "dynamic_img_size",
@@ -24,27 +24,35 @@ _HARMLESS = (
 
 
 def timm_preset(files, config):
-    """`config`: the content of config.json, a dict."""
+    """Returns a `PyTorchPreset`.
+
+    Args:
+        files: `Folder` or `Repository`.
+        config: dict, the content of config.json.
+
+    Raises:
+        ValueError: if the model is no DeiT or has unsupported settings.
+    """
     where = files.where("config.json")
     name = str(config["architecture"]).partition(".")[0]
     if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
         known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
         raise ValueError(
-            f"{where} is of timm's architecture {name!r}, which is no DeiT. Known: "
-            f"{', '.join(known)}."
+            f"{where} has timm's architecture {name!r}, which is not supported. "
+            f"Supported: {', '.join(known)}."
         )
-    config = given(config)
-    arguments = given(config.get("model_args", {}))
-    data = given(config.get("pretrained_cfg", config))
-    refuse_others(
-        f"{where} describes a model that is no DeiT",
+    config = without_nulls(config)
+    arguments = without_nulls(config.get("model_args", {}))
+    data = without_nulls(config.get("pretrained_cfg", config))
+    refuse_unsupported(
+        f"{where} has unsupported settings",
         {key: value for key, value in arguments.items() if key not in (*_READ, *_HARMLESS)},
         {"global_pool": ("token",)},
     )
     channels, height, width = required(data, "input_size", where)
-    height, width = pair(arguments.get("img_size", (height, width)))
+    height, width = as_pair(arguments.get("img_size", (height, width)))
     num_classes = config.get("num_classes", data.get("num_classes", 1000))
-    return OriginalPreset(
+    return PyTorchPreset(
         files,
         origin=files.handle,
         backbone={
@@ -61,8 +69,8 @@ def timm_preset(files, config):
 
 def _converter(data, image_size, where):
     crop_mode = data.get("crop_mode", "center")
-    refuse_others(
-        f"{where} describes preprocessing that `DeiTImageConverter` does not have. Give "
+    refuse_unsupported(
+        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
         "`preprocessor=`",
         {"crop_mode": crop_mode},
         {"crop_mode": ("center", "squash")},
@@ -78,9 +86,7 @@ def _converter(data, image_size, where):
 
 
 def _labels(config, num_classes):
-    """timm names classes by identifiers, and describes these; without names, a thousand classes are
-    ImageNet's.
-    """
+    """Class names: descriptions of timm's identifiers. 1000 classes without names are ImageNet."""
     names = config.get("label_names", config.get("labels"))
     descriptions = config.get("label_descriptions", {})
     if isinstance(names, dict):

@@ -1,9 +1,8 @@
-"""One table between the tensors of the original PyTorch models and our variables, read in both
-directions. Plain NumPy.
+"""One table that maps PyTorch tensors to our variables, used in both directions. Plain NumPy.
 
-The original layout is timm's: facebookresearch's own files differ in the names of LayerScale alone.
-Files of transformers are renamed to it first, and from it. Layouts: facebookresearch/deit at
-7e160fe (models.py, models_v2.py), timm 1.0.31, transformers 5.23.0.
+The table has timm's names. facebookresearch's files differ only in the names of LayerScale;
+transformers' names are translated first. Sources: facebookresearch/deit at 7e160fe (models.py,
+models_v2.py), timm 1.0.31, transformers 5.23.0.
 """
 
 import dataclasses
@@ -14,13 +13,14 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from keras_deit.presets.layout import has_two_heads, layout, pair
-from keras_deit.presets.matching import check_match
+from keras_deit.arguments import as_pair
+from keras_deit.presets.architecture import grid_size, has_two_heads, num_channels
+from keras_deit.presets.mismatches import refuse_mismatches
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which tensors make a variable, and how each comes from the other."""
+    """The tensors that one variable is made of, and the conversion in both directions."""
 
     names: tuple
     shapes: tuple  # of the tensors, in the order of `names`
@@ -30,7 +30,7 @@ class Rule:
 
 
 def rules(backbone_config, classifier_config=None):
-    """The table for one architecture.
+    """Returns the table for one architecture.
 
     Args:
         backbone_config: dict, the arguments of a `DeiTBackbone`.
@@ -40,13 +40,26 @@ def rules(backbone_config, classifier_config=None):
     Returns:
         List of `Rule`, one for each variable.
     """
-    grid_size, channels, num_prefix_tokens = layout(backbone_config)
-    patch_size = pair(backbone_config["patch_size"])
-    dim, intermediate_dim = backbone_config["hidden_dim"], backbone_config["intermediate_dim"]
-    num_positions = math.prod(grid_size)
-    if backbone_config.get("position_scope", "all") == "all":
-        num_positions += num_prefix_tokens
     table = [
+        *_embedding_rules(backbone_config),
+        *_block_rules(backbone_config),
+        *_norm("norm", backbone_config["hidden_dim"], "final_norm"),
+    ]
+    if classifier_config is not None:
+        table += _head_rules(backbone_config, classifier_config)
+    return table
+
+
+def _embedding_rules(backbone_config):
+    channels, dim = num_channels(backbone_config), backbone_config["hidden_dim"]
+    patch_size = as_pair(backbone_config["patch_size"])
+    prefix_tokens = ["cls_token"]
+    if backbone_config.get("use_distillation_token"):
+        prefix_tokens.append("dist_token")
+    num_positions = math.prod(grid_size(backbone_config))
+    if backbone_config.get("position_scope", "all") == "all":
+        num_positions += len(prefix_tokens)
+    return [
         Rule(
             ("patch_embed.proj.weight",),
             ((dim, channels, *patch_size),),
@@ -55,10 +68,10 @@ def rules(backbone_config, classifier_config=None):
             lambda w: w.transpose(2, 3, 1, 0).reshape(-1, dim),
             lambda kernel: [kernel.reshape(*patch_size, channels, dim).transpose(3, 2, 0, 1)],
         ),
-        _as_it_is("patch_embed.proj.bias", (dim,), "patch_embedding/projection/bias"),
+        _unchanged("patch_embed.proj.bias", (dim,), "patch_embedding/projection/bias"),
         Rule(
-            ("cls_token", "dist_token")[:num_prefix_tokens],
-            ((1, 1, dim),) * num_prefix_tokens,
+            tuple(prefix_tokens),
+            ((1, 1, dim),) * len(prefix_tokens),
             "token_position_embedding/prefix_tokens",
             lambda *tokens: np.concatenate(tokens, axis=1)[0],
             lambda tokens: [token[None, None] for token in tokens],
@@ -71,6 +84,11 @@ def rules(backbone_config, classifier_config=None):
             lambda array: [array[None]],
         ),
     ]
+
+
+def _block_rules(backbone_config):
+    dim, intermediate_dim = backbone_config["hidden_dim"], backbone_config["intermediate_dim"]
+    table = []
     for index in range(backbone_config["num_layers"]):
         name, path = f"blocks.{index}", f"block_{index}"
         table += _norm(f"{name}.norm1", dim, f"{path}/attention_norm")
@@ -80,34 +98,37 @@ def rules(backbone_config, classifier_config=None):
         table += _dense(f"{name}.mlp.fc1", (intermediate_dim, dim), f"{path}/mlp/intermediate")
         table += _dense(f"{name}.mlp.fc2", (dim, intermediate_dim), f"{path}/mlp/projection")
         if backbone_config.get("layer_scale_init_value") is not None:
-            table.append(_as_it_is(f"{name}.ls1.gamma", (dim,), f"{path}/attention_scale/gamma"))
-            table.append(_as_it_is(f"{name}.ls2.gamma", (dim,), f"{path}/mlp_scale/gamma"))
-    table += _norm("norm", dim, "final_norm")
-    if classifier_config is not None:
-        head_shape = (classifier_config["num_classes"], dim)
-        if has_two_heads(classifier_config, backbone_config):
-            table += _dense("head", head_shape, "head/class_head") + _dense(
-                "head_dist", head_shape, "head/distillation_head"
-            )
-        else:
-            table += _dense("head", head_shape, "head")
+            table.append(_unchanged(f"{name}.ls1.gamma", (dim,), f"{path}/attention_scale/gamma"))
+            table.append(_unchanged(f"{name}.ls2.gamma", (dim,), f"{path}/mlp_scale/gamma"))
     return table
 
 
+def _head_rules(backbone_config, classifier_config):
+    shape = (classifier_config["num_classes"], backbone_config["hidden_dim"])
+    if not has_two_heads(classifier_config, backbone_config):
+        return _dense("head", shape, "head")
+    return [
+        *_dense("head", shape, "head/class_head"),
+        *_dense("head_dist", shape, "head/distillation_head"),
+    ]
+
+
 def to_keras(tensors, table, source):
-    """{tensor name: array} to {variable path: array}; every tensor is used once, or a ValueError
-    lists what does not fit.
+    """Converts {tensor name: array} to {variable path: array}.
+
+    Raises:
+        ValueError: unless every tensor is used exactly once; the message lists what differs.
     """
-    check_match(
+    refuse_mismatches(
         {name: tuple(array.shape) for name, array in tensors.items()},
         {name: shape for rule in table for name, shape in zip(rule.names, rule.shapes)},
-        f"The tensors of {source}, under timm's names, are not those of the architecture.",
+        f"The tensors of {source} (here under timm's names) do not match the architecture.",
     )
     return {rule.path: rule.to_keras(*(tensors[name] for name in rule.names)) for rule in table}
 
 
 def to_timm(state, table):
-    """{variable path: array} to {tensor name: array}, the inverse of `to_keras`, bit for bit."""
+    """Converts {variable path: array} to {tensor name: array}: the exact inverse of `to_keras`."""
     return {
         name: np.ascontiguousarray(array)
         for rule in table
@@ -116,17 +137,15 @@ def to_timm(state, table):
 
 
 def to_timm_names(tensors):
-    """Tensors of any of the three layouts under timm's names; names that none of them has stay as
-    they are.
-    """
+    """Renames the tensors of any of the three layouts to timm's names; unknown names stay."""
     renamed = {}
     for name, array in tensors.items():
         timm_name = _to_timm_name(name)
         if timm_name in renamed:
             others = [other for other in tensors if _to_timm_name(other) == timm_name]
             raise ValueError(
-                f"These tensors are one and the same, which timm calls {timm_name}: "
-                f"{', '.join(others)}."
+                f"These tensors are duplicates, each is timm's {timm_name}: {', '.join(others)}. "
+                "Keep one of them."
             )
         renamed[timm_name] = array
     for query in [
@@ -141,19 +160,15 @@ def to_timm_names(tensors):
 
 
 def without_pooler(tensors):
-    """Of a model without a head: transformers' pooler follows the last LayerNorm there, and no part
-    of DeiT is like it.
-    """
+    """Drops transformers' pooler, a layer that DeiT does not have, with a warning."""
     pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
     if pooler:
-        logging.warning("Left out, as DeiT has none: %s", ", ".join(pooler))
+        logging.warning("Ignored, because DeiT has no pooler: %s", ", ".join(pooler))
     return {name: array for name, array in tensors.items() if name not in pooler}
 
 
 def to_transformers_names(tensors):
-    """timm's tensors as the hub's files of transformers have them, which is as its version 4 names
-    them.
-    """
+    """Renames timm's tensors to transformers' names of version 4, which the files on the hub use."""
     two_heads = "head_dist.weight" in tensors
     base = "deit." if "dist_token" in tensors else "vit."
     if "head.weight" not in tensors:
@@ -168,9 +183,8 @@ def to_transformers_names(tensors):
     return renamed
 
 
-# What timm calls a module or a tensor, and what transformers calls it in version 4 (which the hub's
-# files have) and in version 5; or facebookresearch, whose names are timm's but for LayerScale. # is
-# a block's number.
+# timm's name of a module or tensor: transformers' names in version 4 (as in the files on the hub)
+# and in version 5, or facebookresearch's for LayerScale. # stands for the block's index.
 _ALIASES = {
     "cls_token": ("embeddings.cls_token",),
     "dist_token": ("embeddings.distillation_token",),
@@ -224,14 +238,14 @@ def _split(name):
     )
 
 
-def _as_it_is(name, shape, path):
+def _unchanged(name, shape, path):
     return Rule((name,), (shape,), path, lambda tensor: tensor, lambda array: [array])
 
 
 def _norm(name, dim, path):
     return [
-        _as_it_is(f"{name}.weight", (dim,), f"{path}/gamma"),
-        _as_it_is(f"{name}.bias", (dim,), f"{path}/beta"),
+        _unchanged(f"{name}.weight", (dim,), f"{path}/gamma"),
+        _unchanged(f"{name}.bias", (dim,), f"{path}/beta"),
     ]
 
 
@@ -243,4 +257,4 @@ def _dense(name, shape, path):
         lambda weight: weight.T,
         lambda kernel: [kernel.T],
     )
-    return [kernel, _as_it_is(f"{name}.bias", shape[:1], f"{path}/bias")]
+    return [kernel, _unchanged(f"{name}.bias", shape[:1], f"{path}/bias")]

@@ -1,30 +1,31 @@
-"""Weights in the layout of the original PyTorch models, as a preset: converted in memory, nothing
-is written.
-"""
+"""A preset whose weights are a PyTorch model's. They are converted in memory."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
 
-from keras_deit.presets.files import Folder, Repository, need
+from keras_deit.presets.preset import Preset
+from keras_deit.presets.pytorch.tensor_names import rules, to_keras, to_timm_names, without_pooler
 from keras_deit.presets.safetensors_file import read_tensors
-from keras_deit.presets.tensor_names import rules, to_keras, to_timm_names, without_pooler
+from keras_deit.presets.sources import Folder, Repository, need
 
 WEIGHTS = "model.safetensors"
 
 
 @dataclasses.dataclass
-class OriginalPreset:
-    """Read as `PresetDirectory` is. What it holds was found in the catalog, or in the config of
-    timm or transformers.
+class PyTorchPreset(Preset):
+    """Published weights, or a folder or repository of timm or transformers.
+
+    `timm_preset`, `transformers_preset` and `find_preset` translate the configuration and create
+    it.
     """
 
     files: Folder | Repository
-    # The handle, for model cards; `None` for a folder, whose path concerns nobody else
-    origin: str | None
-    backbone: dict  # arguments of DeiTBackbone
-    classifier: dict | None  # arguments of DeiTImageClassifier, `None` for a backbone alone
-    # () -> arguments of DeiTImageConverter, or `None`; read and checked only where it is wanted
+    origin: str | None  # handle for model cards; `None` for a local folder
+    backbone: dict  # arguments of `DeiTBackbone`
+    classifier: dict | None  # arguments of `DeiTImageClassifier`; `None` for a backbone alone
+    # Returns the arguments of `DeiTImageConverter`, or `None`. A function, so that preprocessing
+    # that cannot be represented is refused only where it is used.
     converter: Callable
     label_names: list | None
 
@@ -35,7 +36,7 @@ class OriginalPreset:
     def backbone_config(self, cls):
         return self.backbone
 
-    def task_config(self, cls, given_apart):
+    def task_config(self, cls, stored_apart):
         return self.classifier
 
     def preprocessor_config(self):
@@ -53,33 +54,29 @@ class OriginalPreset:
         return self.label_names
 
     def backbone_state(self, build_saved=None):
-        """{variable path: array}, once."""
         return self._take(of_head=False)
 
     def head_state(self, build_saved=None):
         return self._take(of_head=True)
 
     def _take(self, of_head):
+        """Hands the arrays over: each can be released as soon as the model has it."""
         return {
             path: self._state.pop(path)
             for path in list(self._state)
             if path.startswith("head/") == of_head
         }
 
-    @property
-    def _source(self):
-        return self.files.where(WEIGHTS)
-
     @functools.cached_property
     def _state(self):
         path = need(
             self.files,
             WEIGHTS,
-            "Weights in pickles (.bin, .pth) are not opened here. Save them as safetensors (timm's "
-            "`save_for_hf` takes "
-            "`safe_serialization=True`), or convert them once, with tools/convert_checkpoint.py.",
+            "Pickles (.bin, .pth) are not opened, because opening one can run code. Save the "
+            "weights as safetensors (timm: `save_for_hf(..., safe_serialization=True)`), or "
+            "convert the file once with tools/convert_checkpoint.py.",
         )
         tensors = to_timm_names(read_tensors(path))
         if not self.has_head:
             tensors = without_pooler(tensors)
-        return to_keras(tensors, rules(self.backbone, self.classifier), self._source)
+        return to_keras(tensors, rules(self.backbone, self.classifier), self.files.where(WEIGHTS))

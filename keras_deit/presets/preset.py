@@ -1,0 +1,52 @@
+"""What every kind of preset offers to `from_preset`."""
+
+import abc
+
+
+class Preset(abc.ABC):
+    """A trained model on disk or on the hub: its configurations, labels and weights.
+
+    Attributes:
+        origin: handle of the published weights, for the model card, or `None`.
+    """
+
+    origin: str | None
+
+    @property
+    @abc.abstractmethod
+    def has_head(self):
+        """Whether this is a classifier rather than a backbone alone."""
+
+    @abc.abstractmethod
+    def backbone_config(self, cls):
+        """The arguments of the backbone, a `cls`."""
+
+    @abc.abstractmethod
+    def task_config(self, cls, stored_apart):
+        """The classifier's own arguments, or `None` for a backbone alone.
+
+        Args:
+            cls: class of the classifier.
+            stored_apart: names of arguments of `cls` that the preset keeps elsewhere.
+        """
+
+    @abc.abstractmethod
+    def preprocessor_config(self):
+        """The serialized preprocessor, or `None`."""
+
+    @abc.abstractmethod
+    def labels(self, num_classes):
+        """The class names, or `None`."""
+
+    @abc.abstractmethod
+    def backbone_state(self, build_saved):
+        """{variable path: array} of the backbone.
+
+        Args:
+            build_saved: function without arguments that builds the backbone as it was saved, for
+                files that only Keras can read.
+        """
+
+    @abc.abstractmethod
+    def head_state(self, build_saved):
+        """{variable path: array} of the head; see `backbone_state`."""

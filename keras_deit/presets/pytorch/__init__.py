@@ -1,0 +1,1 @@
+"""Weights in the layouts of PyTorch packages: facebookresearch/deit, timm and transformers."""
