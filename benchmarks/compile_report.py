@@ -16,10 +16,10 @@ import textwrap
 from absl import app, flags
 
 from benchmarks import compile_programs, results, topologies
+from tools.markdown_section import write_section
 
 FLAGS = flags.FLAGS
 
-START, END = "<!-- compiled -->\n", "<!-- end of compiled -->\n"
 SUBJECTS = ("keras_deit", "keras_hub", "jax")
 WARNING = "These are the compiler's estimates, not measured times."
 # What a table's line has in common.
@@ -273,11 +273,7 @@ def main(_):
     if FLAGS.markdown is None:
         print(text)
     else:
-        path = pathlib.Path(FLAGS.markdown)
-        before, rest = path.read_text(encoding="utf-8").split(START)
-        path.write_text(
-            before + START + "\n" + text + "\n" + END + rest.split(END)[1], encoding="utf-8"
-        )
+        write_section(pathlib.Path(FLAGS.markdown), "compiled", text)
     if FLAGS.csv is not None:
         write_csv(rows, FLAGS.csv)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 PRESET = "deit_nano_distilled_patch4_32_digits"
-_TRAINED_ON = 1437  # of 1797, examples/train_digits.py
+_TRAINED_ON = 1437  # of 1797, tools/train_digits.py
 
 
 def training_digits():

@@ -20,6 +20,7 @@ from absl import app, flags
 from benchmarks import results
 from benchmarks.chart import draw
 from benchmarks.headline import OURS, fastest, grouped, headlines, is_measured, speed
+from tools.markdown_section import write_section
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("input", None, "Files of measurements.", required=True)
@@ -27,7 +28,6 @@ flags.DEFINE_string("markdown", None, "File to write the tables into; printed by
 flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
 flags.DEFINE_bool("csv", False, "Whether to write all rows as CSV beside each input.")
 
-START, END = "<!-- results -->\n", "<!-- end of results -->\n"
 COLUMNS = (
     "preset",
     "image_size",
@@ -175,10 +175,7 @@ def main(_):
     if FLAGS.markdown is None:
         print(text)
     else:
-        path = pathlib.Path(FLAGS.markdown)
-        before, rest = path.read_text(encoding="utf-8").split(START)
-        new = before + START + "\n" + text + "\n" + END + rest.split(END)[1]
-        path.write_text(new, encoding="utf-8")
+        write_section(pathlib.Path(FLAGS.markdown), "results", text)
     if FLAGS.csv:
         for file, of_one in itertools.groupby(rows, lambda row: row["file"]):
             path = pathlib.Path(file).with_suffix(".csv")

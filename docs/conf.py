@@ -61,7 +61,8 @@ def public_modules():
     themselves because they need TensorFlow.
     """
     packages = [f"keras_deit.{name}" for name in keras_deit.__all__]
-    return [*packages, "keras_deit.training.batches", "keras_deit.training.image_folder"]
+    pipelines = ("batches", "image_folder", "tfds_images", "image_reader")
+    return [*packages, *(f"keras_deit.training.{name}" for name in pipelines)]
 
 
 def public_names(module):

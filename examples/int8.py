@@ -1,10 +1,10 @@
-"""Quantizes the classifier that ships to int8: a third of the size, and nearly the same answers.
+"""Quantize a classifier to int8: a third of the size, nearly the same predictions.
 
     pip install ".[tensorflow,examples]" && python examples/int8.py
 
-On a processor this makes the model smaller, not faster. For speed export it to OpenVINO:
-benchmarks/README.md has the figures. Needs no network. Writes the presets float32 and int8 to the
-working directory, and prints
+On a CPU this makes the model smaller, not faster. For speed, export it to OpenVINO: see
+benchmarks/README.md. No download needed. Writes the presets float32 and int8 to the working
+directory, and prints:
 
     float32: 97.2% of unseen digits, 836 kB
     int8:    97.2% of unseen digits, 268 kB
@@ -14,7 +14,7 @@ working directory, and prints
 import os
 import pathlib
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -24,13 +24,12 @@ from sklearn.datasets import load_digits
 from keras_deit.models import DeiTImageClassifier
 
 digits = load_digits()
-# The model was trained on those before
+# The model has not seen the last 360 digits.
 images = np.round(digits.images[-360:, ..., None] * (255 / 16)).astype("uint8")
 
 classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
 classifier.save_to_preset("float32")
-# Without `filters` all the same, and Keras warns of each layer that has nothing to quantize, such
-# as dropout.
+# Without `filters`, Keras warns of every layer that it cannot quantize, such as dropout.
 classifier.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
 classifier.save_to_preset("int8")
 

@@ -1,10 +1,9 @@
-"""The backbone inside keras-cv's `ImageClassifier`: a head of keras-cv's learns on it, and all is
-saved and loaded.
+"""Use the backbone in keras-cv's `ImageClassifier`: train its head, save and load the model.
 
     pip install keras-cv scikit-learn && python examples/keras_cv_classifier.py
 
-Needs no network. Writes keras_cv_classifier.keras to the working directory, and prints, with
-TensorFlow,
+No download needed. Writes keras_cv_classifier.keras to the working directory, and prints with
+TensorFlow:
 
     accuracy on unseen digits: 93.6%
     loaded from keras_cv_classifier.keras: outputs are bit-equal
@@ -12,7 +11,7 @@ TensorFlow,
 
 import os
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -28,10 +27,10 @@ images = np.round(digits.images[..., None] * (255 / 16)).astype("uint8")  # raw:
 training, test = slice(0, 1437), slice(-360, None)
 
 trained = keras_deit.models.DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
-# keras-cv takes no preprocessor: the images are converted before.
+# keras-cv's classifier has no preprocessor, so the images are converted beforehand.
 images = keras.ops.convert_to_numpy(trained.preprocessor(images))
-# It pools a feature map, (batch, rows, columns, channels), so its backbone is a model of ours that
-# ends in one.
+# It pools a feature map of shape (batch, rows, columns, channels), so that is the output of the
+# backbone here.
 backbone = keras.Model(trained.backbone.input, trained.backbone.pyramid_outputs["P2"])
 backbone.trainable = False
 classifier = keras_cv.models.ImageClassifier(backbone, num_classes=10)
@@ -44,8 +43,8 @@ print(f"accuracy on unseen digits: {accuracy:.1%}")
 
 probabilities = classifier.predict(images[test], verbose=0)
 classifier.save("keras_cv_classifier.keras")
-# What is loaded predicts. To train it on, freeze and compile it again: Keras forgets that the
-# inside of a layer was frozen.
+# The loaded model predicts. To continue training, freeze and compile it again: Keras does not save
+# which inner layers are frozen.
 loaded = keras.saving.load_model("keras_cv_classifier.keras", compile=False)
 assert np.array_equal(loaded.predict(images[test], verbose=0), probabilities)
 print("loaded from keras_cv_classifier.keras: outputs are bit-equal")

@@ -1,10 +1,9 @@
-"""The backbone inside KerasHub's `ImageClassifier`: a head of KerasHub's learns on it, and all is
-saved and loaded.
+"""Use the backbone in KerasHub's `ImageClassifier`: train its head, save and load the model.
 
     pip install keras-hub scikit-learn && python examples/keras_hub_classifier.py
 
-Needs no network. Writes keras_hub_classifier.keras and the KerasHub preset keras_hub_classifier to
-the working directory, and prints, with TensorFlow,
+No download needed. Writes keras_hub_classifier.keras and the KerasHub preset keras_hub_classifier to
+the working directory, and prints with TensorFlow:
 
     accuracy on unseen digits: 93.6%
     loaded from keras_hub_classifier.keras: outputs are bit-equal
@@ -13,7 +12,7 @@ the working directory, and prints, with TensorFlow,
 
 import os
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -29,8 +28,8 @@ images = np.round(digits.images[..., None] * (255 / 16)).astype("uint8")  # raw:
 training, test = slice(0, 1437), slice(-360, None)
 
 trained = keras_deit.models.DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
-# KerasHub pools a feature map, (batch, rows, columns, channels), so its backbone is a model of ours
-# that ends in one.
+# KerasHub pools a feature map of shape (batch, rows, columns, channels), so that is the output of the
+# backbone here.
 backbone = keras.Model(trained.backbone.input, trained.backbone.pyramid_outputs["P2"])
 backbone.trainable = False
 classifier = keras_hub.models.ImageClassifier(
@@ -38,13 +37,12 @@ classifier = keras_hub.models.ImageClassifier(
 )
 classifier.compile(optimizer=keras.optimizers.Adam(1e-2))
 classifier.fit(images[training], digits.target[training], batch_size=32, epochs=3, verbose=0)
-# Less than the 97.2% of our own classifier: the tokens that are pooled here were not trained to be
-# read.
+# Below the 97.2% of our own classifier: training did not use the patch tokens that are pooled here.
 _, accuracy = classifier.evaluate(images[test], digits.target[test], verbose=0)
 print(f"accuracy on unseen digits: {accuracy:.1%}")
 
-# What is loaded predicts. To train it on, freeze and compile it again: neither is in KerasHub's
-# files.
+# The loaded model predicts. To continue training, freeze and compile it again: KerasHub's files
+# contain neither.
 logits = classifier.predict(images[test], verbose=0)
 classifier.save("keras_hub_classifier.keras")
 loaded = keras.saving.load_model("keras_hub_classifier.keras", compile=False)

@@ -1,16 +1,16 @@
-"""Converts DeiT checkpoints between PyTorch and keras_deit. There and back is bit-exact.
+"""Converts DeiT checkpoints between PyTorch and keras_deit. The round trip is bit-exact.
 
-A file in the layout of facebookresearch/deit, timm or transformers (.safetensors, or .pth with
-torch installed) to a preset directory:
+From a checkpoint of facebookresearch/deit, timm or transformers (.safetensors, or .pth if torch is
+installed) to a preset directory:
 
-    python tools/convert_checkpoint.py --checkpoint deit_tiny_patch16_224-a1311bcf.pth --preset
-    deit_tiny_patch16_224 --output my_deit
+    python tools/convert_checkpoint.py --checkpoint deit_tiny_patch16_224-a1311bcf.pth \\
+        --preset deit_tiny_patch16_224 --output my_deit
 
-A preset, by any handle of `from_preset`, to a file that timm loads with `strict=True`:
+From a preset to a file that timm loads with `strict=True`:
 
     python tools/convert_checkpoint.py --preset my_deit --to timm --output my_deit.safetensors
 
-Every published model, downloaded, to directories in a folder:
+Download and convert every published model:
 
     python tools/convert_checkpoint.py --all --output presets
 """
@@ -21,63 +21,65 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import safetensors.numpy
 from absl import app, flags
+from flag_errors import of_flag
 
 from keras_deit import presets
+from keras_deit.atomic import atomic_file
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "File to convert. Without it, the weights of --preset.")
-flags.DEFINE_string("preset", None, "Name of the architecture, or handle of a preset.")
+flags.DEFINE_string("checkpoint", None, "File to convert. Default: the weights of --preset.")
+flags.DEFINE_string(
+    "preset", None, "Name, hf:// address or directory of the preset, which gives the architecture."
+)
 flags.DEFINE_string(
     "output",
     None,
-    "Directory to write; with --to timm a file; with --all a folder of either.",
+    "Directory to write; with --to timm, a file; with --all, a folder for all of them.",
     required=True,
 )
-flags.DEFINE_enum("to", "keras_deit", ["keras_deit", "timm"], "Layout to write.")
+flags.DEFINE_enum("to", "keras_deit", ["keras_deit", "timm"], "Format to write.")
 flags.DEFINE_bool(
     "all",
     False,
-    "Convert every published model of the catalog; replaces what --output has of them.",
+    "Download and convert every published model, replacing those that --output contains.",
 )
-flags.DEFINE_bool("overwrite", False, "Replace --output if it is there.")
+flags.DEFINE_bool("overwrite", False, "Replace --output if it exists.")
 
 PICKLES = (".pth", ".pt", ".bin")
 
 
 def read_checkpoint(path):
-    """{tensor name: array} of a .safetensors file, or of a pickle of tensors."""
+    """{tensor name: array} of a .safetensors file or a pickle of tensors."""
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
+        raise ValueError("The file does not exist.")
     if path.suffix == ".safetensors":
         return presets.read_tensors(path)
     if path.suffix not in PICKLES:
         raise ValueError(
-            f"A checkpoint is a .safetensors, {', '.join(PICKLES)} file. Received: {path}"
+            f"Expected a file ending in .safetensors, {', '.join(PICKLES)}. Received: {path}"
         )
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"Reading {path} takes PyTorch: pip install torch.") from error
+        raise ValueError("Reading it needs PyTorch: `pip install torch`.") from error
     try:
-        # facebookresearch's training keeps its arguments beside the weights.
+        # facebookresearch/deit saves its command-line arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle fails in many ways
         raise ValueError(
-            f"{path} is not whole, or holds more than tensors and is not opened, as such a file "
-            "can run code. Copy it again, or save "
-            f"`model.state_dict()` alone in the program that wrote it. {type(error).__name__}: "
-            f"{error}"
+            "The file is damaged, or contains more than tensors, which could run code and is not "
+            "loaded. Copy it again, or save only `model.state_dict()` in PyTorch. "
+            f"{type(error).__name__}: {error}"
         ) from error
     tensors = content
     for name in ("model", "state_dict"):  # facebookresearch's name, and timm's
@@ -87,15 +89,16 @@ def read_checkpoint(path):
         isinstance(tensor, torch.Tensor) for tensor in tensors.values()
     ):
         raise ValueError(
-            f"{path} must hold a state dict, or one under 'model' or 'state_dict'. Received: "
+            "The file must contain a state dict, or one under 'model' or 'state_dict'. Received: "
             f"{type(content).__name__}"
         )
     return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def check_hash(path):
-    """The preset whose published file this is, or `None`: facebookresearch's names end in the first
-    digits of their SHA-256.
+    """The preset whose published file this is, or `None`.
+
+    facebookresearch's file names end in the first digits of their SHA-256.
     """
     name, _, promised = pathlib.Path(path).stem.rpartition("-")
     if name not in DeiTImageClassifier.presets or not re.fullmatch("[0-9a-f]{8}", promised):
@@ -104,36 +107,39 @@ def check_hash(path):
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(promised):
         raise ValueError(
-            f"{path} was cut short or changed: its name promises a SHA-256 that starts with "
-            f"{promised}, and it is {found}. "
-            "Download it again."
+            f"The file is truncated or changed: by its name, its SHA-256 starts with {promised}, but "
+            f"it is {found}. Download it again."
         )
     return name
 
 
 def load_model(preset, checkpoint):
     if checkpoint is None:
-        cls = DeiTImageClassifier if presets.find_preset(preset).has_head else DeiTBackbone
-        return cls.from_preset(preset)
-    origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None
-    tensors = read_checkpoint(checkpoint)
+        with of_flag("preset", preset):
+            cls = DeiTImageClassifier if presets.find_preset(preset).has_head else DeiTBackbone
+            return cls.from_preset(preset)
+    with of_flag("checkpoint", checkpoint):
+        origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None
+        tensors = read_checkpoint(checkpoint)
     try:
         model = empty_model(preset, tensors)
         presets.assign_tensors(model, tensors, source=checkpoint, origin=origin)
     except ValueError as error:
         fitting = [name for name in as_large_as(tensors) if name != preset]
         hint = (
-            f" By its number of weights it is {' or '.join(fitting)}: give that as --preset."
+            f" By its number of weights it is {' or '.join(fitting)}: use that as --preset."
             if fitting
             else ""
         )
-        raise ValueError(f"{checkpoint} does not fit --preset {preset}.{hint} {error}") from error
+        raise ValueError(
+            f"--checkpoint {checkpoint} does not fit --preset {preset}.{hint} {error}"
+        ) from error
     return model
 
 
 def empty_model(preset, tensors):
-    """The preset's architecture with the heads that the tensors have."""
-    # Of the class token, in the three layouts.
+    """The preset's architecture, with the heads of the checkpoint."""
+    # The head of the class token in the three PyTorch layouts.
     heads = [
         tensors[name]
         for name in ("head.weight", "classifier.weight", "cls_classifier.weight")
@@ -151,7 +157,7 @@ def empty_model(preset, tensors):
 
 
 def as_large_as(tensors):
-    """Names of the published models that have as many weights as these tensors."""
+    """Names of the published models with the same number of weights."""
     count = sum(tensor.size for tensor in tensors.values())
     return [name for name, row in DeiTImageClassifier.presets.items() if row["parameters"] == count]
 
@@ -159,39 +165,24 @@ def as_large_as(tensors):
 def convert(preset, output, to="keras_deit", checkpoint=None):
     model = load_model(preset, checkpoint)
     if to == "timm":
-        write_safetensors(pathlib.Path(output), presets.timm_tensors(model))
+        with atomic_file(output) as file:
+            metadata = {"format": "pt"}
+            safetensors.numpy.save_file(presets.timm_tensors(model), file, metadata=metadata)
     else:
         model.save_to_preset(output)
 
 
-def write_safetensors(path, tensors):
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    try:
-        safetensors.numpy.save_file(tensors, work, metadata={"format": "pt"})
-        os.chmod(work, 0o644)  # temporary files are for their owner alone
-        os.replace(work, path)
-    finally:
-        pathlib.Path(work).unlink(missing_ok=True)
-
-
 def convert_all(output, to):
-    """Converts the whole catalog, goes on after a failure, and returns {name: error} of those that
-    failed.
-    """
-    names = [
-        name for name, row in DeiTImageClassifier.presets.items() if "top1" in row
-    ]  # but for the digits, which ship inside
+    """Converts every published model and returns {name: error} of those that failed."""
+    # The digits model, which ships inside the package, has no published accuracy.
+    names = [name for name, row in DeiTImageClassifier.presets.items() if "top1" in row]
     progress = keras.utils.Progbar(len(names), unit_name="preset")
     failures = {}
     for index, name in enumerate(names, start=1):
         path = pathlib.Path(output) / (name if to == "keras_deit" else f"{name}.safetensors")
         try:
             convert(name, path, to)
-        # Whatever it is, the others are converted and the report names it
-        except Exception as error:
+        except Exception as error:  # reported below, after the others are converted
             failures[name] = error
         keras.backend.clear_session(free_memory=True)
         progress.update(index)
@@ -204,7 +195,7 @@ def convert_all(output, to):
 def main(_):
     if FLAGS.all == bool(FLAGS.preset) or (FLAGS.all and FLAGS.checkpoint):
         raise app.UsageError(
-            "Give --preset NAME, with or without --checkpoint FILE, or --all alone."
+            "Use --preset NAME, with or without --checkpoint FILE, or use --all alone."
         )
     output, checkpoint = (
         path and os.path.expanduser(path) for path in (FLAGS.output, FLAGS.checkpoint)
@@ -214,7 +205,7 @@ def main(_):
     try:
         if os.path.exists(output) and not FLAGS.overwrite:
             raise ValueError(
-                f"{output} is there already. Give another --output, or --overwrite to replace it."
+                f"--output {output} exists. Choose another path, or replace it with --overwrite."
             )
         convert(FLAGS.preset, output, FLAGS.to, checkpoint)
     except (ValueError, OSError) as error:

@@ -15,7 +15,7 @@ import pathlib
 import re
 import tempfile
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras

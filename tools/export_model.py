@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras

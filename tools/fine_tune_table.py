@@ -1,16 +1,15 @@
-"""Does fine-tuning on new classes beat a linear probe? Tries both on two small folders of images,
-and writes the table of docs/fine_tune.md.
+"""Does fine-tuning on new classes beat a linear probe? Tries both on two small datasets.
 
     pip install ".[examples,train]" && python tools/fine_tune_table.py
 
-Digits 5 to 9 of scikit-learn's, for a backbone that is first trained here on 0 to 4 alone: the
-preset that ships has seen all ten. And shapes, drawn here, for that preset. All go through
-`examples/train.py`, the last column with its defaults. What was trained stays in `--work`, and a
-run that was stopped goes on from there: a quarter of an hour on two busy cores with
-KERAS_BACKEND=jax.
+Writes the table of docs/fine_tune.md. The datasets are scikit-learn's digits 5 to 9, for a backbone
+that this program first trains on the digits 0 to 4, and drawn shapes, for the digits model that
+ships. (That model has seen all ten digits.) Everything trains with tools/train.py; the last column
+with its defaults. `train` is trained on, `val` chooses the epoch and the C of the probe, `test` is
+only for the score.
 
-`train` is learnt from; `val` chooses the epoch, and the C of the probe; `test` is for the score
-alone.
+It takes a quarter of an hour on two busy cores with KERAS_BACKEND=jax. `--work` keeps what was
+trained, so an interrupted run resumes.
 """
 
 import os
@@ -18,12 +17,13 @@ import pathlib
 import subprocess
 import sys
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
 from absl import app, flags
+from markdown_section import write_section
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -34,19 +34,16 @@ from keras_deit.models import DeiTImageClassifier
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = flags.FLAGS
-flags.DEFINE_string("work", "fine_tune_table", "Folder of images and trainings.")
-flags.DEFINE_string("page", "docs/fine_tune.md", "Page that the table is written into.")
+flags.DEFINE_string("work", "fine_tune_table", "Folder for images and trainings.")
+flags.DEFINE_string("page", "docs/fine_tune.md", "Page with the table.")
 NANO = "deit_nano_distilled_patch4_32_digits"
-START, END = "<!-- fine_tune -->", "<!-- /fine_tune -->"
 PARTS = ("train", "val", "test")
 SHAPES = {"circle": 64, "triangle": 3, "square": 4, "star": 5}
 SHAPES_OF_EACH = {"train": 60, "val": 20, "test": 100}
 
 
 def draw_shape(name, rng):
-    """A gray image (32, 32) of one shape, filled or not, in noise; size, place, angle and
-    brightness are random.
-    """
+    """A noisy gray image (32, 32) of a shape with random size, place, angle, fill and brightness."""
     corners = SHAPES[name] * (2 if name == "star" else 1)
     radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
     angles = 2 * np.pi * np.arange(corners) / corners + rng.uniform(-0.3, 0.3)
@@ -81,8 +78,10 @@ def write_shapes(folder):
 
 
 def write_digits(folder, classes, every=1):
-    """scikit-learn's, of some classes: every so many of the first 1150 to train on, the next 287 to
-    choose by, 360 to be scored on.
+    """Writes some classes of scikit-learn's digits.
+
+    Args:
+        every: train on every n-th of the first 1150 digits. 287 are for `val`, 360 for `test`.
     """
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype("uint8")
@@ -93,11 +92,11 @@ def write_digits(folder, classes, every=1):
 
 
 def train(data, output, preset, **options):
-    """`examples/train.py`, which goes on with what it began, or has nothing left to do."""
+    """Runs tools/train.py, which resumes, or has nothing left to do."""
     given = {"data": data, "output": output, "preset": preset, **options}
     command = [
         sys.executable,
-        ROOT / "examples" / "train.py",
+        ROOT / "tools" / "train.py",
         *(f"--{name}={value}" for name, value in given.items()),
     ]
     subprocess.run(
@@ -106,7 +105,7 @@ def train(data, output, preset, **options):
 
 
 def read(folder):
-    """(images (N, H, W, 1), 0 to 255; labels) of one part."""
+    """(images, labels) of one part; images (N, H, W, 1), 0 to 255."""
     labels = sorted(path.name for path in folder.iterdir())
     files = [
         (file, index)
@@ -121,9 +120,7 @@ def read(folder):
 
 
 def probe(data, preset):
-    """Test accuracy of a logistic regression on what the head would read; its C is chosen by the
-    validation images.
-    """
+    """Test accuracy of a logistic regression on the inputs of the head, with C chosen by `val`."""
     classifier = DeiTImageClassifier.from_preset(preset)
     backbone, prefix = classifier.backbone, classifier.backbone.num_prefix_tokens
     sets = {}
@@ -148,9 +145,7 @@ def accuracy(data, preset):
 
 
 def row(title, data, preset, output):
-    """A line of the table: the probe, the published recipe for the same classes, the default
-    recipe.
-    """
+    """A row of the table: the probe, a published recipe for known classes, the default recipe."""
     published = {"recipe": "deit3_base_fine_tune_224", "epochs": 20}
     train(data, output / "published", preset, **published)
     train(data, output / "default", preset)
@@ -179,7 +174,7 @@ def main(_):
     }
     train(work / "digits_0_to_4", work / "knows_0_to_4", NANO, **from_scratch)
     lines = [
-        "| new classes | images to learn from | scored on | linear probe | "
+        "| new classes | training images | test images | linear probe | "
         "`deit3_base_fine_tune_224` | `new_classes` |",
         "| --- | --- | --- | --- | --- | --- |",
         row(
@@ -188,10 +183,7 @@ def main(_):
         row("shapes", work / "shapes", NANO, work / "shapes_run"),
     ]
     table = "\n".join(lines)
-    page = pathlib.Path(FLAGS.page)
-    before, rest = page.read_text().split(START)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{START}\n\n{table}\n\n{END}{after}")
+    write_section(pathlib.Path(FLAGS.page), "fine_tune", table)
     print(table)
 
 

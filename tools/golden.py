@@ -1,11 +1,11 @@
-"""Writes tests/golden: what timm's own code computes, on models small enough to keep.
+"""Writes tests/golden: the outputs of timm's own code, for models small enough to store.
 
     pip install timm torchvision        # made with timm 1.0.31 and PyTorch 2.13.0
     python tools/golden.py
 
-For DeiT, distilled DeiT and DeiT III: random weights, two images, and timm's forward pass at three
-depths: the embeddings, the second of three blocks, the logits of each head and of the model. And
-    positions as `resample_abs_pos_embed` resamples them.
+For DeiT, distilled DeiT and DeiT III: random weights, two images, and timm's outputs at three
+depths, which are the embeddings, the second of three blocks, and the logits of each head and of the
+model. Also positions, resampled by timm's `resample_abs_pos_embed`.
 """
 
 import pathlib
@@ -18,7 +18,9 @@ from timm.layers import resample_abs_pos_embed
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "output", str(pathlib.Path(__file__).parent.parent / "tests" / "golden"), "Folder to write."
+    "output",
+    str(pathlib.Path(__file__).parent.parent / "tests" / "golden"),
+    "Folder for the files.",
 )
 
 ARCHITECTURES = (
@@ -26,7 +28,7 @@ ARCHITECTURES = (
     "deit_tiny_distilled_patch16_224",
     "deit3_small_patch16_224",
 )
-# Neither the image nor a patch is square, and no two sizes are the same.
+# Images and patches are not square and all sizes differ, so that a swapped axis shows.
 ARGUMENTS = {
     "img_size": (12, 32),
     "patch_size": (4, 8),
@@ -39,7 +41,7 @@ GRID, NEW_GRIDS = (14, 14), ((24, 16), (7, 7), (24, 24), (12, 20))
 
 
 def forward(name):
-    """{name: tensor}: the weights, the images, and what timm makes of them."""
+    """{name: tensor} of the weights, the images and timm's outputs."""
     model = timm.create_model(name, pretrained=False, **ARGUMENTS).eval()
     for key, parameter in model.named_parameters():
         scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 and "weight" in key else 0.3
@@ -67,7 +69,7 @@ def forward(name):
 
 
 def resampled():
-    """{name: tensor}: positions with 2 prefix tokens, and the same on other grids."""
+    """{name: tensor} of positions with 2 prefix tokens, and of the same on other grids."""
     positions = torch.randn(1, 2 + GRID[0] * GRID[1], 3)
     results = {
         f"{rows}x{columns}": resample_abs_pos_embed(positions, (rows, columns), GRID, 2)

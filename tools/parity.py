@@ -1,17 +1,22 @@
-"""Measures how far keras_deit is from transformers on the same weights, for every published architecture.
+"""Measures how far keras_deit differs from transformers with the same weights.
 
-    python tools/parity.py                          # every architecture on the default backend, into docs/parity.json
+    python tools/parity.py
     KERAS_BACKEND=jax python tools/parity.py
     python tools/parity.py --presets deit_tiny_patch16_224,deit3_small_patch16_224 --output ""
 
-Needs PyTorch and transformers (made with 2.13.0 and 5.23.0). The weights are drawn at random, so that nothing is downloaded, at a scale
-at which no path hides: attention is neither even nor saturated, tokens, biases and LayerScale matter. They are written as the hub has
-them: DeiT by transformers itself, DeiT III in timm's layout, and `from_preset` reads that folder. transformers computes in float32 with
-its plain attention; it has no DeiT III, so its ViT stands in, with LayerScale multiplied into the weights before it and positions of
-zero for the class token, which is the same function.
+Needs PyTorch and transformers (docs/parity.json was made with 2.13.0 and 5.23.0). By default it
+measures every published architecture on TensorFlow and updates docs/parity.json. It exits with 1 if
+any difference is above 1e-4.
 
-For two images, at the published size and at 24 x 16 patches: the largest |difference| of each head's logits and of their mean, of every
-block's attention scores, and of the tokens after the last LayerNorm. Exits with 1 if any is above 1e-4.
+Nothing is downloaded: the weights are random, with a scale at which every part of the model matters
+and attention is neither uniform nor saturated. They are written as on the Hugging Face Hub (DeiT by
+transformers, DeiT III in timm's format) and loaded with `from_preset`. transformers computes in
+float32 with its eager attention. It has no DeiT III, so its ViT computes the same function:
+LayerScale is multiplied into the weights, and the class token has positions of zero.
+
+For two images, at the published size and at 24 x 16 patches, it measures the largest |difference|
+of the logits of each head and of their mean, of the attention scores of every block, and of the
+tokens after the last LayerNorm.
 """
 
 import gc
@@ -22,7 +27,7 @@ import pathlib
 import sys
 import tempfile
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -33,18 +38,19 @@ import transformers
 from absl import app, flags
 
 from keras_deit import presets
+from keras_deit.atomic import atomic_file
 from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "presets",
     None,
-    "Names of the catalog. Every architecture by default; the _in21k presets share theirs.",
+    "Names of published presets. Default: all but _in21k, which share their architectures.",
 )
 flags.DEFINE_string(
     "output",
     str(pathlib.Path(__file__).parent.parent / "docs" / "parity.json"),
-    "File to update, or none.",
+    "JSON file to update, or empty to write none.",
 )
 
 TOLERANCE = 1e-4
@@ -52,13 +58,13 @@ GRID = (24, 16)
 
 
 def random_tensors(model, rng):
-    """timm's tensors of a model's architecture, drawn at random."""
+    """Random tensors for a model, in timm's format."""
     shapes = {key: array.shape for key, array in presets.timm_tensors(model).items()}
 
     def draw(key, shape):
         if len(shape) == 1 and "norm" in key and key.endswith("weight"):
             return rng.normal(1.0, 0.2, shape)
-        if "gamma" in key:  # LayerScale; trained values are between 0.01 and 1
+        if "gamma" in key:  # LayerScale; trained values lie between 0.01 and 1
             return rng.uniform(0.1, 1.0, shape)
         if len(shape) == 1:
             return rng.normal(0.0, 0.2, shape)
@@ -70,7 +76,7 @@ def random_tensors(model, rng):
 
 
 def reference_model(row, backbone, tensors, image_size):
-    """transformers' model of these weights."""
+    """The model of transformers with these weights."""
     arguments = {
         "hidden_size": backbone.hidden_dim,
         "num_hidden_layers": backbone.num_layers,
@@ -94,11 +100,12 @@ def reference_model(row, backbone, tensors, image_size):
 
 
 def transformers_tensors(row, tensors):
-    """timm's tensors under the names of transformers 5; LayerScale goes into the weights before it.
+    """Converts timm's tensors to those of transformers 5, multiplying LayerScale into the weights.
 
-    Written out here, and not with the package's own table, which this is a check of.
+    This does not use the package's own table of names, because it is what this program checks.
     """
     base = "deit" if row["distilled"] else "vit"
+    patches = f"{base}.embeddings.patch_embeddings.projection"
     heads = (
         ("cls_classifier", "distillation_classifier") if row["distilled"] else ("classifier", None)
     )
@@ -142,8 +149,8 @@ def transformers_tensors(row, tensors):
                     "cls_token": f"{base}.embeddings.cls_token",
                     "dist_token": f"{base}.embeddings.distillation_token",
                     "pos_embed": f"{base}.embeddings.position_embeddings",
-                    "patch_embed.proj.weight": f"{base}.embeddings.patch_embeddings.projection.weight",
-                    "patch_embed.proj.bias": f"{base}.embeddings.patch_embeddings.projection.bias",
+                    "patch_embed.proj.weight": f"{patches}.weight",
+                    "patch_embed.proj.bias": f"{patches}.bias",
                     "norm.weight": f"{base}.layernorm.weight",
                     "norm.bias": f"{base}.layernorm.bias",
                 }[key]
@@ -152,7 +159,7 @@ def transformers_tensors(row, tensors):
 
 
 def write_folder(folder, row, tensors, reference):
-    """The weights as the hub has them."""
+    """Writes the weights as they are on the Hugging Face Hub."""
     if row["version"] == "deit":
         reference.save_pretrained(folder)
         return
@@ -202,23 +209,23 @@ def our_outputs(classifier, images):
 
 
 def largest_difference(first, second):
-    """Of two structures of arrays with the same keys."""
+    """The largest |difference| of two structures of arrays with the same keys."""
     if isinstance(first, dict):
         if first.keys() != second.keys():
-            raise ValueError(f"{sorted(first)} is compared with {sorted(second)}.")
+            raise ValueError(f"Cannot compare outputs {sorted(first)} with {sorted(second)}.")
         return max(largest_difference(first[key], second[key]) for key in first)
     if first.shape != second.shape:
         raise ValueError(
-            f"An output of shape {first.shape} is compared with one of shape {second.shape}."
+            f"Cannot compare an output of shape {first.shape} with one of shape {second.shape}."
         )
     difference = float(np.abs(first.astype("float64") - second.astype("float64")).max())
     if not np.isfinite(difference):
-        raise ValueError("An output is not finite.")
+        raise ValueError("An output is NaN or infinite.")
     return difference
 
 
 def measure(name):
-    """{size: {output: largest |difference|}} of an architecture, and its number of parameters."""
+    """The number of parameters of a preset, and {size: {output: largest |difference|}}."""
     row = {"name": name, **DeiTImageClassifier.presets[name]}
     rng = np.random.default_rng(0)
     model = DeiTImageClassifier.from_preset(name, load_weights=False)
@@ -230,7 +237,7 @@ def measure(name):
         write_folder(pathlib.Path(folder), row, tensors, reference)
         for size in (published, other):
             classifier = DeiTImageClassifier.from_preset(folder, image_shape=(*size, 3))
-            # Transformers resamples positions in another way: it gets ours, which agree with timm's
+            # transformers resamples positions differently, so it gets ours, which agree with timm's.
             if size == other:
                 positions = presets.timm_tensors(classifier)["pos_embed"]
                 reference = reference_model(
@@ -262,7 +269,8 @@ def main(_):
         largest = max(value for outputs in differences.values() for value in outputs.values())
         worst = max(worst, largest)
         print(
-            f"{backend} {name}: {parameters:,} parameters, largest difference {largest:.1e} {differences}",
+            f"{backend} {name}: {parameters:,} parameters, largest difference {largest:.1e} "
+            f"{differences}",
             flush=True,
         )
         gc.collect()
@@ -273,7 +281,7 @@ def main(_):
 
 
 def update(path, backend, results):
-    """Puts the results into the file, beside those of other backends and architectures."""
+    """Adds the results to the file, which may have those of other backends and architectures."""
     content = (
         json.loads(path.read_text()) if path.exists() else {"backends": {}, "architectures": {}}
     )
@@ -288,13 +296,12 @@ def update(path, backend, results):
         )
         entry["parameters"] = result["parameters"]
         entry["differences"][backend] = result["differences"]
-    work = path.with_suffix(".new")
-    work.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(work, path)
+    with atomic_file(path) as file:
+        file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    # Progress bars of files, and TensorFlow's on functions that are compiled once.
+    # Hides progress bars of files, and TensorFlow's warnings about functions compiled once.
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("tensorflow").setLevel("ERROR")
     app.run(main)

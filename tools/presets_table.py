@@ -9,10 +9,11 @@ import os
 import pathlib
 import sys
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
+from markdown_section import with_section, write_section
 
 from keras_deit.presets.catalog import ARCHITECTURES
 
@@ -20,7 +21,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_bool("check", False, "Change nothing; exit with 1 if a table is out of date.")
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-START, END = "<!-- presets -->\n", "<!-- end of presets -->\n"
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 FAMILIES = {
     "DeiT": ("deit", False, False),
@@ -94,14 +94,11 @@ def _largest(differences):
 
 def main(_):
     for page, table in (("presets.md", tables_of_presets), ("parity.md", table_of_parity)):
-        text = (DOCS / page).read_text(encoding="utf-8")
-        before, rest = text.split(START)
-        _, after = rest.split(END)
-        updated = f"{before}{START}\n{table()}\n{END}{after}"
+        content = (DOCS / page).read_text(encoding="utf-8")
         if not FLAGS.check:
-            (DOCS / page).write_text(updated, encoding="utf-8")
-        elif updated != text:
-            sys.exit(f"docs/{page} has another table: run tools/presets_table.py")
+            write_section(DOCS / page, "presets", table())
+        elif with_section(content, "presets", table(), page) != content:
+            sys.exit(f"The table in docs/{page} is out of date: run tools/presets_table.py")
 
 
 if __name__ == "__main__":

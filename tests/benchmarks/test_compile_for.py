@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import compile_programs, compile_report, hlo, results, topologies
+from benchmarks import compile_programs, hlo, results, topologies
 from benchmarks.compile_programs import Compilation
 from tests.benchmarks.test_run import run
 from tests.helpers import numpy, randomize, tiny_classifier
@@ -379,7 +379,7 @@ def test_tables(tmp_path):
     ]
     source, markdown, table = tmp_path / "rows.jsonl", tmp_path / "page.md", tmp_path / "rows.csv"
     results.append(source, rows)
-    markdown.write_text(f"# Page\n{compile_report.START}old\n{compile_report.END}after\n")
+    markdown.write_text("# Page\n<!-- compiled -->\nold\n<!-- end of compiled -->\nafter\n")
     result = run("compile_report", "--input", source, "--markdown", markdown, "--csv", table)
     assert result.returncode == 0, result.stderr
     text = markdown.read_text()

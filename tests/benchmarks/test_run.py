@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import digits, frameworks, measure, report, results, worker
+from benchmarks import digits, frameworks, measure, results, worker
 from benchmarks.case import write_case
 from benchmarks.subjects import NotSupportedError, Request
 from tests.benchmarks.rows import row
@@ -86,7 +86,7 @@ def test_smoke(tmp_path):
     assert f"is in {output} already" in result.stdout
     assert output.read_bytes() == before
 
-    markdown.write_text(f"# Figures\n{report.START}old\n{report.END}after\n")
+    markdown.write_text("# Figures\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
     result = run("report", "--input", output, "--markdown", markdown, "--chart", chart, "--csv")
     assert result.returncode == 0, result.stderr
     text = markdown.read_text()

@@ -1,6 +1,4 @@
-"""The examples that use the package with what people have: each runs as it stands, prints what it
-says, and does what it is for.
-"""
+"""The examples run and print what their docstrings say."""
 
 import ast
 import importlib.util
@@ -23,7 +21,7 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(autouse=True)
 def no_xla(monkeypatch):
-    """On TensorFlow, where it can be left out, XLA compiles longer than these examples take."""
+    """On TensorFlow, XLA compilation would take longer than these examples."""
     if BACKEND == "tensorflow":
         monkeypatch.setattr(
             keras.Model, "jit_compile", property(lambda self: False, lambda self, value: None)
@@ -32,7 +30,7 @@ def no_xla(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example in this process, in a folder of its own: what it printed, and its names."""
+    """Runs an example in a folder of its own, and returns what it printed and its names."""
 
     def run(example):
         path = ROOT / "examples" / example
@@ -42,8 +40,7 @@ def run(tmp_path, monkeypatch, capsys):
         names = {"__name__": "__main__"}
         exec(compile(source, path, "exec"), names)
         printed = capsys.readouterr().out
-        # Line by line what the docstring promises. The numbers are another processor's: each test
-        # holds its own to what they mean.
+        # The lines of the docstring. Numbers differ between processors: the tests below check them.
         *_, promised = ast.get_docstring(ast.parse(source)).split("\n\n")
         assert without_numbers(printed) == without_numbers(promised)
         return printed, names
@@ -152,15 +149,13 @@ def test_segmentation(run, tmp_path):
 def test_plain_keras_model(run):
     _, names = run("plain_keras_model.py")
     assert names["accuracy"] > 0.75
-    assert names["looks"].shape == (360, 4, 17, 17)
-    np.testing.assert_allclose(names["looks"].sum(axis=-1), 1.0, atol=1e-5)
+    assert names["attention"].shape == (360, 4, 17, 17)
+    np.testing.assert_allclose(names["attention"].sum(axis=-1), 1.0, atol=1e-5)
 
 
 @pytest.fixture
 def torchvision(monkeypatch):
-    """timm imports it for its transforms, and PyTorch's builds for processors have none that fits:
-    where it is missing, a stand-in.
-    """
+    """A stand-in where torchvision is not installed: timm imports it for its transforms."""
     if importlib.util.find_spec("torchvision") is None:
         for name in (
             "",
@@ -196,9 +191,10 @@ def test_timm(run, torchvision):
 @pytest.mark.slow
 def test_lora(run, tmp_path):
     _, names = run("lora.py")
-    assert names["before_accuracy"] < 0.2
-    assert names["after_accuracy"] > 0.75
-    # Nothing but the adapters was trained, and nothing else was saved.
+    before, after = names["accuracies"]
+    assert before < 0.2
+    assert after > 0.75
+    # Only the adapters were trained and saved.
     shipped = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
     shipped = {weight.path: numpy(weight) for weight in shipped.weights}
     for weight in names["classifier"].weights:

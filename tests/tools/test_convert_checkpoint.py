@@ -124,9 +124,8 @@ def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
     bad = tmp_path / f"{NAME}-b40b3cf7.safetensors"
     bad.write_bytes(content)
     with raises(
-        f"{bad} was cut short or changed: its name promises a SHA-256 that starts with b40b3cf7, "
-        f"and it is {digest}. "
-        "Download it again."
+        f"--checkpoint {bad}: The file is truncated or changed: by its name, its SHA-256 starts "
+        f"with b40b3cf7, but it is {digest}. Download it again."
     ):
         tool.convert(NAME, tmp_path / "preset", checkpoint=bad)
 
@@ -137,7 +136,7 @@ def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_pa
     rows = dict(DeiTImageClassifier.presets)
     rows[NAME] = {**rows[NAME], "parameters": size}
     monkeypatch.setattr(DeiTImageClassifier, "presets", rows)
-    words = f"file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it is {NAME}: give that as --preset."
+    words = f"file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it is {NAME}: use that as --preset."
     with pytest.raises(ValueError, match=words):
         tool.convert(
             "deit_tiny_patch16_224", tmp_path / "preset", checkpoint=tmp_path / "file.safetensors"
@@ -164,8 +163,8 @@ def test_nothing_is_replaced_unasked(tmp_path):
     )
     assert done.returncode == 1
     assert (
-        f"{tmp_path / 'mine'} is there already. Give another --output, or --overwrite to replace "
-        "it." in done.stderr
+        f"--output {tmp_path / 'mine'} exists. Choose another path, or replace it with --overwrite."
+        in done.stderr
     )
     assert list((tmp_path / "mine").iterdir()) == []
 
@@ -194,13 +193,12 @@ def test_pth_files(classifier, tmp_path):
     for name in ("unsafe.pth", "cut.pth", "empty.pth"):
         with pytest.raises(
             ValueError,
-            match=f"{name} is not whole, or holds more than tensors and is not opened, as such a file",
+            match=f"--checkpoint .*{name}: The file is damaged, or contains more than tensors",
         ):
-            tool.read_checkpoint(tmp_path / name)
+            tool.load_model(NAME, tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
     with raises(
-        f"{tmp_path / 'list.pth'} must hold a state dict, or one under 'model' or 'state_dict'. "
-        "Received: list"
+        "The file must contain a state dict, or one under 'model' or 'state_dict'. Received: list"
     ):
         tool.read_checkpoint(tmp_path / "list.pth")
 
@@ -208,13 +206,13 @@ def test_pth_files(classifier, tmp_path):
 def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "file.pth").write_bytes(b"")
-    with raises(f"Reading {tmp_path / 'file.pth'} takes PyTorch: pip install torch."):
+    with raises("Reading it needs PyTorch: `pip install torch`."):
         tool.read_checkpoint(tmp_path / "file.pth")
-    with raises(f"There is no file {tmp_path / 'nothing.pth'}."):
+    with raises("The file does not exist."):
         tool.read_checkpoint(tmp_path / "nothing.pth")
     (tmp_path / "weights.npz").write_bytes(b"")
     with raises(
-        "A checkpoint is a .safetensors, .pth, .pt, .bin file. Received: "
+        "Expected a file ending in .safetensors, .pth, .pt, .bin. Received: "
         f"{tmp_path / 'weights.npz'}"
     ):
         tool.read_checkpoint(tmp_path / "weights.npz")
@@ -316,4 +314,5 @@ def test_on_the_command_line(tmp_path):
         np.testing.assert_array_equal(tensor, expected[name])
     result = run("--preset", "deit_tiny", "--output", tmp_path / "no")
     assert result.returncode == 1
-    assert "\nNot converted. A preset handle is a built-in name, " in "\n" + result.stderr
+    why = "\nNot converted. --preset deit_tiny: A preset handle is a built-in name, "
+    assert why in "\n" + result.stderr

@@ -114,7 +114,7 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
     for changes, message in (
         (
             {"image": tmp_path / "no.jpg"},
-            f"There is no file {tmp_path}/no.jpg. Give the name of an image.",
+            f"--image {tmp_path}/no.jpg: There is no file {tmp_path}/no.jpg. Give the name of",
         ),
         ({"image": truncated}, f"{truncated} is truncated or damaged. Copy it again. "),
         (
@@ -124,7 +124,7 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
         ({"preset": "deit_gigantic"}, "deit_gigantic"),
         (
             {"preset": folder / "no_preprocessor"},
-            "does not say how images are converted for it. Save it with a `preprocessor`.",
+            f"--preset {folder}/no_preprocessor: The preset has no preprocessor. Save it again",
         ),
         (
             {"preset": folder / "merged"},
@@ -134,7 +134,7 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
             {"token": "distillation"},
             'The model has no distillation token. Ask for `token="class"`.',
         ),
-        ({"kind": "heads", "block": 3}, "--block must be of the 3 blocks, 0 to 2. Received: 3"),
+        ({"kind": "heads", "block": 3}, "--block must be an index of the 3 blocks, 0 to 2."),
         ({"output": tmp_path / "out" / "out.bmp"}, "--output must end in one of ."),
         ({"output": folder / "plain"}, "--output must end in one of"),
     ):
@@ -144,7 +144,7 @@ def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
         assert message in exit.value.code
     with pytest.raises(
         SystemExit,
-        match="Nothing drawn. --kind rollout needs a photograph. Give --image photo.jpg.",
+        match="Nothing drawn. --kind rollout needs a photograph: add --image photo.jpg.",
     ):
         run_script(tool, preset=folder / "plain", output=tmp_path / "out" / "out.png")
     assert not (tmp_path / "out").exists()
@@ -174,8 +174,8 @@ def test_from_a_terminal(photograph, tmp_path):
     assert (result.returncode, result.stdout) == (0, f"Wrote {tmp_path}/out.png\n"), result.stderr
     result = run(f"--image={tmp_path}/no.jpg", f"--preset={DIGITS}", f"--output={tmp_path}/two.png")
     assert result.returncode == 1
-    assert (
-        result.stderr.splitlines()[-1]
-        == f"Nothing drawn. There is no file {tmp_path}/no.jpg. Give the name of an image."
+    assert result.stderr.splitlines()[-1] == (
+        f"Nothing drawn. --image {tmp_path}/no.jpg: There is no file {tmp_path}/no.jpg. Give the "
+        "name of an image."
     )
     assert not (tmp_path / "two.png").exists()

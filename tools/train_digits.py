@@ -5,14 +5,14 @@ labels, into a DeiT of 0.2 million parameters. Both see the first 1437 digits on
 for the figure at the end alone: `--validate` holds out the last 287 of the 1437 in their place, and
 every choice below was made with it.
 
-    pip install ".[tensorflow,examples]" && python examples/train_digits.py --output digits_preset
+    pip install ".[tensorflow,examples]" && python tools/train_digits.py --output digits_preset
 
 The distillation runs inside tf.data, so this example wants the TensorFlow backend.
 """
 
 import os
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras

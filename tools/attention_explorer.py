@@ -2,7 +2,7 @@
 its heads looks.
 
     pip install ".[tensorflow,explorer]"
-    python examples/attention_explorer.py --preset deit_small_distilled_patch16_224
+    python tools/attention_explorer.py --preset deit_small_distilled_patch16_224
 
 and open the address that it prints. Without --preset it is the model of handwritten digits that
 ships inside keras_deit.
@@ -12,7 +12,7 @@ import os
 import pathlib
 import tempfile
 
-# Less of TensorFlow's log among what this prints
+# Keeps TensorFlow's log messages out of the output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import gradio

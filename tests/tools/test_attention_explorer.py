@@ -1,4 +1,4 @@
-"""The page of examples/attention_explorer.py, in a real browser. `.ci/run` brings Gradio, Selenium
+"""The page of tools/attention_explorer.py, in a real browser. `.ci/run` brings Gradio, Selenium
 and Chromium.
 """
 
@@ -35,7 +35,7 @@ def address():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     page = subprocess.Popen(
-        [sys.executable, ROOT / "examples" / "attention_explorer.py", f"--port={port}"],
+        [sys.executable, ROOT / "tools" / "attention_explorer.py", f"--port={port}"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
@@ -179,7 +179,7 @@ def test_what_is_no_image_is_said(browser, digit, tmp_path):
 
 def test_a_preset_that_is_not_there(tmp_path):
     result = subprocess.run(
-        [sys.executable, ROOT / "examples" / "attention_explorer.py", "--preset=deit_gigantic"],
+        [sys.executable, ROOT / "tools" / "attention_explorer.py", "--preset=deit_gigantic"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
