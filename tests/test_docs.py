@@ -126,8 +126,6 @@ def test_commands_name_what_there_is():
         if program is None:
             continue
         path = ROOT / (program[2] or f"{program[1].replace('.', '/')}.py")
-        if path == ROOT / "tools" / "train.py" and not path.exists():
-            path = ROOT / "examples" / "train.py"  # until it has moved
         assert path.exists(), (page, command)
         source = path.read_text(encoding="utf-8")
         for flag in re.findall(r"--(?:no)?(\w+)", command):
