@@ -12,9 +12,9 @@ KL_REDUCTIONS = ("batchmean", "mean")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class HardDistillationLoss(keras.losses.Loss):
-    """Cross-entropy of the student's logits with the class that the teacher holds most likely.
+    """Cross-entropy between the student's logits and the teacher's most likely class.
 
-    `-log(softmax(student)[argmax(teacher)])`, the mean over samples.
+    `loss = -log(softmax(student)[argmax(teacher)])`, averaged over samples.
 
     Call arguments:
         y_true: the teacher's logits, (batch, num_classes).
@@ -35,18 +35,17 @@ class HardDistillationLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class SoftDistillationLoss(keras.losses.Loss):
-    """Kullback-Leibler divergence of the teacher's distribution from the student's, both softened
-    by a temperature.
+    """Kullback-Leibler divergence between the softened distributions of teacher and student.
 
-    `T**2 * sum(p * (log(p) - log(q)))` over classes, with `p = softmax(teacher / T)` and
-    `q = softmax(student / T)`; then the mean over samples. `T**2` keeps the size of the gradients
-    as T changes.
+    `loss = T**2 * sum(p * (log(p) - log(q)))` over classes, averaged over samples, with
+    `p = softmax(teacher / T)`, `q = softmax(student / T)` and the temperature T. The factor `T**2`
+    keeps the size of the gradients independent of T.
 
     Args:
         temperature: float above 0. Defaults to 1.0.
-        kl_reduction: `"batchmean"`, the mean over samples of the sum over classes, or `"mean"`, the
-            mean over samples and classes, as the official code has it: smaller by the number of
-            classes. Defaults to `"batchmean"`.
+        kl_reduction: `"batchmean"` sums over classes and averages over samples; `"mean"` averages
+            over both, as the official code does, which is smaller by the number of classes.
+            Defaults to `"batchmean"`.
 
     Call arguments:
         y_true: the teacher's logits, (batch, num_classes).
@@ -82,11 +81,10 @@ class SoftDistillationLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class MixedLabelBinaryCrossentropy(keras.losses.BinaryCrossentropy):
-    """Binary cross-entropy of logits that asks for every class of a mixed image, however little of
-    it there is.
+    """Binary cross-entropy in which every class of a mixed image counts fully.
 
-    `binary_crossentropy(labels > 0, logits)`, the mean over classes and samples. MixUp and CutMix
-    give labels such as 0.7 and 0.3; both become 1.
+    `loss = binary_crossentropy(labels > 0, logits)`, averaged over classes and samples. MixUp and
+    CutMix produce labels such as 0.7 and 0.3; here, both become 1.
 
     Call arguments:
         y_true: labels, (batch, num_classes), one-hot or mixed.

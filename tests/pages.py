@@ -152,9 +152,11 @@ def reader(tmp_path, monkeypatch, hub, published_files, photographs):
         code = blocks(page) if code is None else code
         for handle in published_in(code):
             hub.files.update(published_files(handle))
-        for _, block in code:
-            if block.startswith(ON_JAX):
+        for_jax = [block for _, block in code if block.startswith(ON_JAX)]
+        if for_jax and keras.backend.backend() == "jax":
+            for block in for_jax:
                 run_on_jax(block, tmp_path)
-        return run(page, [part for part in code if not part[1].startswith(ON_JAX)])
+            return {}
+        return run(page, [part for part in code if part[1] not in for_jax])
 
     return read

@@ -92,8 +92,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
             check_positive_number("std", value)
         if not np.isfinite(mean).all():
             raise ValueError(f"`mean` must be finite. Received: mean={mean!r}")
-        # The global policy does not apply: half precision cannot hold all pixel values between 0 and
-        # 255.
+        # The global policy does not apply: half precision would round resized pixel values.
         kwargs.setdefault("dtype", "float32")
         super().__init__(
             scale=1.0,

@@ -283,8 +283,8 @@ def attention(query, key, value, bias, training):
         if bias is not None and flash_attention is None:
             bias = ops.broadcast_to(bias, (*bias.shape[:2], query.shape[1], bias.shape[3]))
     else:
-        # On PyTorch, Keras' check for flash attention breaks `torch.compile`, and PyTorch chooses the
-        # flash kernel itself.
+        # On PyTorch, Keras' check for flash attention breaks `torch.compile`, and PyTorch chooses
+        # the kernel itself.
         flash_attention = False if _BACKEND == "torch" else None
     return ops.dot_product_attention(query, key, value, bias=bias, flash_attention=flash_attention)
 

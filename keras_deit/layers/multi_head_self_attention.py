@@ -18,8 +18,8 @@ from keras_deit.layers.initialization import deit_initializer
 class MultiHeadSelfAttention(CompositeLayer):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
-    `q, k, v = split(inputs @ qkv)`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))` and
-    `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
+    `q, k, v = split(inputs @ qkv)`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))`
+    and `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
 
     Unlike `keras.layers.MultiHeadAttention`, it takes one sequence and returns tokens of the same
     size. It uses the backend's fused attention where that is faster, unless the scores are needed:

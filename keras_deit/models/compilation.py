@@ -1,30 +1,29 @@
-"""What `compile` means for a classifier where the user does not say."""
+"""Defaults of `compile` for classifiers."""
 
 import keras
 
-_LEARNING_RATE = 1e-4  # a fresh head learns at it, and a trained backbone keeps what it knows
+_LEARNING_RATE = 1e-4  # high enough for a new head, low enough for a trained backbone
 
 
 class AutomaticCompilation:
-    """Mixed into a model with `activation` and `num_classes`: `compile()` is enough for `fit`."""
+    """Mixin for models with `activation` and `num_classes`: `compile()` needs no arguments."""
 
     def compile(self, optimizer="auto", loss="auto", loss_weights=None, metrics="auto", **kwargs):
-        """As of `keras.Model`, with what is usual for classification where `"auto"` stands:
-        `compile()` is enough for fine-tuning.
+        """Like `keras.Model.compile`, with defaults for fine-tuning a classifier.
 
         Args:
-            optimizer: `"auto"` is `AdamW(1e-4)`: a rate for fine-tuning, low enough for a trained
-                backbone. For more accuracy, `keras_deit.training.RECIPES["new_classes"]` has a
-                schedule, and a higher rate for the head.
-            loss: `"auto"` is `SparseCategoricalCrossentropy`, of labels (batch,) that are indices
-                of classes, for logits or `"softmax"`; with `activation="sigmoid"` it is
-                `BinaryCrossentropy`, of labels (batch, num_classes) from 0 to 1. `None` is no loss.
-            metrics: `"auto"` is the accuracy if the loss is `"auto"`, and nothing for a loss of
-                your own.
-            loss_weights, **kwargs: as of `keras.Model.compile`.
+            optimizer: defaults to `"auto"`, which is `AdamW(1e-4)`. For higher accuracy, use
+                `keras_deit.training.RECIPES["new_classes"]`, which adds a schedule and a higher
+                learning rate for the head.
+            loss: defaults to `"auto"`. For logits and `"softmax"`, that is
+                `SparseCategoricalCrossentropy` with class indices (batch,) as labels. For
+                `activation="sigmoid"`, it is `BinaryCrossentropy` with labels
+                (batch, num_classes) from 0 to 1. `None` means no loss.
+            metrics: defaults to `"auto"`: the accuracy if `loss="auto"`, otherwise none.
+            loss_weights, **kwargs: see `keras.Model.compile`.
 
         Raises:
-            ValueError: no loss is usual for the `activation`.
+            ValueError: if there is no default loss for the `activation`.
         """
         automatic_metrics = None
         if _is_auto(loss):
@@ -45,13 +44,14 @@ def _is_auto(argument):
 
 
 def _loss_and_metrics(activation, num_classes):
-    """The usual loss of what `activation` makes of the logits, and the accuracy."""
+    """The default loss and metrics for an `activation`."""
     if activation is keras.activations.sigmoid:
         return keras.losses.BinaryCrossentropy(), [keras.metrics.BinaryAccuracy(name="accuracy")]
     if num_classes == 1 or activation not in (keras.activations.linear, keras.activations.softmax):
         raise ValueError(
-            '`compile` knows the loss of two classes or more, for logits (`activation=None`), "softmax" and "sigmoid", and of one class with '
-            f'"sigmoid". Give `loss=`. Received: activation={keras.activations.serialize(activation)!r}, num_classes={num_classes}'
+            "There is no default loss for this `activation` and `num_classes`. Use `loss=`. "
+            f"Received: activation={keras.activations.serialize(activation)!r}, "
+            f"num_classes={num_classes}"
         )
     from_logits = activation is keras.activations.linear
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)

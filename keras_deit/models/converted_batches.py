@@ -1,5 +1,5 @@
-"""Batches of raw images from wherever they come, converted as they are read: all at once, thousands
-of photographs would not fit in memory.
+"""Datasets that convert raw images batch by batch, because all images at once may not fit into
+memory.
 """
 
 import operator
@@ -11,13 +11,13 @@ from keras_deit.images import is_picture, read_picture
 
 
 def convert_batch(converter, batch):
-    """(images,), (images, y) or (images, y, sample_weight), the images converted."""
+    """Converts the images of (images,), (images, y) or (images, y, sample_weight)."""
     images, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
     return (converter(images), *rest)
 
 
 class ConvertedDataset(keras.utils.PyDataset):
-    """Of a `PyDataset`."""
+    """Converts the batches of a `PyDataset`."""
 
     def __init__(self, dataset, converter):
         super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
@@ -39,17 +39,17 @@ class ConvertedDataset(keras.utils.PyDataset):
 
 
 class ConvertedArrays(keras.utils.PyDataset):
-    """Of arrays, in a new order each epoch if asked."""
+    """Converts batches of arrays, shuffled in each epoch if `shuffle` is `True`."""
 
     def __init__(self, converter, images, y, sample_weight, batch_size, shuffle):
         super().__init__()
-        # Keras reads a list as several outputs; a list of labels is one array.
+        # Keras would read a list of labels as labels of several outputs.
         y = np.asarray(y) if isinstance(y, list) else y
         self._arrays = map_arrays(to_numpy, (images, y, sample_weight))
         lengths = {len(array) for array in keras.tree.flatten(self._arrays) if array is not None}
         if len(lengths) > 1:
             raise ValueError(
-                "Images, targets and sample weights must be as many. "
+                "Images, targets and sample weights must have the same length. "
                 f"Received: {', '.join(str(map_arrays(np.shape, part)) for part in self._arrays)}"
             )
         self._converter = converter
@@ -73,14 +73,14 @@ class ConvertedArrays(keras.utils.PyDataset):
 
 
 class ConvertedPictures(keras.utils.PyDataset):
-    """Of files, images of Pillow and arrays, each of a size of its own."""
+    """Converts files, Pillow images and arrays of different sizes."""
 
-    def __init__(self, converter, pictures, image_shape, data_format, batch_size):
+    def __init__(self, converter, pictures, num_channels, data_format, batch_size):
         super().__init__()
         self._converter = converter
         self._pictures = pictures
         self._channels_first = data_format == "channels_first"
-        self._channels = image_shape[0 if self._channels_first else -1]
+        self._num_channels = num_channels
         self._batch_size = batch_size
 
     @property
@@ -98,12 +98,12 @@ class ConvertedPictures(keras.utils.PyDataset):
     def _read(self, picture):
         if not is_picture(picture):
             return to_numpy(picture)
-        image = read_picture(picture, self._channels)
+        image = read_picture(picture, self._num_channels)
         return image.transpose(2, 0, 1) if self._channels_first else image
 
 
 class ConvertedLoader(keras.utils.PyDataset):
-    """Of a PyTorch `DataLoader`, which knows its length and gives its batches one after another."""
+    """Converts the batches of a PyTorch `DataLoader` with a known length."""
 
     def __init__(self, loader, converter):
         super().__init__()
@@ -116,20 +116,18 @@ class ConvertedLoader(keras.utils.PyDataset):
         return len(self._loader)
 
     def __getitem__(self, index):
-        if index == 0:  # Keras counts from 0 in each epoch, and where it only looks
+        if index == 0:  # a new epoch, or Keras inspecting the first batch
             self._batches = iter(self._loader)
         return convert_loaded(self._converter, next(self._batches))
 
 
 def convert_loaded(converter, batch):
-    """As `convert_batch`, of tensors of PyTorch, which may be another backend's guests, to
-    arrays.
-    """
+    """Like `convert_batch` for PyTorch tensors, on any backend; returns NumPy arrays."""
     return map_arrays(to_numpy, convert_batch(converter, map_arrays(from_torch, batch)))
 
 
 def is_loader(data):
-    """Whether this is a PyTorch `DataLoader`, told without importing PyTorch."""
+    """Whether `data` is a PyTorch `DataLoader`, without importing PyTorch."""
     parents = type(data).__mro__
     return any(
         parent.__name__ == "DataLoader" and parent.__module__.startswith("torch.utils.data")
@@ -138,17 +136,17 @@ def is_loader(data):
 
 
 def has_length(loader):
-    """Of an `IterableDataset`, a `DataLoader` may not know."""
+    """Whether the length is known; a `DataLoader` of an `IterableDataset` may not know it."""
     return operator.length_hint(loader, -1) >= 0
 
 
 def from_torch(tensor):
-    """A NumPy array of a tensor of PyTorch, on whatever device; anything else as it is."""
+    """A PyTorch tensor on any device as a NumPy array; anything else unchanged."""
     return np.asarray(tensor.detach().cpu()) if hasattr(tensor, "detach") else tensor
 
 
 def map_arrays(function, arrays):
-    """`function` of each array in a structure that may hold `None`."""
+    """Applies `function` to each array in a structure that may contain `None`."""
     return keras.tree.map_structure(
         lambda array: None if array is None else function(array), arrays
     )

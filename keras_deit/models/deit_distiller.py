@@ -1,4 +1,4 @@
-"""Training a student on labels and on what a teacher says."""
+"""Training a student with labels and a teacher."""
 
 import contextlib
 import inspect
@@ -20,60 +20,64 @@ _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class DeiTDistiller(RawImageInputs, keras.Model):
-    """Trains a two-headed student with plain `compile` and `fit`: its class head on the labels, its
-    distillation head on a teacher.
+    """Trains a student with `compile` and `fit`: its class head with labels, its distillation head
+    with a teacher.
 
-    `loss = (1 - alpha) * loss(labels, class logits) + alpha * distillation(teacher logits,
-    distillation logits)`, where the first is the `loss` of `compile`. Metrics, `evaluate` and what
-    the student predicts are of the mean of the two heads. The log has `class_loss` and
-    `distillation_loss` beside their sum.
+    `loss = (1 - alpha) * class_loss + alpha * distillation_loss`. `class_loss` is the loss of
+    `compile` between labels and class logits, `distillation_loss` the loss between the teacher's
+    logits and the distillation logits. Metrics, `evaluate` and `predict` use the mean of both
+    heads. The training log has all three losses.
 
-    Unlike `keras.distillation.Distiller` it knows the distillation token, takes sample and class
-    weights, and distils by hard labels. The student trained here is `student`, an ordinary
-    classifier; nothing of the distiller is needed after.
+    Unlike `keras.distillation.Distiller`, it supports the distillation token, sample and class
+    weights, and hard labels from the teacher. The trained model is `student`, an ordinary
+    classifier; the distiller is not needed after training.
 
     Args:
-        student: `DeiTImageClassifier` with a distillation head, and no `activation`.
-        teacher: what gives logits (batch, num_classes) for images: a Keras model, or any callable
-            of the backend's tensors. Of probabilities, as the models of `keras.applications` give
-            by default, the logarithm is taken. Keras models are frozen (`trainable=False`) and run
-            in inference mode, once a step. With a student that has a preprocessor, the teacher
-            takes raw images too: its own `preprocessor` converts them, at its own size, or the
-            callable does. `None` where the data bring `teacher_logits`.
+        student: `DeiTImageClassifier` with a distillation head and without `activation`.
+        teacher: Keras model or any callable that takes images and returns logits
+            (batch, num_classes). If it returns probabilities, as the models of
+            `keras.applications` do by default, their logarithm is used. A Keras model is frozen
+            (`trainable=False`) and runs in inference mode, once a step. If the student has a
+            preprocessor, the teacher gets raw images: they are converted with the teacher's own
+            `preprocessor`, if it has one. Use `None` if the data contain `teacher_logits`.
         distillation_type: `"hard"` (`HardDistillationLoss`) or `"soft"` (`SoftDistillationLoss`).
             Defaults to `"hard"`.
-        alpha: float in [0, 1]. Share of the teacher in the loss. Defaults to 0.5.
-        temperature: float above 0, of `"soft"`. Defaults to 1.0.
-        kl_reduction: `"batchmean"` or `"mean"` (the official code's), of `"soft"`. Defaults to
+        alpha: float in [0, 1]. Weight of the distillation loss. Defaults to 0.5.
+        temperature: float above 0, for `"soft"`. Defaults to 1.0.
+        kl_reduction: `"batchmean"`, or `"mean"` as in the official code, for `"soft"`. Defaults to
             `"batchmean"`.
-        save_teacher: bool. Whether the teacher is saved with the distiller; it must be a Keras
-            model then. A distiller that was saved without goes on after `set_teacher`. Defaults to
+        save_teacher: bool. Whether to save the teacher, which must be a Keras model, with the
+            distiller. Otherwise, call `set_teacher` after loading to resume training. Defaults to
             `False`.
         **kwargs: `name`, `trainable`.
 
     Call arguments:
-        inputs: images, or `{"images": ...}` with, for training, `"teacher_images"` (the teacher's,
-            converted for it) or `"teacher_logits"`, (batch, num_classes), computed before.
+        inputs: images, or a dict with `"images"` and, for training, either `"teacher_images"`
+            (already converted for the teacher) or `"teacher_logits"` (batch, num_classes).
 
     Input shape:
-        What `student.fit` takes.
+        Same as for `student.fit`.
 
     Output shape:
         `{"class": (batch, num_classes), "distillation": (batch, num_classes), "mean": (batch,
-        num_classes)}`, logits.
+        num_classes)}`, all logits.
 
     Raises:
-        ValueError: an argument out of range, a student with one head, a teacher with another number
-            of classes, labels that do not fit the loss, NaN in the arrays.
+        ValueError: if an argument is out of range, the student has one head, the teacher has
+            another number of classes, the labels do not fit the loss, or an array contains NaN.
 
     Example:
 
-    >>> student = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits", load_weights=False)
-    >>> teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    >>> student = DeiTImageClassifier.from_preset(
+    ...     "deit_nano_distilled_patch4_32_digits", load_weights=False
+    ... )
+    >>> teacher = keras.Sequential(
+    ...     [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    ... )
     >>> distiller = DeiTDistiller(student, teacher)
     >>> distiller.compile("adamw", metrics=["accuracy"])
     >>> images, labels = np.zeros((8, 8, 8, 1), "uint8"), np.arange(8)
-    >>> history = distiller.fit(images, labels, verbose=0)  # loss, class_loss, distillation_loss, accuracy
+    >>> history = distiller.fit(images, labels, verbose=0)
     >>> distiller.predict(images, verbose=0)["mean"].shape
     (8, 10)
 
@@ -99,7 +103,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         alpha = check_fraction("alpha", alpha)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
-        self.dtype_policy = student.dtype_policy  # with "mixed_float16" Keras scales the loss
+        self.dtype_policy = student.dtype_policy  # enables loss scaling with "mixed_float16"
         self.student = student
         self.distillation_type = distillation_type
         self.alpha = alpha
@@ -114,22 +118,22 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         self.built = True
 
     def set_teacher(self, teacher):
-        """Gives the distiller another teacher, or the first one after loading."""
+        """Sets the teacher, for example after loading a distiller that was saved without it."""
         self._teacher = _Teacher(teacher, self.student, self.save_teacher)
         if self.save_teacher:
             self._saved_teacher = teacher
         if self.compiled:
-            self.make_train_function(force=True)  # the step has the teacher in it
+            self.make_train_function(force=True)  # the compiled step contains the teacher
 
     @property
     def preprocessor(self):
-        """The student's, from raw images to its own. `None` if it has none."""
+        """The student's preprocessor, or `None`."""
         return self.student.preprocessor
 
     @property
     def variables(self):
-        # The teacher's are of the step, so JAX takes them as arguments. Saving goes by attributes,
-        # and leaves them out.
+        # JAX needs the teacher's variables as arguments of the step. They are not saved, because
+        # saving follows attributes.
         own = super().variables
         known = {id(variable) for variable in own}
         return own + [variable for variable in self._teacher.variables if id(variable) not in known]
@@ -138,8 +142,9 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         return self._heads(_named(inputs)["images"], training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """As of `keras.Model`, with one `loss`, of logits. It defaults to
-        `SparseCategoricalCrossentropy(from_logits=True)`.
+        """Like `keras.Model.compile`, with a single `loss` that takes logits.
+
+        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`.
         """
         loss = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
@@ -152,7 +157,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        # Before anything runs: an error in the middle of a step costs JAX the weights.
+        # Checked before the first step, because an error inside a step loses the weights on JAX.
         data = getattr(x, "element_spec", x)
         inputs = data[0] if isinstance(data, tuple) else data
         if isinstance(inputs, dict) or hasattr(inputs, "shape"):
@@ -169,8 +174,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
             self._teacher_logits(_named(x)), y_pred["distillation"], sample_weight
         )
         batch_size = ops.shape(y_pred["mean"])[0]
-        # Under `tf.distribute` Keras divides every loss by the number of replicas, one of 1, too.
-        # The log should not show that.
+        # `tf.distribute` divides every loss by the number of replicas. A loss of 1 measures that
+        # factor, so that the log can undo it.
         share = keras.losses.MeanAbsoluteError()(ops.zeros((1, 1)), ops.ones((1, 1)))
         self._class_loss_tracker.update_state(class_loss / share, sample_weight=batch_size)
         self._distillation_loss_tracker.update_state(
@@ -182,8 +187,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         return super().compute_metrics(x, y, y_pred["mean"], sample_weight)
 
     def test_step(self, *args):
-        # The two losses are of training alone: `evaluate` does not ask the teacher. JAX's step
-        # returns its state beside the logs.
+        # `evaluate` does not call the teacher, so the two losses are removed from its logs. JAX's
+        # step also returns its state.
         result = super().test_step(*args)
         logs, *state = result if isinstance(result, tuple) else (result,)
         of_training = (self._class_loss_tracker.name, self._distillation_loss_tracker.name)
@@ -202,9 +207,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
     def _check_there_is_a_teacher(self, inputs):
         if self._teacher.function is None and "teacher_logits" not in inputs:
             raise ValueError(
-                "There is no teacher to learn from: give one with "
-                "`distiller.set_teacher(teacher)`, or its logits beside the images, "
-                '{"images": ..., "teacher_logits": ...}.'
+                "The distiller has no teacher. Use `distiller.set_teacher(teacher)`, or add its "
+                'logits to the data: {"images": ..., "teacher_logits": ...}.'
             )
 
     def _get_classifier(self):
@@ -254,38 +258,40 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
 
 class _Teacher:
-    """What answers for images. No Keras object, so that Keras does not track it and the distiller
-    is saved without it.
+    """The teacher as a function of images.
+
+    Not a Keras object, so that Keras neither tracks nor saves it with the distiller.
     """
 
     def __init__(self, function, student, must_be_saved):
         is_layer = isinstance(function, keras.layers.Layer)
         if function is not None and not callable(function):
             raise ValueError(
-                "`teacher` must be a Keras model or a callable of images. Received: "
-                f"teacher={function!r}"
+                "`teacher` must be a Keras model or a function of images. "
+                f"Received: teacher={function!r}"
             )
         if must_be_saved and function is not None and not is_layer:
             raise ValueError(
-                "With `save_teacher=True` the teacher must be a Keras model, which can be saved. "
+                "`save_teacher=True` needs a Keras model as teacher. "
                 f"Received: teacher={function!r}"
             )
         self.function = function
         self._preprocessor = getattr(function, "preprocessor", None)
         if self._preprocessor is not None and student.preprocessor is None:
             raise ValueError(
-                "The teacher has a preprocessor and the student has none, so that no images suit "
-                "both. Give the student one, and both "
-                "take raw images; or give the teacher `preprocessor=None`, and both take the same "
-                "converted images."
+                "The teacher has a preprocessor and the student has none. Use a preprocessor for "
+                "both, and train with raw images, or `preprocessor=None` for both, and train with "
+                "preprocessed images."
             )
         self._arguments = {}
         self.variables = []
         if is_layer and not function.built:
             raise ValueError(
-                "`teacher` must be built, as a trained one is: call it on a batch of images first."
+                "`teacher` must be built and trained. To build it, call it on a batch of images."
             )
-        with contextlib.suppress(AttributeError):  # a model of a class of its own does not know
+        with contextlib.suppress(
+            AttributeError
+        ):  # a subclassed model may not know its output shape
             _check_logits(function.output_shape, student.num_classes)
         if is_layer:
             function.trainable = False
@@ -300,25 +306,25 @@ class _Teacher:
 
 
 def _named(inputs):
-    """Images alone, or with names, as a dictionary."""
+    """Inputs as a dict; images alone get the name "images"."""
     if not isinstance(inputs, dict):
         return {"images": inputs}
     if "images" not in inputs or not set(inputs) <= set(_INPUT_NAMES):
         raise ValueError(
-            f'Inputs are images, or a dictionary of "images" and one of {", ".join(map(repr, _INPUT_NAMES[1:]))}. '
-            f"Received: {', '.join(map(repr, inputs))}"
+            'Inputs must be images, or a dict with "images" and one of '
+            f"{', '.join(map(repr, _INPUT_NAMES[1:]))}. Received: {', '.join(map(repr, inputs))}"
         )
     return inputs
 
 
 def _without_softmax(outputs):
-    """The logarithm of probabilities, whose softmax they are; logits as they come.
+    """Returns logits unchanged, and the logarithm of probabilities, which are valid logits.
 
-    Told by their values, for a teacher may be any callable, or computed before: none is negative,
-    and each row sums to one.
+    A teacher may be any function, so probabilities are recognised by their values: none is negative
+    and each row sums to 1.
     """
     outputs = ops.cast(outputs, "float32")
-    sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1) < 1e-2  # as rounded as bfloat16 has them
+    sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1) < 1e-2  # bfloat16 rounds that much
     are_probabilities = ops.logical_and(ops.all(outputs >= 0), ops.all(sums_to_one))
     return ops.where(
         are_probabilities, ops.log(ops.maximum(outputs, np.finfo("float32").tiny)), outputs
@@ -328,9 +334,8 @@ def _without_softmax(outputs):
 def _check_logits(shape, num_classes):
     if len(shape) != 2 or shape[-1] != num_classes:
         raise ValueError(
-            f"The teacher must give logits of shape (batch, {num_classes}), as many classes as the "
-            "student has. "
-            f"Received: shape {tuple(shape)}"
+            f"The teacher must return logits (batch, {num_classes}), one for each class of the "
+            f"student. Received: shape {tuple(shape)}"
         )
 
 
@@ -343,19 +348,21 @@ def _check_student(student):
         raise ValueError(
             "`student` must have a distillation head, which learns from the teacher. Use a "
             "backbone with `use_distillation_token=True`, or "
-            "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. Received: a "
-            "student with one head"
+            "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. "
+            "Received: a student with one head"
         )
     if student.activation is not keras.activations.linear:
         raise ValueError(
-            "`student` must give logits: use `activation=None`. Received: "
+            "`student` must return logits: use `activation=None`. Received: "
             f"activation={keras.activations.serialize(student.activation)!r}"
         )
 
 
 def _check_loss(loss):
     if isinstance(loss, (dict, list, tuple)):
-        raise ValueError(f"`loss` is one loss, of the class head's logits. Received: loss={loss!r}")
+        raise ValueError(
+            f"`loss` must be a single loss for the class head. Received: loss={loss!r}"
+        )
     function = keras.losses.get(loss)
     if isinstance(function, keras.losses.Loss):
         of_probabilities = function.get_config().get("from_logits") is False

@@ -343,8 +343,8 @@ def _check_pooling(pooling, use_distillation_head, backbone):
         )
     if pooling == "mean" and backbone.num_merged_tokens:
         raise ValueError(
-            'The mean of merged tokens differs from the mean of the patches. Use `pooling="token"`, '
-            "or a backbone with `num_merged_tokens=0`. Received: pooling='mean', "
+            'The mean of merged tokens is not the mean of the patches. Use `pooling="token"`, or '
+            "a backbone with `num_merged_tokens=0`. Received: pooling='mean', "
             f"num_merged_tokens={backbone.num_merged_tokens}"
         )
 

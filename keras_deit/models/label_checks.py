@@ -1,6 +1,4 @@
-"""Labels that a loss and a number of classes cannot take are refused before anything is compiled,
-in the same words on each backend.
-"""
+"""Checks labels against the loss and the number of classes, alike on each backend."""
 
 import keras
 import numpy as np
@@ -11,19 +9,18 @@ _FUNCTIONS_OF_ONE_HOT = (keras.losses.categorical_crossentropy, keras.losses.bin
 
 
 def check_labels(loss, num_classes, labels):
-    """Raises a ValueError unless the labels are there, and fit by shape and, in a NumPy array, by
-    value.
+    """Checks the shape of labels, and their values if they are a NumPy array.
 
     Args:
-        loss: what `compile` got. Losses other than Keras' cross-entropies take what they will.
+        loss: loss of `compile`. Only labels for Keras' cross-entropies are checked.
         num_classes: int.
-        labels: array, or a spec or symbolic tensor with a `shape`, or `None`.
+        labels: array, spec or symbolic tensor with a `shape`, or `None`.
+
+    Raises:
+        ValueError: if labels are missing or do not fit.
     """
     if labels is None:
-        raise ValueError(
-            "There are no labels to learn from or to compare with: give `y`, or a dataset of "
-            "(images, labels)."
-        )
+        raise ValueError("There are no labels. Use `y=`, or a dataset of (images, labels).")
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     of_indices = (
@@ -32,7 +29,7 @@ def check_labels(loss, num_classes, labels):
     of_one_hot = isinstance(loss, _OF_ONE_HOT) or loss in _FUNCTIONS_OF_ONE_HOT
     if num_classes == 1 or not (of_indices or of_one_hot):
         return
-    if getattr(labels.shape, "rank", 1) is not None:  # a tf.data.Dataset may not know
+    if getattr(labels.shape, "rank", 1) is not None:  # a tf.data.Dataset may not know its rank
         _check_shape(loss, of_indices, num_classes, tuple(labels.shape))
     if isinstance(labels, np.ndarray):
         _check_values(loss, of_indices, num_classes, labels)
@@ -45,25 +42,28 @@ def _check_shape(loss, of_indices, num_classes, shape):
     if fit:
         return
     wanted = (
-        "indices of classes, (batch,)"
+        "class indices, (batch,)"
         if of_indices
-        else f"a value for each class, (batch, {num_classes})"
+        else f"one value for each class, (batch, {num_classes})"
     )
     other = "CategoricalCrossentropy" if of_indices else "SparseCategoricalCrossentropy"
     from_logits = isinstance(loss, keras.losses.Loss) and loss.get_config().get(
         "from_logits", False
     )
     if would_fit:
-        advice = f"For these labels, compile with `loss=keras.losses.{other}(from_logits={from_logits})`."
+        loss = f"keras.losses.{other}(from_logits={from_logits})"
+        advice = f"For these labels, compile with `loss={loss}`."
     else:
-        advice = "Give the labels that shape."
-    raise ValueError(f"The loss takes {wanted}. {advice} Received: labels of shape {shape}")
+        advice = "Change their shape."
+    raise ValueError(
+        f"The loss takes labels as {wanted}. {advice} Received: labels of shape {shape}"
+    )
 
 
 def _check_values(loss, of_indices, num_classes, labels):
     if labels.dtype.kind in "OSU":
         raise ValueError(
-            f"Labels must be numbers. Give the index of each class, from 0 to {num_classes - 1}. "
+            f"Labels must be numbers. Use class indices from 0 to {num_classes - 1}. "
             f"Received: labels of dtype {labels.dtype}"
         )
     ignored = loss.get_config().get("ignore_class") if isinstance(loss, keras.losses.Loss) else None
@@ -71,11 +71,11 @@ def _check_values(loss, of_indices, num_classes, labels):
     if not labels.size:
         return
     highest, wanted = (num_classes - 1, "whole numbers") if of_indices else (1, "values")
-    # Those of MixUp are rounded; also False for NaN
+    # MixUp's labels may exceed 1 by rounding. Comparisons with NaN are False.
     in_range = labels.min() >= 0 and labels.max() <= highest + 1e-3
     if not in_range or (of_indices and (labels != np.floor(labels)).any()):
         of_classes = (
-            ", the classes of the model. Count the classes from 0, or give the model as many"
+            ", the class indices of the model. Count classes from 0, or use a larger `num_classes`"
             if of_indices
             else ""
         )

@@ -1,6 +1,4 @@
-"""Raw images into `fit`, `evaluate` and `predict`: the preprocessor runs on each batch before the
-model sees it.
-"""
+"""`fit`, `evaluate` and `predict` with raw images, which are preprocessed batch by batch."""
 
 import itertools
 import os
@@ -26,31 +24,30 @@ from keras_deit.models.converted_batches import (
 )
 from keras_deit.models.label_checks import check_labels
 
-_FIRST = 32  # images of an array, looked at before any is converted
+_FIRST = 32  # how many images of an array are checked for their range
 
 
 class RawImageInputs:
-    """Mixed into a model with a `preprocessor`: its training and prediction methods take raw
-    images.
+    """Mixin for models with a `preprocessor`: training and prediction methods take raw images.
 
-    Arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader` and generators are taken; by
-    `predict` also a path, an image of Pillow, and a list of these and of arrays, each of a size of
-    its own. With `preprocessor=None` the methods are those of `keras.Model`.
+    Images may be arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader` or generators.
+    `predict` also takes a path, a Pillow image, or a list of paths, Pillow images and arrays of
+    different sizes. With `preprocessor=None`, the methods take preprocessed images, as those of
+    `keras.Model` do.
     """
 
-    _takes_named_images = False  # whether `x` may be a dictionary of arrays
+    _takes_named_images = False  # whether `x` may be a dict of arrays
+    _validation_inputs = None  # of the `fit` that is running
 
     def _get_classifier(self):
-        """Whose images and classes these are. No property: Keras would save the model inside
-        itself.
-        """
+        """The classifier. Not a property: Keras would save the model inside itself."""
         return self
 
     def _images_of(self, inputs):
         return inputs
 
     def _converter(self, training):
-        """From raw images to what the model takes."""
+        """The function from raw images to the inputs of the model."""
         return self.preprocessor
 
     def fit(
@@ -77,9 +74,8 @@ class RawImageInputs:
             if validation_split and validation_data is None:
                 if not self._are_arrays(x):
                     raise ValueError(
-                        "`validation_split` is for arrays. Split the dataset before, and give "
-                        "`validation_data`. "
-                        f"Received: x={type(x).__name__}"
+                        "`validation_split` needs arrays. Split the dataset yourself and use "
+                        f"`validation_data`. Received: x={type(x).__name__}"
                     )
                 (x, y, sample_weight), validation_data = _split(
                     validation_split, x, y, sample_weight
@@ -95,30 +91,33 @@ class RawImageInputs:
                     validation_data = self._convert(validation_data)
             x = self._convert(x, y, sample_weight, batch_size, shuffle, training=True)
             y = sample_weight = batch_size = None
-            # Arrays are shuffled in the conversion, and the rest but for `PyDataset` shuffles
-            # itself.
+            # Keras shuffles only `PyDataset`. `ConvertedArrays` shuffles by itself.
             shuffle = shuffle and isinstance(x, ConvertedDataset)
-        return super().fit(
-            x,
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=validation_data,
-            shuffle=shuffle,
-            class_weight=class_weight,
-            sample_weight=sample_weight,
-            **kwargs,
-        )
+        is_tuple = isinstance(validation_data, (tuple, list))
+        self._validation_inputs = validation_data[0] if is_tuple else validation_data
+        try:
+            return super().fit(
+                x,
+                y,
+                batch_size=batch_size,
+                epochs=epochs,
+                verbose=verbose,
+                callbacks=callbacks,
+                validation_split=validation_split,
+                validation_data=validation_data,
+                shuffle=shuffle,
+                class_weight=class_weight,
+                sample_weight=sample_weight,
+                **kwargs,
+            )
+        finally:
+            self._validation_inputs = None
 
     def evaluate(
         self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
     ):
-        # With this keyword, `fit` hands on its validation data, which are checked and converted
-        # already.
-        if "_use_cached_eval_dataset" not in kwargs:
+        # `fit` calls this method with its validation data, which are already checked and converted.
+        if x is None or x is not self._validation_inputs:
             x = self._checked(x, y)
             if self.preprocessor is not None:
                 x = self._convert(x, y, sample_weight, batch_size)
@@ -136,7 +135,7 @@ class RawImageInputs:
             backbone = self._get_classifier().backbone
             converter = self._converter(training=False)
             x = ConvertedPictures(
-                converter, pictures, backbone.image_shape, backbone.data_format, batch_size or 32
+                converter, pictures, backbone.num_channels, backbone.data_format, batch_size or 32
             )
             batch_size = None
         elif self.preprocessor is not None:
@@ -157,8 +156,10 @@ class RawImageInputs:
         return hasattr(data, "shape") or (self._takes_named_images and isinstance(data, dict))
 
     def _checked(self, data, y=None, labels_matter=True):
-        """The data. Images and labels that do not fit are refused before anything is compiled: an
-        error in a step costs JAX the weights.
+        """Checks images and labels and returns the data.
+
+        Errors must come before the first step, because an error inside a step loses the weights on
+        JAX.
         """
         original = data
         if hasattr(data, "element_spec"):
@@ -169,7 +170,7 @@ class RawImageInputs:
             batches = iter(data)
             first = list(itertools.islice(batches, 1))
             if data is batches:
-                # Still a generator, for Keras.
+                # Puts the first batch back, as a generator.
                 original = (batch for batch in itertools.chain(first, data))
             if not first:
                 return original
@@ -190,35 +191,35 @@ class RawImageInputs:
         return original
 
     def _check_pictures(self, pictures):
-        """All of them, before the first is read."""
+        """Checks all pictures before the first one is read."""
         if self.preprocessor is None:
             raise ValueError(
-                "Only a model with a preprocessor reads files and images of Pillow. Give it one, "
-                "`preprocessor=DeiTImageConverter(...)`, or "
-                f"give converted arrays. Received: {next(filter(is_picture, pictures))!r}"
+                "Files and Pillow images need a preprocessor. Use "
+                "`preprocessor=DeiTImageConverter(...)`, or pass preprocessed arrays. "
+                f"Received: {next(filter(is_picture, pictures))!r}"
             )
         if not pictures:
-            raise ValueError("Give one image at least. Received: an empty list")
+            raise ValueError("`predict` needs at least one image. Received: an empty list")
         axis, channels, axes = self._expected_axes()
         for picture in pictures:
             if is_picture(picture):
                 if channels not in (1, 3):
                     raise ValueError(
-                        "Files and images of Pillow are read in gray or RGB, and the model takes "
-                        f"{channels} channels. Give arrays ({axes})."
+                        "Files and Pillow images are read as gray or RGB, but the model takes "
+                        f"{channels} channels. Use arrays ({axes})."
                     )
                 if isinstance(picture, (str, os.PathLike)):
                     check_file(picture)
             elif not hasattr(picture, "shape"):
                 raise TypeError(
-                    f"A list holds images: paths, images of Pillow, or arrays ({axes}). Received: "
-                    f"{type(picture).__name__} in it"
+                    f"A list must contain paths, Pillow images or arrays ({axes}). "
+                    f"Received: a list with a {type(picture).__name__}"
                 )
             elif isinstance(self.preprocessor, DeiTImageConverter) and (
                 len(picture.shape) != 3 or picture.shape[axis - 1] != channels
             ):
                 raise ValueError(
-                    f"Arrays in a list are one image each, ({axes}); a batch is one array. "
+                    f"Arrays in a list must be single images ({axes}). Pass a batch as one array. "
                     f"Received: an array of shape {tuple(picture.shape)}"
                 )
         arrays = [picture for picture in pictures if not is_picture(picture)]
@@ -226,37 +227,40 @@ class RawImageInputs:
             self._warn_of_fractions(arrays[0][None])
 
     def _expected_axes(self):
-        """Of a batch: the axis of the channels, how many, and those of an image in words."""
+        """The channel axis of a batch, the number of channels, and an image's axes in words."""
         backbone = self._get_classifier().backbone
         if backbone.data_format == "channels_first":
-            return 1, backbone.image_shape[0], f"{backbone.image_shape[0]}, height, width"
-        return 3, backbone.image_shape[2], f"height, width, {backbone.image_shape[2]}"
+            return 1, backbone.num_channels, f"{backbone.num_channels}, height, width"
+        return 3, backbone.num_channels, f"height, width, {backbone.num_channels}"
 
     def _check_images(self, images):
-        """Of the preprocessor of this package; another may take other images."""
+        """Checks the shape of images for `DeiTImageConverter`; others may take other images."""
         shape = getattr(images, "shape", None)
         if (
             not isinstance(self.preprocessor, DeiTImageConverter)
             or shape is None
             or getattr(shape, "rank", 4) is None
         ):
-            return  # a tf.data.Dataset may not know even the rank
+            return  # a tf.data.Dataset may not even know the rank
         axis, channels, axes = self._expected_axes()
         if len(shape) != 4:
-            advice = "For one image give `images[None]`, for a dataset `dataset.batch(32)`, and keep the axis of the channels, also of one."
+            advice = (
+                "For one image, use `images[None]`; for a dataset, `dataset.batch(32)`. The "
+                "channel axis is needed even for one channel."
+            )
         elif shape[axis] not in (channels, None):
-            advice = "Convert the images, or load the model for theirs, with another `image_shape`."
+            advice = "Convert the images, or load the model with another `image_shape`."
         elif shape[0] == 0:
-            advice = "Give one at least."
+            advice = "At least one image is needed."
         else:
             return
         raise ValueError(
-            f"Images must come in batches of shape (batch, {axes}). {advice} Received: images of "
-            f"shape {tuple(shape)}"
+            f"Images must have shape (batch, {axes}). {advice} Received: images of shape "
+            f"{tuple(shape)}"
         )
 
     def _warn_of_fractions(self, images):
-        """Of levels up to 1, nothing is left but black."""
+        """Warns of pixel values up to 1, which would be almost black."""
         if not isinstance(self.preprocessor, DeiTImageConverter) or "float" not in str(
             images.dtype
         ):
@@ -264,11 +268,9 @@ class RawImageInputs:
         first = to_numpy(images[:_FIRST])
         if 0 < first.max() <= 1:
             warnings.warn(
-                "Raw images have levels from 0 to 255, and these have none above 1, as if they "
-                "were scaled already. Give them as they "
-                "were: `255 * images` if they are from 0 to 1, `127.5 * (images + 1)` if they are "
-                "from -1 to 1. "
-                f"Received: levels from {first.min():.3g} to {first.max():.3g}",
+                "Raw images must have pixel values from 0 to 255, but these do not exceed 1. Use "
+                "`255 * images` for values from 0 to 1, `127.5 * (images + 1)` for -1 to 1. "
+                f"Received: pixel values from {first.min():.3g} to {first.max():.3g}",
                 stacklevel=4,
             )
 
@@ -281,11 +283,11 @@ class RawImageInputs:
     def _convert(
         self, data, y=None, sample_weight=None, batch_size=None, shuffle=False, training=False
     ):
-        """Images and what goes with them as one dataset that yields converted batches."""
+        """Images, targets and sample weights as one dataset of preprocessed batches."""
         converter = self._converter(training)
         if self._are_arrays(data):
             return ConvertedArrays(converter, data, y, sample_weight, batch_size or 32, shuffle)
-        # A tf.data.Dataset, told without importing TensorFlow
+        # A tf.data.Dataset, recognised without importing TensorFlow
         is_tf_data = hasattr(data, "element_spec")
         if not (
             is_tf_data
@@ -293,18 +295,16 @@ class RawImageInputs:
             or isinstance(data, (keras.utils.PyDataset, types.GeneratorType))
         ):
             raise TypeError(
-                "With a preprocessor attached, images come as an array, a tf.data.Dataset, a "
-                "keras.utils.PyDataset, a DataLoader of PyTorch "
-                "or a generator, and in `predict` as paths and images of Pillow, too. For anything "
-                "else, call `preprocessor(images)` in your "
-                "own pipeline and use a classifier with `preprocessor=None`. Received: "
-                f"{type(data).__name__}"
+                "Raw images must be an array, a tf.data.Dataset, a keras.utils.PyDataset, a "
+                "PyTorch DataLoader or a generator; `predict` also takes paths and Pillow images. "
+                "For "
+                "anything else, call `preprocessor(images)` in your own pipeline and use "
+                f"`preprocessor=None`. Received: {type(data).__name__}"
             )
         if y is not None or sample_weight is not None:
             raise ValueError(
-                "A dataset brings its own targets and sample weights: yield (images, y) or "
-                "(images, y, sample_weight), and leave "
-                "`y` and `sample_weight` out."
+                "`y` and `sample_weight` cannot be combined with a dataset: it must yield "
+                "(images, y) or (images, y, sample_weight)."
             )
         if is_tf_data:
             return data.map(
@@ -322,7 +322,7 @@ def _images_and_labels(batch):
 
 
 def _split(validation_split, *arrays):
-    """The first samples of each array, and the last `validation_split` of them, as Keras splits."""
+    """Splits arrays as Keras does: the last fraction is the validation data."""
     num_training = int(len(keras.tree.flatten(arrays)[0]) * (1 - validation_split))
     return map_arrays(lambda array: array[:num_training], arrays), map_arrays(
         lambda array: array[num_training:], arrays

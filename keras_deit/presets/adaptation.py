@@ -94,7 +94,7 @@ def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
 
 
 def _adapt_channels(kernel, channels, new_channels):
-    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts its first convolution."""
+    """(pixels * channels, D) to (pixels * new_channels, D), as timm adapts a convolution."""
     kernel = kernel.reshape(-1, channels, kernel.shape[-1])
     if new_channels == 1:
         kernel = kernel.sum(axis=1, keepdims=True)

@@ -135,7 +135,7 @@ def _leaves(layers):
 
 
 def _without_lora(layer, path):
-    """{variable path: array} of a layer with LoRA, merged into the kernel the way Keras saves it."""
+    """{variable path: array} of a layer with LoRA, merged into the kernel as Keras saves it."""
     store = {}
     layer.save_own_variables(store)
     twin = type(layer).from_config({**layer.get_config(), "lora_rank": None})

@@ -188,8 +188,8 @@ def test_products_for_one_size_on_halves(rng):
 
 def test_products_for_one_size_have_a_limit():
     with raises(
-        "Images of 1 x 8192 pixels would be resized to 256 x 2097152 before the crop. Cut them to "
-        "a shape nearer to 224 x 224 first."
+        "Images of 1 x 8192 pixels would be resized to 256 x 2097152 before the crop, and the "
+        "limit is 16384. Crop them closer to the aspect ratio 224 x 224 first."
     ):
         DeiTImageConverter(224).for_size(1, 8192)
 

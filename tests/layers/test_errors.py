@@ -81,10 +81,7 @@ def test_pairs():
         layers.PatchEmbedding(8, (1, 2, 3))
     with raises("`patch_size` must be a positive integer. Received: patch_size=0"):
         layers.PatchEmbedding(8, 0)
-    with raises(
-        "`grid_size` must be a positive integer or a (height, width) pair of them. Received: "
-        "grid_size='2'"
-    ):
+    with raises("`grid_size` must be a positive integer. Received: grid_size='2'"):
         layers.TokenPositionEmbedding(1, "2")
 
 
@@ -122,13 +119,13 @@ def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
 
 def test_images_of_another_rank():
     with raises(
-        "`PatchEmbedding` takes a batch of images (rank 4); add a batch axis to a single one. "
+        "`PatchEmbedding` takes a batch of images (rank 4). Add a batch axis to a single image. "
         "Received: input shape (16, 16, 3)"
     ):
         layers.PatchEmbedding(8, 16).build((16, 16, 3))
     with raises(
-        "`PatchEmbedding` must know the number of channels when it is built. "
-        "Received: input shape (None, 16, 16, None), data_format='channels_last'"
+        "`PatchEmbedding` needs a known number of channels. Received: input shape (None, 16, 16, "
+        "None), data_format='channels_last'"
     ):
         layers.PatchEmbedding(8, 16).build((None, 16, 16, None))
 
@@ -153,9 +150,9 @@ def test_prefix_tokens_and_grid():
     ):
         layers.TokenPositionEmbedding(1, 2, position_scope="none")
     with raises(
-        "`grid_size` must match the patches: 2 x 3 = 6, but 5 came. Give the (rows, columns) that "
-        "the image and patch "
-        "size make. Received: input shape (None, 5, 8), grid_size=(2, 3)"
+        "`grid_size` must match the number of patches: 2 x 3 = 6, but the input has 5. Use (image "
+        "height / patch height, image width / patch width). Received: input shape (None, 5, 8), "
+        "grid_size=(2, 3)"
     ):
         layers.TokenPositionEmbedding(1, (2, 3)).build((None, 5, 8))
 
@@ -163,8 +160,8 @@ def test_prefix_tokens_and_grid():
 @pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(3), layers.TransformerBlock(3, 8)])
 def test_heads_that_do_not_divide_the_width(layer):
     with raises(
-        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: "
-        "num_heads=3, hidden_dim=8"
+        "`num_heads` must divide `hidden_dim`: 8 is not a multiple of 3. Received: num_heads=3, "
+        "hidden_dim=8"
     ):
         layer.build((None, 5, 8))
 
@@ -230,9 +227,8 @@ def test_numbers_above_zero(name, make, value):
 
 def test_converter_arguments():
     with raises(
-        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 to keep "
-        "all of it. "
-        "Received: crop_ratio=1.1"
+        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 for no "
+        "crop. Received: crop_ratio=1.1"
     ):
         layers.DeiTImageConverter(32, crop_ratio=1.1)
     with raises(
@@ -241,8 +237,8 @@ def test_converter_arguments():
     ):
         layers.DeiTImageConverter(32, interpolation="lanczos")
     with raises(
-        "`mean` and `std` must have one number, or one for each channel. Received: mean=(0.1, "
-        "0.2), std=(0.1, 0.2, 0.3)"
+        "`mean` and `std` must be one number, or one for each channel. Received: mean=(0.1, 0.2), "
+        "std=(0.1, 0.2, 0.3)"
     ):
         layers.DeiTImageConverter(32, mean=(0.1, 0.2), std=(0.1, 0.2, 0.3))
 
@@ -253,10 +249,9 @@ def test_converter_arguments():
 
 def test_images_that_the_converter_cannot_take():
     with raises(
-        "`mean` and `std` are for 3 channels, but the images have 1. Convert the images, or give "
-        "one number for each of "
-        "their channels. Received: images of shape (8, 8, 1), data_format='channels_last', "
-        "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
+        "`mean` and `std` are for 3 channels, but the images have 1. Convert the images, or use "
+        "one number for each of their channels. Received: images of shape (8, 8, 1), "
+        "data_format='channels_last', mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
     ):
         layers.DeiTImageConverter(32).call(np.zeros((8, 8, 1), "uint8"))
     with raises(

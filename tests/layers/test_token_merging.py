@@ -122,9 +122,8 @@ def test_a_backbone_that_merges(rng):
     assert [outputs.shape[1] for outputs in backbone.block_outputs.values()] == [12, 10, 8]
     assert np.isfinite(numpy(backbone(x))).all()
     with raises(
-        "Merged tokens have no place in the image: for `pyramid_outputs` make the backbone with "
-        "`num_merged_tokens=0`. "
-        "Received: num_merged_tokens=2"
+        "`pyramid_outputs` needs one token for each patch, so use `num_merged_tokens=0`. Received: "
+        "num_merged_tokens=2"
     ):
         backbone.pyramid_outputs["P1"]
 
@@ -162,13 +161,13 @@ def test_errors():
     ):
         tiny_backbone(num_merged_tokens=-1)
     with raises(
-        "`TokenMerging` must know the number of tokens: give the images a fixed size. Received: "
+        "`TokenMerging` needs a known number of tokens: use images of a fixed size. Received: "
         "input shape (None, None, 8)"
     ):
         TokenMerging(1)(keras.Input((None, 8)))
     with raises(
-        'The mean of merged tokens is not that of the patches: use `pooling="token"`, or a backbone with `num_merged_tokens=0`. '
-        "Received: pooling='mean', num_merged_tokens=1"
+        'The mean of merged tokens is not the mean of the patches. Use `pooling="token"`, or a '
+        "backbone with `num_merged_tokens=0`. Received: pooling='mean', num_merged_tokens=1"
     ):
         tiny_classifier({"num_merged_tokens": 1}, pooling="mean", use_distillation_head=False)
 

@@ -71,8 +71,8 @@ def test_an_activation_without_a_usual_loss(activation, num_classes):
         {"num_layers": 1}, activation=activation, num_classes=num_classes, labels=None
     )
     with raises(
-        '`compile` knows the loss of two classes or more, for logits (`activation=None`), "softmax" and "sigmoid", and of one class with '
-        f'"sigmoid". Give `loss=`. Received: activation={activation or "linear"!r}, num_classes={num_classes}'
+        "There is no default loss for this `activation` and `num_classes`. Use `loss=`. "
+        f"Received: activation={activation or 'linear'!r}, num_classes={num_classes}"
     ):
         classifier.compile()
     classifier.compile("sgd", "mse")

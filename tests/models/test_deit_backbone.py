@@ -245,8 +245,8 @@ def test_errors():
     ):
         tiny_backbone(image_shape=(13, 32, 3))
     with raises(
-        "`num_heads` must divide the width of the tokens: 8 is not a multiple of 3. Received: "
-        "num_heads=3, hidden_dim=8"
+        "`num_heads` must divide `hidden_dim`: 8 is not a multiple of 3. Received: num_heads=3, "
+        "hidden_dim=8"
     ):
         tiny_backbone(num_heads=3)
     with raises(

@@ -25,7 +25,7 @@ def test_wrong_arguments_are_refused(rng):
     ):
         DeiTDistiller(tiny_student(use_distillation_head=False), teacher)
     with raises(
-        "`student` must give logits: use `activation=None`. Received: activation='softmax'"
+        "`student` must return logits: use `activation=None`. Received: activation='softmax'"
     ):
         DeiTDistiller(tiny_student(activation="softmax"), teacher)
     with raises(
@@ -39,28 +39,25 @@ def test_wrong_arguments_are_refused(rng):
     with raises("`kl_reduction` must be one of 'batchmean', 'mean'. Received: kl_reduction='sum'"):
         DeiTDistiller(student, teacher, kl_reduction="sum")
     with raises(
-        "`teacher` must be a Keras model or a callable of images. Received: teacher='resnet'"
+        "`teacher` must be a Keras model or a function of images. Received: teacher='resnet'"
     ):
         DeiTDistiller(student, "resnet")
-    with raises(
-        "`teacher` must be built, as a trained one is: call it on a batch of images first."
-    ):
+    with raises("`teacher` must be built and trained. To build it, call it on a batch of images."):
         DeiTDistiller(student, keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(5)]))
     with raises(
-        "With `save_teacher=True` the teacher must be a Keras model, which can be saved. Received: "
-        "teacher=<built-in function max>"
+        "`save_teacher=True` needs a Keras model as teacher. Received: teacher=<built-in function "
+        "max>"
     ):
         DeiTDistiller(student, max, save_teacher=True)
     with raises(
-        "The teacher has a preprocessor and the student has none, so that no images suit both. "
-        "Give the student one, and both "
-        "take raw images; or give the teacher `preprocessor=None`, and both take the same "
-        "converted images."
+        "The teacher has a preprocessor and the student has none. Use a preprocessor for both, and "
+        "train with raw images, or `preprocessor=None` for both, and train with preprocessed "
+        "images."
     ):
         DeiTDistiller(student, helpers.tiny_classifier())
     with raises(
-        "The teacher must give logits of shape (batch, 5), as many classes as the student has. "
-        "Received: shape (None, 7)"
+        "The teacher must return logits (batch, 5), one for each class of the student. Received: "
+        "shape (None, 7)"
     ):
         DeiTDistiller(student, tiny_teacher(rng, classes=7))
     distiller = DeiTDistiller(student, teacher)
@@ -70,7 +67,7 @@ def test_wrong_arguments_are_refused(rng):
         "Received: loss='sparse_categorical_crossentropy'"
     ):
         distiller.compile("sgd", "sparse_categorical_crossentropy")
-    with raises("`loss` is one loss, of the class head's logits. Received: loss={'class': 'mse'}"):
+    with raises("`loss` must be a single loss for the class head. Received: loss={'class': 'mse'}"):
         distiller.compile("sgd", {"class": "mse"})
 
 
@@ -100,18 +97,19 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(rng):
         x=np.where(np.arange(x.size) == 7, np.nan, x.ravel()).reshape(x.shape),
     )
     fit(
-        r"The loss takes indices of classes, \(batch,\). For these labels, compile with "
+        r"The loss takes labels as class indices, \(batch,\). For these labels, compile with "
         r"`loss=keras.losses.CategoricalCrossentropy\(from_logits=True\)`",
         y=np.eye(5, dtype="float32")[y],
     )
     fit(
-        r"The loss takes a value for each class, \(batch, 5\). For these labels, compile with "
+        r"The loss takes labels as one value for each class, \(batch, 5\). For these labels, "
+        r"compile with "
         r"`loss=keras.losses.SparseCategoricalCrossentropy\(from_logits=True\)`",
         loss=keras.losses.CategoricalCrossentropy(from_logits=True),
     )
-    fit("There are no labels to learn from or to compare with: give `y`", y=None)
+    fit("There are no labels. Use `y=", y=None)
     fit(
-        "Inputs are images, or a dictionary of \"images\" and one of 'teacher_images', "
+        "Inputs must be images, or a dict with \"images\" and one of 'teacher_images', "
         "'teacher_logits'",
         x={"image": x},
     )

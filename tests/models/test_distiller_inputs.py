@@ -153,7 +153,7 @@ def test_a_teacher_of_a_class_of_its_own_and_a_dataset_without_labels(rng):
         distiller.fit(images(rng), np.zeros(4, int), verbose=0).history["distillation_loss"]
     ).all()
     tf = pytest.importorskip("tensorflow")
-    with pytest.raises(ValueError, match="There are no labels to learn from"):
+    with pytest.raises(ValueError, match="There are no labels. Use `y="):
         distiller.fit(
             tf.data.Dataset.from_tensor_slices(images(rng)).batch(2), shuffle=False, verbose=0
         )

@@ -59,30 +59,29 @@ def test_pictures_that_cannot_be_read(rng, tmp_path, shared_classifier):
         f"`sorted(pathlib.Path('{tmp_path}').iterdir())`."
     ):
         classifier.predict(tmp_path)
-    with raises("Give one image at least. Received: an empty list"):
+    with raises("`predict` needs at least one image. Received: an empty list"):
         classifier.predict([])
     with raises(
-        "A list holds images: paths, images of Pillow, or arrays (height, width, 3). Received: int "
-        "in it",
+        "A list must contain paths, Pillow images or arrays (height, width, 3). Received: a list "
+        "with a int",
         kind=TypeError,
     ):
         classifier.predict([good, 3])
     for shape in ((20, 30), (4, 20, 30, 3), (20, 30, 1)):
         with raises(
-            "Arrays in a list are one image each, (height, width, 3); a batch is one array. "
-            f"Received: an array of shape {shape}"
+            "Arrays in a list must be single images (height, width, 3). Pass a batch as one "
+            f"array. Received: an array of shape {shape}"
         ):
             classifier.predict([good, np.zeros(shape, "uint8")])
-    with pytest.warns(UserWarning, match="Raw images have levels from 0 to 255"):
+    with pytest.warns(UserWarning, match="Raw images must have pixel values from 0 to 255"):
         classifier.predict([np.full((20, 30, 3), 0.5, "float32")], verbose=0)
     with pytest.raises(
         ValueError,
-        match="Only a model with a preprocessor reads files and images of Pillow. Give it one,",
+        match="Files and Pillow images need a preprocessor. Use `preprocessor=",
     ):
         tiny_classifier(preprocessor=None).predict([str(good)])
     with raises(
-        "Files and images of Pillow are read in gray or RGB, and the model takes 2 channels. Give "
-        "arrays (height, width, 2)."
+        "Files and Pillow images are read as gray or RGB, but the model takes 2 channels. Use arrays (height, width, 2)."
     ):
         tiny_classifier(
             {"image_shape": (12, 32, 2)},

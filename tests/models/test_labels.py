@@ -9,7 +9,7 @@ from tests.models.tiny import LOSS, OneBatch, tiny_classifier
 
 pytestmark = pytest.mark.backend
 
-NOT_INDICES = "Labels must be whole numbers from 0 to 4, the classes of the model. Count the classes from 0, or give the model as many."
+NOT_INDICES = "Labels must be whole numbers from 0 to 4, the class indices of the model. Count classes from 0, or use a larger `num_classes`."
 
 
 @pytest.mark.parametrize(
@@ -23,28 +23,27 @@ NOT_INDICES = "Labels must be whole numbers from 0 to 4, the classes of the mode
         (
             "indices",
             ["ant", "bee", "cat", "dog"],
-            "Labels must be numbers. Give the index of each class, from 0 to 4. Received: labels "
-            "of dtype <U3",
+            "Labels must be numbers. Use class indices from 0 to 4. Received: labels of dtype <U3",
         ),
         (
             "indices",
             np.eye(5)[:4],
-            "The loss takes indices of classes, (batch,). For these labels, compile with "
+            "The loss takes labels as class indices, (batch,). For these labels, compile with "
             "`loss=keras.losses.CategoricalCrossentropy(from_logits=True)`. Received: labels of "
             "shape (4, 5)",
         ),
         (
             "name",
             np.zeros((4, 2)),
-            "The loss takes indices of classes, (batch,). Give the labels that shape. Received: "
+            "The loss takes labels as class indices, (batch,). Change their shape. Received: "
             "labels of shape (4, 2)",
         ),
         (
             "one-hot",
             [0, 1, 2, 3],
-            "The loss takes a value for each class, (batch, 5). For these labels, compile with "
-            "`loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Received: labels "
-            "of shape (4,)",
+            "The loss takes labels as one value for each class, (batch, 5). For these labels, "
+            "compile with `loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
+            "Received: labels of shape (4,)",
         ),
         (
             "one-hot",
@@ -54,8 +53,7 @@ NOT_INDICES = "Labels must be whole numbers from 0 to 4, the classes of the mode
         (
             "indices",
             None,
-            "There are no labels to learn from or to compare with: give `y`, or a dataset of "
-            "(images, labels).",
+            "There are no labels. Use `y=`, or a dataset of (images, labels).",
         ),
     ],
 )

@@ -14,13 +14,7 @@ pytestmark = pytest.mark.backend
 def test_a_source_that_cannot_be_converted(rng):
     classifier = tiny_classifier()
     classifier.compile()
-    expected = (
-        "With a preprocessor attached, images come as an array, a tf.data.Dataset, a "
-        "keras.utils.PyDataset, a DataLoader of PyTorch or a "
-        "generator, and in `predict` as paths and images of Pillow, too. For anything else, call "
-        "`preprocessor(images)` in your own "
-        "pipeline and use a classifier with `preprocessor=None`. Received: "
-    )
+    expected = "Raw images must be an array, a tf.data.Dataset, a keras.utils.PyDataset, a PyTorch DataLoader or a generator; `predict` also takes paths and Pillow images. For anything else, call `preprocessor(images)` in your own pipeline and use `preprocessor=None`. Received: "
     with raises(expected + "list", kind=TypeError):
         classifier.fit(["cat.jpg", "dog.jpg"], np.array([0, 1]))
     with raises(expected + "map", kind=TypeError):
@@ -34,22 +28,23 @@ def test_data_that_does_not_fit_together(rng):
     classifier.compile("adam", **LOSS)
     x = raw_images(rng, 6)
     with raises(
-        "Images, targets and sample weights must be as many. Received: (6, 20, 30, 3), (8,), None"
+        "Images, targets and sample weights must have the same length. Received: (6, 20, 30, 3), "
+        "(8,), None"
     ):
         classifier.fit(x, np.zeros(8), verbose=0)
     with raises(
-        "Images, targets and sample weights must be as many. Received: (6, 20, 30, 3), (6,), (7,)"
+        "Images, targets and sample weights must have the same length. Received: (6, 20, 30, 3), "
+        "(6,), (7,)"
     ):
         classifier.evaluate(x, np.zeros(6), sample_weight=np.ones(7), verbose=0)
     dataset = tf.data.Dataset.from_tensor_slices((x, np.zeros(6))).batch(2)
     with raises(
-        "A dataset brings its own targets and sample weights: yield (images, y) or (images, y, "
-        "sample_weight), and leave `y` "
-        "and `sample_weight` out."
+        "`y` and `sample_weight` cannot be combined with a dataset: it must yield (images, y) or "
+        "(images, y, sample_weight)."
     ):
         classifier.fit(dataset, np.zeros(6), verbose=0)
     with raises(
-        "`validation_split` is for arrays. Split the dataset before, and give `validation_data`. "
+        "`validation_split` needs arrays. Split the dataset yourself and use `validation_data`. "
         f"Received: x={type(dataset).__name__}"
     ):
         classifier.fit(dataset, validation_split=0.5, verbose=0)
@@ -64,9 +59,9 @@ def test_data_that_does_not_fit_together(rng):
         ((), None),
         (
             (2, 20, 30, 1),
-            "Convert the images, or load the model for theirs, with another `image_shape`.",
+            "Convert the images, or load the model with another `image_shape`.",
         ),
-        ((0, 20, 30, 3), "Give one at least."),
+        ((0, 20, 30, 3), "At least one image is needed."),
     ],
 )
 def test_images_of_another_shape(shape, advice, shared_classifier, rng):
@@ -77,10 +72,12 @@ def test_images_of_another_shape(shape, advice, shared_classifier, rng):
     expected = numpy(classifier(classifier.preprocessor(good)))
     bad = np.zeros(shape, "uint8")
     advice = advice or (
-        "For one image give `images[None]`, for a dataset `dataset.batch(32)`, and keep the axis "
-        "of the channels, also of one."
+        "For one image, use `images[None]`; for a dataset, `dataset.batch(32)`. The channel axis "
+        "is needed even for one channel."
     )
-    message = f"Images must come in batches of shape (batch, height, width, 3). {advice} Received: images of shape "
+    message = (
+        f"Images must have shape (batch, height, width, 3). {advice} Received: images of shape "
+    )
     ways = [
         classifier.predict,
         classifier.predict_on_batch,
@@ -111,9 +108,8 @@ def test_images_of_another_shape_with_channels_first(rng):
         preprocessor=DeiTImageConverter((12, 32), data_format="channels_first"),
     )
     with raises(
-        "Images must come in batches of shape (batch, 3, height, width). Convert the images, or "
-        "load the model for theirs, with another "
-        "`image_shape`. Received: images of shape (4, 20, 30, 3)"
+        "Images must have shape (batch, 3, height, width). Convert the images, or load the model "
+        "with another `image_shape`. Received: images of shape (4, 20, 30, 3)"
     ):
         classifier.predict(raw_images(rng))
 
@@ -131,10 +127,9 @@ def test_images_that_were_scaled_already_get_a_warning(source, rng):
     # Keras has some of NumPy
     ours = [warning for warning in caught if warning.category is UserWarning]
     assert [str(warning.message) for warning in ours] == [
-        "Raw images have levels from 0 to 255, and these have none above 1, as if they were scaled "
-        "already. Give them as they were: "
-        "`255 * images` if they are from 0 to 1, `127.5 * (images + 1)` if they are from -1 to 1. "
-        "Received: levels from -1 to 1"
+        "Raw images must have pixel values from 0 to 255, but these do not exceed 1. Use `255 * "
+        "images` for values from 0 to 1, `127.5 * (images + 1)` for -1 to 1. Received: pixel "
+        "values from -1 to 1"
     ]
     assert ours[0].filename == __file__  # where `predict` was called
     # A warning is an error here: setup.cfg.

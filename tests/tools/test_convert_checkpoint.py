@@ -118,7 +118,7 @@ def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
     good.write_bytes(content)
     tool.convert(NAME, tmp_path / "preset", checkpoint=good)
     card = (tmp_path / "preset" / "README.md").read_text()
-    assert f"The weights go back to `{NAME}`" in card
+    assert f"The weights come from `{NAME}`" in card
     assert "license: apache-2.0" in card
     assert tool.check_hash(tmp_path / "my_own-20261122.safetensors") is None  # a date is no hash
     bad = tmp_path / f"{NAME}-b40b3cf7.safetensors"
@@ -246,7 +246,7 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
         [names[0], names[2]]
     )
     assert (
-        "The weights go back to `deit3_small_patch16_224`"
+        "The weights come from `deit3_small_patch16_224`"
         in (tmp_path / "all" / names[2] / "README.md").read_text()
     )
     assert list(tool.convert_all(tmp_path / "timm", "timm")) == [names[1]]
@@ -273,13 +273,13 @@ def test_what_timm_does_not_have():
 
 def test_what_transformers_does_not_have():
     with raises(
-        "transformers has no DeiT III: neither LayerScale nor positions of the patches alone. "
-        "Received: layer_scale_init_value=0.1, position_scope='patches'"
+        "transformers has no DeiT III: its models need `layer_scale_init_value=None` and "
+        "`position_scope=\"all\"`. Received: layer_scale_init_value=0.1, position_scope='patches'"
     ):
         presets.transformers_tensors(
             tiny_backbone(position_scope="patches", layer_scale_init_value=0.1)
         )
-    with raises("transformers' classifiers read the class token. Received: pooling='mean'"):
+    with raises("transformers' classifiers need `pooling=\"token\"`. Received: pooling='mean'"):
         presets.transformers_tensors(tiny_classifier(use_distillation_head=False, pooling="mean"))
     assert "embeddings.cls_token" in presets.transformers_tensors(tiny_backbone())
 

@@ -123,12 +123,11 @@ def test_the_error_of_keras_comes_early_and_names_the_way_out():
     made.
     """
     message = (
-        "The layer 'mine' is in a graph without its scores, and Keras 3.15 refuses models through "
-        "a later call with more outputs than "
-        "the first. `keras_deit.visualization.attention_model(model)` gives the scores of a model "
-        "that is made, trained or not; in a "
-        "graph that is not made yet, give `return_attention_scores=True` in the first call of the "
-        "layer. See docs/troubleshooting.md."
+        "The first call of layer 'mine' in this graph has no attention scores, and Keras 3.15 "
+        "refuses a model through a later call with more outputs. For an existing model, use "
+        "`keras_deit.visualization.attention_model(model)`. For a new one, use "
+        "`return_attention_scores=True` in the first call of the layer. See "
+        "docs/troubleshooting.md."
     )
     inputs = keras.Input((5, 8))
     for layer in (

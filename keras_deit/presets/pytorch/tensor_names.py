@@ -168,7 +168,7 @@ def without_pooler(tensors):
 
 
 def to_transformers_names(tensors):
-    """Renames timm's tensors to transformers' names of version 4, which the files on the hub use."""
+    """Renames timm's tensors to transformers' names of version 4, as in the files on the hub."""
     two_heads = "head_dist.weight" in tensors
     base = "deit." if "dist_token" in tensors else "vit."
     if "head.weight" not in tensors:
