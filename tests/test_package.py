@@ -59,6 +59,18 @@ def test_direction_of_imports(file):
         assert not name.startswith(forbidden), f"{file} imports {name}"
 
 
+LONGEST_BODY = 60  # lines, without signature and docstring
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_functions_are_short(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= LONGEST_BODY, f"{file}: {node.name} has {lines} lines"
+
+
 BACKEND_OR_DEVICE = re.compile(
     r"backend\.backend\(\)|\"(tensorflow|jax|torch|cpu|gpu|tpu|cuda)\"|list_devices"
 )

@@ -140,7 +140,6 @@ class DeiTBackbone(PresetModel):
     ):
         data_format = check_data_format(data_format)
         image_shape = _check_image_shape(image_shape, data_format)
-        image_size, num_channels = split_image_shape(image_shape, data_format)
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         num_prefix_tokens = 2 if use_distillation_token else 1
@@ -151,12 +150,9 @@ class DeiTBackbone(PresetModel):
             hidden_dim, patch_size, data_format=data_format, **sublayer("patch_embedding")
         )
         patch_embedding.build((None, *image_shape))  # checks that patches divide the image
-        grid_size = tuple(
-            size // patch for size, patch in zip(image_size, patch_embedding.patch_size)
-        )
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
-            grid_size,
+            _grid_size(image_shape, patch_embedding),
             position_scope=position_scope,
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
@@ -195,20 +191,38 @@ class DeiTBackbone(PresetModel):
         self.blocks = blocks
         self.final_norm = final_norm
         self.image_shape = image_shape
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.grid_size = grid_size
-        self.num_prefix_tokens = num_prefix_tokens
         self.use_distillation_token = use_distillation_token
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
-        self.data_format = data_format
         self._states = states
+
+    @property
+    def data_format(self):
+        return self.patch_embedding.data_format
+
+    @property
+    def image_size(self):
+        """(height, width) in pixels."""
+        return split_image_shape(self.image_shape, self.data_format)[0]
+
+    @property
+    def num_channels(self):
+        return split_image_shape(self.image_shape, self.data_format)[1]
 
     @property
     def patch_size(self):
         return self.patch_embedding.patch_size
+
+    @property
+    def grid_size(self):
+        """(rows, columns) of patches."""
+        return self.token_position_embedding.grid_size
+
+    @property
+    def num_prefix_tokens(self):
+        """1 for the class token, 2 with the distillation token."""
+        return self.token_position_embedding.num_prefix_tokens
 
     @property
     def num_layers(self):
@@ -417,6 +431,12 @@ def _check_image_shape(image_shape, data_format):
             f"{join_image_shape((224, 224), 3, data_format)}. Received: image_shape={image_shape!r}"
         )
     return tuple(check_positive_int("image_shape", size) for size in image_shape)
+
+
+def _grid_size(image_shape, patch_embedding):
+    """(rows, columns) of patches."""
+    image_size, _ = split_image_shape(image_shape, patch_embedding.data_format)
+    return tuple(size // patch for size, patch in zip(image_size, patch_embedding.patch_size))
 
 
 def _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule):

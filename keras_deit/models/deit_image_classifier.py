@@ -117,11 +117,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         use_distillation_head = check_bool("use_distillation_head", use_distillation_head)
         _check_pooling(pooling, use_distillation_head, backbone)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
-        if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
-            raise ValueError(
-                "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. "
-                f"Received: preprocessor={preprocessor!r}"
-            )
+        _check_preprocessor(preprocessor)
         labels = _check_labels(labels, num_classes)
         activation = keras.activations.get(activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
@@ -346,6 +342,14 @@ def _check_pooling(pooling, use_distillation_head, backbone):
             'The mean of merged tokens is not the mean of the patches. Use `pooling="token"`, or '
             "a backbone with `num_merged_tokens=0`. Received: pooling='mean', "
             f"num_merged_tokens={backbone.num_merged_tokens}"
+        )
+
+
+def _check_preprocessor(preprocessor):
+    if preprocessor is not None and not isinstance(preprocessor, keras.layers.Layer):
+        raise ValueError(
+            "`preprocessor` must be a Keras layer, such as `DeiTImageConverter`, or `None`. "
+            f"Received: preprocessor={preprocessor!r}"
         )
 
 
