@@ -3,6 +3,7 @@
 import difflib
 import os
 import pathlib
+from typing import Any
 
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
 from keras_deit.presets.directory import DirectoryPreset
@@ -15,7 +16,7 @@ from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_na
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
-def find_preset(handle):
+def find_preset(handle: str | os.PathLike) -> Any:
     """Finds the preset that a handle names.
 
     Args:
