@@ -128,7 +128,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
             images = self._permute(images, (2, 0, 1))
         return self.backend.cast(images, self.compute_dtype)
 
-    def crop_box(self, height: int, width: int) -> Any:
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Returns the region of a raw image that the output shows.
 
         Args:
@@ -145,7 +145,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         )
         return (top, left, *(side * scale for side, scale in zip(self.image_size, scales)))
 
-    def for_size(self, height: int, width: int) -> Any:
+    def for_size(self, height: int, width: int) -> "DeiTImageConverter":
         """Returns a converter for images of one size, which resizes by matrix products.
 
         Use it in models that you export: ONNX and LiteRT have no antialiased resize. It cannot be

@@ -7,6 +7,7 @@ behind the choices are in the docstrings and in benchmarks/LOG.md.
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -23,7 +24,7 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def target_platform(platform: str) -> Any:
+def target_platform(platform: str) -> Iterator[None]:
     """Traces for a device that this machine need not have.
 
     Layers choose between equal forms of a computation by device: the device of the tensor, or the

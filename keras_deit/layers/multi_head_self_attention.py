@@ -113,7 +113,7 @@ class MultiHeadSelfAttention(CompositeLayer):
             training,
         )
 
-    def heads(self, inputs: Any, num_queries: int | None = None) -> Any:
+    def heads(self, inputs: Any, num_queries: int | None = None) -> tuple[Any, Any, Any]:
         """Returns the unscaled queries, keys and values of each head.
 
         Args:

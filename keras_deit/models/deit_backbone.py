@@ -362,7 +362,9 @@ class DeiTBackbone(PresetModel):
         write_preset(directory, self, origin=self._origin)
 
     @staticmethod
-    def get_layout_map(device_mesh: Any, model_parallel_dim_name: str = "model") -> Any:
+    def get_layout_map(
+        device_mesh: keras.distribution.DeviceMesh, model_parallel_dim_name: str = "model"
+    ) -> keras.distribution.LayoutMap:
         """Returns a layout map that splits the weights of the backbone over devices.
 
         For `keras.distribution.ModelParallel(layout_map=...)`, on JAX. It also works for every

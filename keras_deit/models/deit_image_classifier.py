@@ -195,7 +195,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             tokens = tokens[:, : self.backbone.num_prefix_tokens]
         return self._head_model(self.backbone.final_norm(tokens))
 
-    def decode_predictions(self, logits: Any, top: int = 5) -> Any:
+    def decode_predictions(self, logits: Any, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the most likely classes of each image with their probabilities.
 
         Args:

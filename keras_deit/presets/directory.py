@@ -13,6 +13,7 @@ A backbone alone has config.json, model.safetensors, metadata.json and README.md
 the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load.
 """
 
+import gc
 import inspect
 import json
 import os
@@ -209,7 +210,10 @@ class DirectoryPreset(Preset):
             return weights.read_weights(self._files.find(name), entry, source)
         saved = build_saved()
         weights.load_hdf5_weights(saved, self._files.find(name), entry, source)
-        return weights.state_of(saved)
+        state = weights.state_of(saved)
+        del saved
+        gc.collect()  # a model has reference cycles, and the next one needs its memory
+        return state
 
     def card_is_edited(self):
         """Whether the model card differs from what `write_preset` wrote."""
