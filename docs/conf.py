@@ -5,6 +5,7 @@ import inspect
 import os
 import pathlib
 import re
+import textwrap
 
 # Less of TensorFlow's log among what Sphinx prints
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -61,8 +62,8 @@ def public_modules():
     themselves because they need TensorFlow.
     """
     packages = [f"keras_deit.{name}" for name in keras_deit.__all__]
-    pipelines = ("batches", "image_folder", "tfds_images", "image_reader")
-    return [*packages, *(f"keras_deit.training.{name}" for name in pipelines)]
+    modules = ("augmentation", "batches", "image_folder", "image_reader", "tfds_images")
+    return [*packages, *(f"keras_deit.training.{name}" for name in modules)]
 
 
 def public_names(module):
@@ -104,6 +105,7 @@ def _entry(module, name):
     return f".. auto{kind}:: {module}.{name}\n{options}"
 
 
+_FENCE = re.compile(r"(?ms)^[ ]*```python\n(.*?)^[ ]*```$")
 _LINK = re.compile(r"\[([^][]+)\]\((https?://[^)\s]+)\)")
 _CODE = re.compile(r"(?<![`:\w])`([^`]+)`(?![`_])")
 _STAR = re.compile(r"(?<=[ (\[])\*(?=\w)")
@@ -115,17 +117,28 @@ def markdown_to_rst(app, what, name, obj, options, lines):
         names = ", ".join(f"``{key!r}``" for key in obj)
         lines[:] = [f"``{type(obj).__name__}`` with the keys {names}."]
         return
-    text = "\n".join(lines)
+    # Odd parts are fenced code.
+    parts = _FENCE.split("\n".join(lines))
+    parts[::2] = [_text(part) for part in parts[::2]]
+    parts[1::2] = [_code_block(part) for part in parts[1::2]]
+    lines[:] = "".join(parts).split("\n")
+
+
+def _text(text):
     # Code first: the links are written with backticks, too.
     text = _CODE.sub(_code, text)
     text = _LINK.sub(lambda found: f"`{' '.join(found[1].split())} <{found[2]}>`__", text)
     # An entry of a section is one paragraph, however its lines are indented.
     text = re.sub(r"(?m)^ {9,}(?!>>>|\.\.\.)", " " * 8, text)
     text = re.sub(r"(?m)^( {8}.*[^.:;)])\n {4}(?! )", r"\1\n        ", text)
-    lines[:] = [
+    return "\n".join(
         line if line.lstrip().startswith((">>>", "...")) else _STAR.sub(r"\*", line)
         for line in text.split("\n")
-    ]
+    )
+
+
+def _code_block(code):
+    return "\n.. code-block:: python\n\n" + textwrap.indent(textwrap.dedent(code), "    ")
 
 
 def _code(found):

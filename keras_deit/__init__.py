@@ -6,14 +6,13 @@ except ModuleNotFoundError as error:
     if error.name == "keras":
         raise
     raise ModuleNotFoundError(
-        "Keras has no backend to run on: `pip install tensorflow`, its default, or install jax or "
-        "torch and set KERAS_BACKEND to `jax` or "
-        f"`torch` before Python starts. {error}",
+        "Keras has no backend. Run `pip install tensorflow`, or install jax or torch and set "
+        f"KERAS_BACKEND to `jax` or `torch` before Python starts. {error}",
         name=error.name,
     ) from error
 
 from keras_deit import layers, losses, models, presets, training, visualization
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["layers", "losses", "models", "presets", "training", "visualization"]

@@ -1,5 +1,7 @@
 """Losses that Keras does not have: distillation, and labels mixed by MixUp and CutMix."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -23,7 +25,7 @@ class HardDistillationLoss(keras.losses.Loss):
     Reference: `losses.py` of facebookresearch/deit at 7e160fe, `distillation_type="hard"`.
     """
 
-    def __init__(self, name="hard_distillation_loss", **kwargs):
+    def __init__(self, name: str = "hard_distillation_loss", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true, y_pred):
@@ -56,8 +58,12 @@ class SoftDistillationLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, temperature=1.0, kl_reduction="batchmean", name="soft_distillation_loss", **kwargs
-    ):
+        self,
+        temperature: float = 1.0,
+        kl_reduction: str = "batchmean",
+        name: str = "soft_distillation_loss",
+        **kwargs: Any,
+    ) -> None:
         temperature = check_positive_number("temperature", temperature)
         check_choice("kl_reduction", kl_reduction, KL_REDUCTIONS)
         super().__init__(name=name, **kwargs)
@@ -94,7 +100,7 @@ class MixedLabelBinaryCrossentropy(keras.losses.BinaryCrossentropy):
         2022](https://arxiv.org/abs/2204.07118), section 3.
     """
 
-    def __init__(self, name="mixed_label_binary_crossentropy", **kwargs):
+    def __init__(self, name: str = "mixed_label_binary_crossentropy", **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "from_logits": True, "name": name})
 
     def call(self, y_true, y_pred):

@@ -25,7 +25,7 @@ def files_in(folder):
 def source(tmp_path_factory):
     """A copy of the repository's own files, with products of work among them."""
     source = tmp_path_factory.mktemp("source")
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "html", "_build")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "api", "_build")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
     for file in ROOT.iterdir():

@@ -11,6 +11,8 @@ layer, joined by "/":
   sub-layers.
 """
 
+from typing import Any
+
 import keras
 from keras.dtype_policies import DTypePolicyMap
 
@@ -130,7 +132,7 @@ class CompositeLayer(keras.layers.Layer):
         self._sublayer_arguments = SublayerArguments(dtype, trainable, quantization_config)
         self._sublayer_names = []
 
-    def sublayer(self, name):
+    def sublayer(self, name: str) -> dict[str, Any]:
         """The keyword arguments for the sub-layer that becomes the attribute `name`."""
         if name not in self._sublayer_names:
             self._sublayer_names.append(name)

@@ -1,5 +1,8 @@
 """Raw images to the input of the model."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -63,15 +66,15 @@ class DeiTImageConverter(keras.layers.Rescaling):
 
     def __init__(
         self,
-        image_size,
-        crop_ratio=0.875,
-        interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        data_format=None,
-        crop_to_aspect_ratio=True,
-        **kwargs,
-    ):
+        image_size: int | tuple[int, int],
+        crop_ratio: float = 0.875,
+        interpolation: str = "bicubic",
+        mean: float | Sequence[float] = (0.485, 0.456, 0.406),
+        std: float | Sequence[float] = (0.229, 0.224, 0.225),
+        data_format: str | None = None,
+        crop_to_aspect_ratio: bool = True,
+        **kwargs: Any,
+    ) -> None:
         image_size = check_pair("image_size", image_size)
         crop_ratio = check_positive_number("crop_ratio", crop_ratio)
         if crop_ratio > 1:
@@ -125,7 +128,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
             images = self._permute(images, (2, 0, 1))
         return self.backend.cast(images, self.compute_dtype)
 
-    def crop_box(self, height, width):
+    def crop_box(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Returns the region of a raw image that the output shows.
 
         Args:
@@ -142,7 +145,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         )
         return (top, left, *(side * scale for side, scale in zip(self.image_size, scales)))
 
-    def for_size(self, height, width):
+    def for_size(self, height: int, width: int) -> "DeiTImageConverter":
         """Returns a converter for images of one size, which resizes by matrix products.
 
         Use it in models that you export: ONNX and LiteRT have no antialiased resize. It cannot be

@@ -1,5 +1,7 @@
 """The two heads of a distilled model."""
 
+from typing import Any
+
 import keras
 
 from keras_deit.arguments import check_positive_int, check_token_sequence
@@ -39,7 +41,7 @@ class DistillationHead(CompositeLayer):
     Reference: [Touvron et al., 2021](https://arxiv.org/abs/2012.12877), section 4.
     """
 
-    def __init__(self, num_classes, **kwargs):
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
         num_classes = check_positive_int("num_classes", num_classes)
         super().__init__(**kwargs)
         self.num_classes = num_classes

@@ -1,5 +1,7 @@
 """Stochastic depth."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -36,7 +38,7 @@ class DropPath(keras.layers.Dropout):
     Reference: [Huang et al., 2016](https://arxiv.org/abs/1603.09382).
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(check_rate("rate", rate), seed=seed, **kwargs)
 
     def call(self, inputs, training=False):

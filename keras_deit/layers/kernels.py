@@ -7,6 +7,8 @@ behind the choices are in the docstrings and in benchmarks/LOG.md.
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 from keras import ops
@@ -16,11 +18,13 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 ALL_SCORES = 120 * 2**20  # up to here, all scores stay on the chip
 SCORES_AT_A_TIME = 48 * 2**20  # beyond, for each chunk: leaves room for queries, keys and values
 _BACKEND = keras.backend.backend()
-_target = contextvars.ContextVar("target_platform", default=None)
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "target_platform", default=None
+)
 
 
 @contextlib.contextmanager
-def target_platform(platform):
+def target_platform(platform: str) -> Iterator[None]:
     """Traces for a device that this machine need not have.
 
     Layers choose between equal forms of a computation by device: the device of the tensor, or the
@@ -81,7 +85,7 @@ def _is_for(platforms, tensor):
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-def gelu(x):
+def gelu(x: Any) -> Any:
     """The exact GELU, `0.5 * x * (1 + erf(x / sqrt(2)))`.
 
     Equal to `keras.activations.gelu(x)`, which uses `Erfc` on TensorFlow, an operator that ONNX

@@ -1,5 +1,7 @@
 """A learned factor for each channel of a residual branch."""
 
+from typing import Any
+
 import keras
 
 from keras_deit.arguments import check_positive_number
@@ -29,7 +31,7 @@ class LayerScale(keras.layers.Layer):
     Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239) (CaiT), section 2.
     """
 
-    def __init__(self, init_value=1e-4, **kwargs):
+    def __init__(self, init_value: float = 1e-4, **kwargs: Any) -> None:
         init_value = check_positive_number("init_value", init_value)
         super().__init__(**kwargs)
         self.init_value = init_value

@@ -1,5 +1,7 @@
 """The transformer block that merges tokens."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -61,8 +63,13 @@ class MergingTransformerBlock(TransformerBlock):
     """
 
     def __init__(
-        self, num_heads, intermediate_dim, num_merged_tokens, num_prefix_tokens=1, **kwargs
-    ):
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        num_merged_tokens: int,
+        num_prefix_tokens: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_heads, intermediate_dim, **kwargs)
         self.token_merging = TokenMerging(
             num_merged_tokens, num_prefix_tokens, **self.sublayer("token_merging")

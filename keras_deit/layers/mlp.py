@@ -1,5 +1,8 @@
 """The MLP of a transformer block."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_deit.arguments import check_positive_int, check_rate
@@ -38,7 +41,13 @@ class MLP(CompositeLayer):
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), section 3.1.
     """
 
-    def __init__(self, intermediate_dim, activation="gelu", dropout_rate=0.0, **kwargs):
+    def __init__(
+        self,
+        intermediate_dim: int,
+        activation: str | Callable = "gelu",
+        dropout_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         super().__init__(**kwargs)

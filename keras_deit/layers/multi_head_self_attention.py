@@ -1,5 +1,7 @@
 """Self-attention."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -64,8 +66,13 @@ class MultiHeadSelfAttention(CompositeLayer):
     """
 
     def __init__(
-        self, num_heads, use_bias=True, dropout_rate=0.0, attention_dropout_rate=0.0, **kwargs
-    ):
+        self,
+        num_heads: int,
+        use_bias: bool = True,
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         num_heads = check_positive_int("num_heads", num_heads)
         use_bias = check_bool("use_bias", use_bias)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
@@ -106,7 +113,7 @@ class MultiHeadSelfAttention(CompositeLayer):
             training,
         )
 
-    def heads(self, inputs, num_queries=None):
+    def heads(self, inputs: Any, num_queries: int | None = None) -> tuple[Any, Any, Any]:
         """Returns the unscaled queries, keys and values of each head.
 
         Args:
@@ -122,8 +129,14 @@ class MultiHeadSelfAttention(CompositeLayer):
         return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
 
     def attend(
-        self, query, key, value, token_sizes=None, training=None, return_attention_scores=False
-    ):
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        token_sizes: Any = None,
+        training: bool | None = None,
+        return_attention_scores: bool = False,
+    ) -> Any:
         """Returns the layer's outputs from the results of `heads`.
 
         Args:

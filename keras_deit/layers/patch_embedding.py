@@ -1,5 +1,7 @@
 """Images to tokens."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -44,7 +46,13 @@ class PatchEmbedding(CompositeLayer):
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), section 3.1.
     """
 
-    def __init__(self, hidden_dim, patch_size, data_format=None, **kwargs):
+    def __init__(
+        self,
+        hidden_dim: int,
+        patch_size: int | tuple[int, int],
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         hidden_dim = check_positive_int("hidden_dim", hidden_dim)
         patch_size = check_pair("patch_size", patch_size)
         data_format = check_data_format(data_format)

@@ -1,5 +1,7 @@
 """Token merging (ToMe)."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -55,7 +57,7 @@ class TokenMerging(keras.layers.Layer):
     Reference: [Bolya et al., 2023](https://arxiv.org/abs/2210.09461), section 3.
     """
 
-    def __init__(self, num_merged_tokens, num_prefix_tokens=1, **kwargs):
+    def __init__(self, num_merged_tokens: int, num_prefix_tokens: int = 1, **kwargs: Any) -> None:
         num_merged_tokens = check_positive_int("num_merged_tokens", num_merged_tokens)
         num_prefix_tokens = check_non_negative_int("num_prefix_tokens", num_prefix_tokens)
         super().__init__(**kwargs)

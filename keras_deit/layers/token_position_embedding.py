@@ -1,6 +1,7 @@
 """Prefix tokens and position embeddings."""
 
 import numbers
+from typing import Any
 
 import keras
 from keras import ops
@@ -50,8 +51,13 @@ class TokenPositionEmbedding(CompositeLayer):
     """
 
     def __init__(
-        self, num_prefix_tokens, grid_size, position_scope="all", dropout_rate=0.0, **kwargs
-    ):
+        self,
+        num_prefix_tokens: int,
+        grid_size: int | tuple[int, int],
+        position_scope: str = "all",
+        dropout_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         if (
             isinstance(num_prefix_tokens, bool)
             or not isinstance(num_prefix_tokens, numbers.Integral)

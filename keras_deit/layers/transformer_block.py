@@ -1,5 +1,7 @@
 """The transformer block."""
 
+from typing import Any
+
 import keras
 
 from keras_deit.arguments import (
@@ -68,16 +70,16 @@ class TransformerBlock(CompositeLayer):
 
     def __init__(
         self,
-        num_heads,
-        intermediate_dim,
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
-        drop_path_rate=0.0,
-        layer_scale_init_value=None,
-        layer_norm_epsilon=1e-6,
-        remat=False,
-        **kwargs,
-    ):
+        num_heads: int,
+        intermediate_dim: int,
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = None,
+        layer_norm_epsilon: float = 1e-6,
+        remat: bool = False,
+        **kwargs: Any,
+    ) -> None:
         num_heads = check_positive_int("num_heads", num_heads)
         intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
         dropout_rate = check_rate("dropout_rate", dropout_rate)

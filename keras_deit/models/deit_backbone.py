@@ -2,6 +2,8 @@
 
 import functools
 import math
+import os
+from typing import Any
 
 import keras
 import numpy as np
@@ -116,28 +118,28 @@ class DeiTBackbone(PresetModel):
 
     def __init__(
         self,
-        image_shape,
-        patch_size,
-        num_layers,
-        num_heads,
-        hidden_dim,
-        intermediate_dim,
-        use_distillation_token=False,
-        position_scope="all",
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
-        drop_path_rate=0.0,
-        drop_path_schedule="linear",
-        layer_scale_init_value=None,
-        layer_norm_epsilon=1e-6,
-        num_merged_tokens=0,
-        remat=False,
-        data_format=None,
-        dtype=None,
-        name=None,
-        trainable=True,
-        quantization_config=None,
-    ):
+        image_shape: tuple[int, int, int],
+        patch_size: int | tuple[int, int],
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        use_distillation_token: bool = False,
+        position_scope: str = "all",
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_path_schedule: str = "linear",
+        layer_scale_init_value: float | None = None,
+        layer_norm_epsilon: float = 1e-6,
+        num_merged_tokens: int = 0,
+        remat: bool = False,
+        data_format: str | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool | dict = True,
+        quantization_config: dict | None = None,
+    ) -> None:
         data_format = check_data_format(data_format)
         image_shape = _check_image_shape(image_shape, data_format)
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
@@ -317,7 +319,9 @@ class DeiTBackbone(PresetModel):
         return {f"P{level}": x}
 
     @classmethod
-    def from_preset(cls, handle, load_weights=True, **overrides):
+    def from_preset(
+        cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
+    ) -> Any:
         """Creates a backbone from a preset.
 
         Args:
@@ -346,7 +350,7 @@ class DeiTBackbone(PresetModel):
         """
         return load_backbone(cls, handle, load_weights, overrides)
 
-    def save_to_preset(self, directory):
+    def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Saves the backbone as a directory of plain files.
 
         `from_preset` loads it, and `huggingface_hub.upload_folder` publishes it. An existing preset
@@ -358,7 +362,9 @@ class DeiTBackbone(PresetModel):
         write_preset(directory, self, origin=self._origin)
 
     @staticmethod
-    def get_layout_map(device_mesh, model_parallel_dim_name="model"):
+    def get_layout_map(
+        device_mesh: keras.distribution.DeviceMesh, model_parallel_dim_name: str = "model"
+    ) -> keras.distribution.LayoutMap:
         """Returns a layout map that splits the weights of the backbone over devices.
 
         For `keras.distribution.ModelParallel(layout_map=...)`, on JAX. It also works for every

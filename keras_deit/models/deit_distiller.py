@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -89,15 +90,15 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     def __init__(
         self,
-        student,
-        teacher,
-        distillation_type="hard",
-        alpha=0.5,
-        temperature=1.0,
-        kl_reduction="batchmean",
-        save_teacher=False,
-        **kwargs,
-    ):
+        student: Any,
+        teacher: Any,
+        distillation_type: str = "hard",
+        alpha: float = 0.5,
+        temperature: float = 1.0,
+        kl_reduction: str = "batchmean",
+        save_teacher: bool = False,
+        **kwargs: Any,
+    ) -> None:
         _check_student(student)
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
         alpha = check_fraction("alpha", alpha)
@@ -117,7 +118,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         self._distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
         self.built = True
 
-    def set_teacher(self, teacher):
+    def set_teacher(self, teacher: Any) -> None:
         """Sets the teacher, for example after loading a distiller that was saved without it."""
         self._teacher = _Teacher(teacher, self.student, self.save_teacher)
         if self.save_teacher:

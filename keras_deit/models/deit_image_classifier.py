@@ -1,6 +1,9 @@
 """The vision transformer with a head: images to class logits."""
 
 import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -94,19 +97,19 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     def __init__(
         self,
-        backbone,
-        num_classes,
-        preprocessor=None,
-        pooling="token",
-        use_distillation_head=None,
-        dropout_rate=0.0,
-        activation=None,
-        labels=None,
-        dtype=None,
-        name=None,
-        trainable=True,
-        quantization_config=None,
-    ):
+        backbone: Any,
+        num_classes: int,
+        preprocessor: Any = None,
+        pooling: str = "token",
+        use_distillation_head: bool | None = None,
+        dropout_rate: float = 0.0,
+        activation: str | Callable | None = None,
+        labels: Sequence[str] | None = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool | dict = True,
+        quantization_config: dict | None = None,
+    ) -> None:
         if not isinstance(backbone, DeiTBackbone):
             raise ValueError(
                 f"`backbone` must be a `DeiTBackbone`. Received: backbone={backbone!r}"
@@ -192,7 +195,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             tokens = tokens[:, : self.backbone.num_prefix_tokens]
         return self._head_model(self.backbone.final_norm(tokens))
 
-    def decode_predictions(self, logits, top=5):
+    def decode_predictions(self, logits: Any, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the most likely classes of each image with their probabilities.
 
         Args:
@@ -226,7 +229,9 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         return [[(self.labels[i], float(row[i])) for i in best] for row, best in zip(scores, order)]
 
     @classmethod
-    def from_preset(cls, handle, load_weights=True, **overrides):
+    def from_preset(
+        cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
+    ) -> Any:
         """Creates a classifier from a preset, with the preprocessor that it was trained with.
 
         Args:
@@ -261,7 +266,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             _check_num_classes(overrides["num_classes"])  # before anything is downloaded
         return load_classifier(cls, DeiTBackbone, handle, load_weights, overrides)
 
-    def save_to_preset(self, directory):
+    def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Saves the classifier as a directory of plain files, with its preprocessor and labels.
 
         `from_preset` loads it, and `huggingface_hub.upload_folder` publishes it. An existing preset

@@ -5,7 +5,6 @@ files.
 """
 
 import difflib
-import gc
 import inspect
 import numbers
 
@@ -150,8 +149,6 @@ def _build_backbone(cls, preset, load_weights, overrides, source):
     _check_as_trained(cls, saved_config, overrides, source)
     with weights_follow():
         state = preset.backbone_state(lambda: cls.from_config(saved_config))
-        # Frees the model that HDF5 weights were read into before the next one is built.
-        gc.collect()
         backbone = cls.from_config(config)
     weights.assign(adapt_backbone(state, saved_config, backbone, source), backbone, source)
     backbone._origin = preset.origin

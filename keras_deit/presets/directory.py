@@ -13,6 +13,7 @@ A backbone alone has config.json, model.safetensors, metadata.json and README.md
 the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load.
 """
 
+import gc
 import inspect
 import json
 import os
@@ -60,9 +61,7 @@ def write_preset(
         origin: handle of the preset that the weights come from, or `None`.
     """
     directory = pathlib.Path(os.path.expanduser(directory)).absolute()
-    replaced = None
-    if directory.is_dir() and any(directory.iterdir()):
-        replaced = DirectoryPreset(Folder(directory))  # raises if this is no preset
+    replaced = _existing_preset(directory)
     with atomic_directory(directory, replaceable=FILES) as folder:
         files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
         _write_json(folder / CONFIG, _class_and_config(backbone))
@@ -95,6 +94,18 @@ def write_preset(
         if replaced is not None and replaced.card_is_edited():
             shutil.copyfile(directory / CARD, folder / CARD)
         _write_json(folder / METADATA, metadata)
+
+
+def _existing_preset(directory):
+    """The preset that a save replaces, or `None` for a missing or empty directory."""
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return None
+    try:
+        return DirectoryPreset(Folder(directory))
+    except ValueError as error:
+        raise ValueError(
+            f"Saving replaces only a preset or an empty directory. Use another path. {error}"
+        ) from error
 
 
 class DirectoryPreset(Preset):
@@ -199,7 +210,10 @@ class DirectoryPreset(Preset):
             return weights.read_weights(self._files.find(name), entry, source)
         saved = build_saved()
         weights.load_hdf5_weights(saved, self._files.find(name), entry, source)
-        return weights.state_of(saved)
+        state = weights.state_of(saved)
+        del saved
+        gc.collect()  # a model has reference cycles, and the next one needs its memory
+        return state
 
     def card_is_edited(self):
         """Whether the model card differs from what `write_preset` wrote."""

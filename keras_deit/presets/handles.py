@@ -7,6 +7,7 @@ import pathlib
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
 from keras_deit.presets.directory import DirectoryPreset
 from keras_deit.presets.imagenet import imagenet_labels
+from keras_deit.presets.preset import Preset
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.pytorch.timm import timm_preset
 from keras_deit.presets.pytorch.transformers import transformers_preset
@@ -15,7 +16,7 @@ from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_na
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
-def find_preset(handle):
+def find_preset(handle: str | os.PathLike) -> Preset:
     """Finds the preset that a handle names.
 
     Args:

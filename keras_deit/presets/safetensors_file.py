@@ -1,6 +1,7 @@
 """Reading and writing safetensors files."""
 
 import hashlib
+import os
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def write_tensors(file, tensors):
     return hashlib.sha256(content).hexdigest()
 
 
-def read_tensors(path):
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """{name: NumPy array} of a safetensors file.
 
     Raises:

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import pathlib
 import shutil
+from typing import Any
 
 import keras
 
@@ -43,12 +45,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     3
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory: str | os.PathLike) -> None:
         super().__init__()
         self.directory = pathlib.Path(directory)
-        self._global_generators = []
+        self._global_generators: list = []
 
-    def restore(self, model):
+    def restore(self, model: Any) -> Any:
         """Restores a built and compiled model.
 
         Returns:

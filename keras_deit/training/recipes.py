@@ -8,6 +8,7 @@ DeiT III, issue 45 for transfer learning. Differences between Keras and PyTorch 
 import dataclasses
 import math
 import re
+from typing import Any
 
 import keras
 
@@ -93,7 +94,7 @@ class Recipe:
     head_learning_rate_factor: float = 1.0
     min_steps: int | None = None
 
-    def batch_size_for(self, num_images):
+    def batch_size_for(self, num_images: int) -> int:
         """The recipe's batch size, or less on a small dataset, so that an epoch has ten steps.
 
         A reduced batch size is a power of two.
@@ -104,7 +105,7 @@ class Recipe:
         num_images = check_positive_int("num_images", num_images)
         return min(self.batch_size, 2 ** max((num_images // 10).bit_length() - 1, 0))
 
-    def epochs_for(self, num_images):
+    def epochs_for(self, num_images: int) -> int:
         """The recipe's number of epochs, or more on a small dataset, to reach `min_steps`.
 
         The batch size is that of `batch_size_for`.
@@ -115,7 +116,9 @@ class Recipe:
         steps_per_epoch = num_images // self.batch_size_for(num_images)
         return max(self.epochs, math.ceil((self.min_steps or 0) / steps_per_epoch))
 
-    def build_schedule(self, steps_per_epoch, epochs=None, batch_size=None):
+    def build_schedule(
+        self, steps_per_epoch: int, epochs: int | None = None, batch_size: int | None = None
+    ) -> Any:
         """Builds the learning-rate schedule: linear warm-up, then cosine decay.
 
         A shorter training has a shorter warm-up, in proportion. In timm the cosine starts at the
@@ -149,7 +152,14 @@ class Recipe:
             alpha=min(self.final_learning_rate / highest, 1.0),
         )
 
-    def build_optimizer(self, model, steps_per_epoch, epochs=None, batch_size=None, **kwargs):
+    def build_optimizer(
+        self,
+        model: Any,
+        steps_per_epoch: int,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Builds the optimizer with the schedule of `build_schedule`.
 
         Weight decay excludes positions, prefix tokens and weights with one axis: biases, LayerNorm
@@ -205,7 +215,7 @@ class Recipe:
         names = ("learning_rate", "warmup_learning_rate", "final_learning_rate")
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
-    def build_loss(self):
+    def build_loss(self) -> Any:
         """Builds the loss of logits and one-hot or mixed labels."""
         if self.loss == "mixed_label_binary_crossentropy":
             return MixedLabelBinaryCrossentropy()
@@ -213,7 +223,7 @@ class Recipe:
             from_logits=True, label_smoothing=self.label_smoothing
         )
 
-    def model_overrides(self):
+    def model_overrides(self) -> dict[str, Any]:
         """Overrides of a preset: `from_preset(name, **recipe.model_overrides())`."""
         return {
             "drop_path_rate": self.drop_path_rate,

@@ -1,13 +1,18 @@
 """Where each head of a block looks."""
 
+from typing import Any
+
 import keras
+import numpy as np
 
 from keras_deit.arguments import check_choice
 
 TOKENS = ("class", "distillation")
 
 
-def attention_maps(scores, num_prefix_tokens, grid_size, token="class"):
+def attention_maps(
+    scores: Any, num_prefix_tokens: int, grid_size: tuple[int, int], token: str = "class"
+) -> np.ndarray:
     """The attention of a prefix token to the patches, head by head.
 
     `maps[b, h, row, column] = scores[b, h, token, num_prefix_tokens + row * columns + column]`

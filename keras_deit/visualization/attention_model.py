@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from typing import Any
 
 import keras
 
@@ -12,7 +13,7 @@ from keras_deit.layers.transformer_block import TransformerBlock
 ATTENTION = (TransformerBlock, MultiHeadSelfAttention, ScoredAttention)
 
 
-def attention_model(model):
+def attention_model(model: Any) -> Any:
     """A functional model that returns the attention scores of each block beside what `model`
     returns.
 

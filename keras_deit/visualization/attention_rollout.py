@@ -1,16 +1,24 @@
 """How much of each patch reaches a prefix token through all blocks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from keras_deit.arguments import check_choice, check_rate
 from keras_deit.visualization.attention_maps import check_scores, token_index
 
-HEAD_FUSIONS = {"mean": np.mean, "max": np.max, "min": np.min}
+HEAD_FUSIONS: dict[str, Callable] = {"mean": np.mean, "max": np.max, "min": np.min}
 
 
 def attention_rollout(
-    scores, num_prefix_tokens, grid_size, head_fusion="mean", discard_ratio=0.0, token="class"
-):
+    scores: Any,
+    num_prefix_tokens: int,
+    grid_size: tuple[int, int],
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.0,
+    token: str = "class",
+) -> np.ndarray:
     """Follows attention from the class token of the last block back to the patches of the image.
 
     For each block, `A = fusion over heads of scores`, of which the smallest `discard_ratio` are set
@@ -46,7 +54,7 @@ def attention_rollout(
     discard_ratio = check_rate("discard_ratio", discard_ratio)
     index = token_index(token, num_prefix_tokens)
     scores = check_scores(_in_order(scores), num_prefix_tokens, grid_size)
-    rollout = None
+    rollout: Any = None
     for block in scores:
         attention = HEAD_FUSIONS[head_fusion](block.astype("float64"), axis=1)  # (B, T, T)
         attention = _without_smallest(attention, discard_ratio) + np.eye(attention.shape[-1])

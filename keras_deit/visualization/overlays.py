@@ -1,11 +1,16 @@
 """Pictures of images with what the model looks at laid over them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 _PALETTE = "viridis"  # no orange or red, which flowers and fur have
 
 
-def overlay(image, shares, box=None, strength=0.6, largest=None):
+def overlay(
+    image: Any, shares: Any, box: Any = None, strength: float = 0.6, largest: float | None = None
+) -> np.ndarray:
     """Lays a map of patches over an image, at the size of the image.
 
     Args:
@@ -73,7 +78,7 @@ def _fading(start, end, size):
     return inwards
 
 
-def enlarge(image, least=256):
+def enlarge(image: Any, least: int = 256) -> np.ndarray:
     """Repeats the pixels of a small image, so that a map that is laid over it is smooth.
 
     Args:
@@ -87,7 +92,7 @@ def enlarge(image, least=256):
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def plot_images(images, titles=None, columns=4):
+def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int = 4) -> Any:
     """Draws images side by side, each at its own aspect.
 
     Args:
@@ -112,7 +117,9 @@ def plot_images(images, titles=None, columns=4):
     return figure
 
 
-def plot_overlays(images, maps, titles=None, box=None, columns=4):
+def plot_overlays(
+    images: Any, maps: Any, titles: Sequence[str] | None = None, box: Any = None, columns: int = 4
+) -> Any:
     """Draws images side by side with their maps laid over, all on one scale, with its colour bar.
 
     Args:
@@ -139,7 +146,7 @@ def plot_overlays(images, maps, titles=None, box=None, columns=4):
     return figure
 
 
-def plot_rollouts(images, rollouts, titles, columns=8):
+def plot_rollouts(images: Any, rollouts: Any, titles: Sequence[str], columns: int = 8) -> Any:
     """Draws each image, and below it the image with its rollout laid over, all on one scale, with
     its colour bar.
 
@@ -183,7 +190,7 @@ def _add_colour_bar(figure, largest):
     bar.ax.tick_params(labelsize=8)
 
 
-def plot_filters(filters, columns=7):
+def plot_filters(filters: Any, columns: int = 7) -> Any:
     """Draws patch filters, as `patch_filters` returns them, each stretched over all levels.
 
     Args:
@@ -211,7 +218,7 @@ def plot_filters(filters, columns=7):
     return figure
 
 
-def plot_position_similarity(similarity):
+def plot_position_similarity(similarity: Any) -> Any:
     """Draws, for the position of each patch, how alike those of all others are, as
     `position_similarity` returns it.
 

@@ -1,10 +1,12 @@
 """What a trained backbone has learnt of patches and of where they are."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
 
-def patch_filters(backbone):
+def patch_filters(backbone: Any) -> np.ndarray:
     """The principal components of the patch embedding: the patterns that tell patches apart, from
     the strongest.
 
@@ -27,7 +29,7 @@ def patch_filters(backbone):
     return components.reshape(len(components), *backbone.patch_size, -1)
 
 
-def position_similarity(backbone):
+def position_similarity(backbone: Any) -> np.ndarray:
     """How alike the positions of any two patches are.
 
     Args:

@@ -298,13 +298,8 @@ def test_what_never_fits_is_a_row(monkeypatch, capsys):
     assert (row["status"], row["message"]) == ("out of memory", "MemoryError: 1 GiB")
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "mixed_bfloat16",
-        *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "mixed_float16")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_training_changes_the_weights(dtype, case):
     request = Request(
         "keras_deit",

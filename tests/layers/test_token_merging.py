@@ -128,6 +128,7 @@ def test_a_backbone_that_merges(rng):
         backbone.pyramid_outputs["P1"]
 
 
+@pytest.mark.slow
 def test_a_classifier_that_merges_trains_and_saves(rng, tmp_path):
     classifier = tiny_classifier({"num_merged_tokens": 2}, preprocessor=None)
     x, y = images(rng), np.arange(4)

@@ -129,7 +129,8 @@ def test_trains_compiled(rng):
     assert last < first
 
 
-@pytest.mark.parametrize("save_teacher", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("save_teacher", [False, True])
 def test_saves_and_loads(save_teacher, rng, tmp_path):
     student, teacher = tiny_student(rng), tiny_teacher(rng)
     x, y = images(rng), np.asarray([0, 1, 2, 0])

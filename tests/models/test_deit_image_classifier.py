@@ -180,6 +180,7 @@ def test_a_quantized_block_loads_wherever_it_stands(place, rng, tmp_path):
         same_arrays(model(x), expected)
 
 
+@pytest.mark.slow
 def test_lora_on_the_fused_qkv_trains_saves_and_loads(rng, tmp_path):
     classifier = randomize(tiny_classifier(), rng)
     x, y = raw_images(rng, 16), rng.integers(0, 5, 16)

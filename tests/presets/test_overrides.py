@@ -112,7 +112,11 @@ def global_policy():
 
 @pytest.mark.parametrize(
     ("saved_in", "policy"),
-    [("float32", "mixed_bfloat16"), ("bfloat16", "float32"), ("mixed_bfloat16", "bfloat16")],
+    [
+        ("float32", "mixed_bfloat16"),
+        pytest.param("bfloat16", "float32", marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", "bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_the_global_policy_is_that_of_what_is_loaded(
     saved_in, policy, global_policy, rng, tmp_path

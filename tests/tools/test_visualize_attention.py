@@ -98,6 +98,7 @@ def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph
     assert (tmp_path / "out.png").read_bytes() == drawn[4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
 def test_photographs_of_other_modes(mode, photographs, tmp_path):
     """On a model of gray images, too."""

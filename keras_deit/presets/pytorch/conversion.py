@@ -1,5 +1,9 @@
 """Weights of PyTorch checkpoints into a model, and back."""
 
+from typing import Any
+
+import numpy as np
+
 from keras_deit.presets import weights
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.pytorch.tensor_names import (
@@ -12,7 +16,9 @@ from keras_deit.presets.pytorch.tensor_names import (
 )
 
 
-def assign_tensors(model, tensors, source, origin=None):
+def assign_tensors(
+    model: Any, tensors: dict[str, np.ndarray], source: str, origin: Any = None
+) -> Any:
     """Assigns the weights of a PyTorch checkpoint to a model.
 
     Args:
@@ -35,7 +41,7 @@ def assign_tensors(model, tensors, source, origin=None):
     backbone._origin = origin
 
 
-def timm_tensors(model):
+def timm_tensors(model: Any) -> dict[str, np.ndarray]:
     """Returns a model's weights in timm's layout, for `load_state_dict(strict=True)`.
 
     Args:
@@ -62,7 +68,7 @@ def timm_tensors(model):
     return _tensors(model)
 
 
-def transformers_tensors(model):
+def transformers_tensors(model: Any) -> dict[str, np.ndarray]:
     """Returns a model's weights in the layout of transformers' DeiT and ViT.
 
     The names are those of the files on the hub, which version 4 wrote and version 5 reads.

@@ -122,6 +122,7 @@ def test_unreadable_images_are_printed_and_counted(val, digits, tiny, tmp_path, 
     assert not (tmp_path / "none.csv").exists()
 
 
+@pytest.mark.slow
 def test_classes_are_found_by_name(digits, tiny, tmp_path):
     """Folders are in alphabetical order, labels in another."""
     images, labels = digits

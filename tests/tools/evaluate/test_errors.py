@@ -8,6 +8,7 @@ from tests.helpers import tiny_backbone, tiny_classifier
 from tests.tools.evaluate.helpers import DIGITS, refusal
 
 
+@pytest.mark.slow
 def test_classes_of_another_model(val, imagenet, tmp_path):
     (val / "9").rename(val / "nine")
     assert refusal(val, tmp_path / "table.csv") == (

@@ -5,6 +5,8 @@ import json
 import pathlib
 import sys
 
+import pytest
+
 from keras_deit import presets
 from tests.scripts import set_flags
 from tests.tools.evaluate.helpers import refusal, run, tool
@@ -20,6 +22,7 @@ def write_real_labels(path, **lists):
     return path
 
 
+@pytest.mark.slow
 def test_imagenet_and_real_labels(imagenet, tmp_path):
     real = write_real_labels(
         tmp_path / "real.json", image_50000=[7], image_49999=[0], image_49001=[0, 999], image_1=[0]
