@@ -1,9 +1,9 @@
-"""How often a faster way of running the model gives the same answer.
+"""Measures how often a faster way to run the model predicts the same class.
 
     KERAS_BACKEND=tensorflow python -m benchmarks.agreement
 
-The model that ships in the package predicts the test images of scikit-learn's digits in float32 and
-in each of the other ways; int8 is calibrated on training images.
+The digits model predicts the test images of scikit-learn's digits in float32 and in each of the
+other ways. int8 is calibrated on training images.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ flags.DEFINE_list(
         "keras_deit_openvino:bfloat16",
         "keras_deit_openvino:int8",
     ],
-    "As subject:dtype.",
+    "Ways to run the model, as subject:dtype.",
 )
 
 

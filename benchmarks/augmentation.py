@@ -1,10 +1,10 @@
-"""How many training images a second each way of augmenting gives.
+"""Measures how many training images per second each augmentation pipeline gives.
 
     python -m benchmarks.augmentation --batch_size 32
 
-Two photographs of scikit-learn, 640 x 427, again and again, through `tf.data` in turns: the recipes
-of this package, and the first of them composed of Keras core's layers. timm's transforms run image
-by image, as its loader does in each of its processes.
+The pipelines take turns on two photographs of scikit-learn, 640 x 427 pixels, read repeatedly
+through `tf.data`: the recipes of this package, and the first recipe composed of Keras layers.
+timm's transforms run image by image, as in each process of its loader.
 """
 
 import os
@@ -19,10 +19,10 @@ from keras_deit.layers import DeiTImageConverter
 from keras_deit.training import RECIPES, batches
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("batch_size", 32, "Images in a batch.", lower_bound=2)
-flags.DEFINE_integer("image_size", 224, "Pixels of a side.", lower_bound=16)
-flags.DEFINE_integer("batches", 4, "Batches in a turn.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "Turns.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 32, "Number of images per batch.", lower_bound=2)
+flags.DEFINE_integer("image_size", 224, "Height and width of the images in pixels.", lower_bound=16)
+flags.DEFINE_integer("batches", 4, "Number of batches per turn.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Number of turns.", lower_bound=1)
 NUM_CLASSES = 1000
 
 
@@ -40,9 +40,7 @@ def ours(name):
 
 
 def keras_core():
-    """Its own layers for what `RECIPES["deit"]` does, where it has them: its random crop does not
-    resize.
-    """
+    """Keras layers for `RECIPES["deit"]`, as far as they exist: its random crop cannot resize."""
     import keras
 
     size, options = FLAGS.image_size, {"data_format": "channels_last"}
@@ -72,7 +70,7 @@ def keras_core():
 
 
 def timm():
-    """Without MixUp, which its loader does on the accelerator."""
+    """Without MixUp, which timm's loader runs on the accelerator."""
     from PIL import Image
     from timm.data import create_transform
 
@@ -102,7 +100,7 @@ WAYS = {
 
 
 def seconds_per_batch(iterator):
-    """Begun anew in each turn: what prefetches would go on while the others run."""
+    """Restarts the pipeline in every turn, because prefetching would continue during others."""
     next(iterator)
     started = time.perf_counter()
     for _ in range(FLAGS.batches):
@@ -118,7 +116,7 @@ def main(_):
                 seconds[name].append(seconds_per_batch(make()))
             except ImportError as error:
                 missing[name] = error
-    print("| pipeline | images/s | images/s and core |")
+    print("| pipeline | images/s | images/s per core |")
     print("| --- | --- | --- |")
     for name in WAYS:
         if name in missing:

@@ -1,12 +1,11 @@
-"""The weights, images and answers that all subjects of a run share, written to a folder by a
-process of its own.
+"""Writes the weights, images and outputs that all subjects of a run share, in its own process.
 
-keras_deit/            a preset directory
-transformers/          the same weights as transformers has them
-timm.safetensors       and as timm does
-case.npz               two images, and each head's logits: this package's own in float32, which
-tools/parity.py compares with
-                       transformers' for every architecture
+keras_deit/        preset directory
+transformers/      the same weights in transformers' format
+timm.safetensors   the same weights in timm's format
+case.npz           two images and the logits of each head, from this package in float32
+
+tools/parity.py compares these logits with transformers' for every architecture.
 """
 
 import json
@@ -22,7 +21,7 @@ from keras_deit.models import DeiTImageClassifier
 
 
 def write_case(folder, preset, image_size=None, num_layers=None):
-    """`image_size` in pixels; both `None` for the preset's own."""
+    """Writes a case; `image_size` (pixels) and `num_layers` default to those of the preset."""
     overrides = {}
     if image_size is not None:
         overrides["image_shape"] = (image_size, image_size, 3)
@@ -51,7 +50,7 @@ def write_case(folder, preset, image_size=None, num_layers=None):
 
 
 def _draw(rng, name, shape):
-    """At a scale that lets every weight matter."""
+    """Random values, at a scale where every weight matters."""
     if len(shape) > 1:
         return rng.normal(0.0, np.prod(shape[1:]) ** -0.5, shape).astype("float32")
     return rng.normal(float("norm" in name and name.endswith("weight")), 0.1, shape).astype(

@@ -1,15 +1,15 @@
-"""One chart to read at a glance: each package in its fastest runtime, a panel a device."""
+"""Draws one chart: each package in its fastest runtime, one panel per device."""
 
 import re
 
 from benchmarks import results
 from benchmarks.headline import OURS, grouped, is_measured, packages, speed
 
-# What the chart shows where it was measured; otherwise what most devices have.
+# The chart shows this case if it was measured, otherwise the case that most devices have.
 PRESET, BATCH_SIZE, MODE = "deit_small_distilled_patch16_224", 8, "inference"
 CASE = ("preset", "image_size", "num_layers", "requested_batch_size", "mode")
 PRECISIONS = ("float32 (highest)", "tf32", "bfloat16", "int8")
-# Of the packages that have every model and run it in every runtime.
+# Packages that have every model in every runtime
 COLORS = {OURS: "#d65f00", "timm": "#5b7083", "keras_hub": "#9fb1c1"}
 RUNTIMES = {
     "openvino": "OpenVINO",
@@ -21,19 +21,19 @@ RUNTIMES = {
 
 
 def draw(rows, path):
-    from matplotlib.figure import Figure  # without pyplot: no display is needed
+    from matplotlib.figure import Figure  # not pyplot, which needs a display
 
     rows = _of_one_case([row for row in rows if is_measured(row) and row["package"] in COLORS])
     devices = grouped(rows, ("machine", "device_name"))
     bars = {device: _bars(of_one) for device, of_one in devices.items()}
-    # Each precision has a line of its own.
+    # Each precision has its own line.
     tallest = max((len(some) + len({bar[0] for bar in some}) for some in bars.values()), default=1)
     height = 1.2 + 0.32 * tallest  # inches
     figure = Figure(figsize=(4.6 * max(1, len(bars)), height), layout="constrained")
     for place, ((machine, device_name), listed) in enumerate(bars.items(), start=1):
         axes = figure.add_subplot(1, len(bars), place)
         _panel(axes, listed)
-        axes.set_ylim(tallest, -0.8)  # from top to bottom, bars of one height
+        axes.set_ylim(tallest, -0.8)  # from top to bottom
         axes.set_title(_short(device_name or machine), fontsize=11, fontweight="bold", loc="left")
     if rows:
         first = rows[0]
@@ -93,7 +93,7 @@ def _panel(axes, listed):
 
 
 def _short(machine):
-    """A CPU's name and the most that it has for half precision, of all that decides its speed."""
+    """Short name of a CPU, with its best instructions for half precision."""
     name, *rest = machine.split(", ")
     name = re.sub(r"\(R\)| Processor| @ .*", "", name)
     instructions = [word for word in rest if not word.endswith("cores")]

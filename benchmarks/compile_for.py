@@ -1,12 +1,12 @@
-"""Compiles keras_deit and its peers for a TPU or GPU that is not here, and adds a row for each to a
-file of JSON lines.
+"""Compiles keras_deit and its peers for a TPU or GPU without having one.
 
     pip install ".[tpu]" keras-hub
-    python -m benchmarks.compile_for --topology v5e:1x1 --preset deit_small_distilled_patch16_224 \
-        --subject keras_deit,keras_hub --batch_size 8,128 --output rows.jsonl
+    python -m benchmarks.compile_for --topology v5e:1x1 --batch_size 8,128 --output rows.jsonl \\
+        --preset deit_small_distilled_patch16_224 --subject keras_deit,keras_hub
 
-The figures are the compiler's estimates, not measured times. Each program is compiled in a process
-of its own, 10 s to some minutes on two cores. One that the file has already is not compiled again.
+Adds a row per program to a file of JSON lines; programs that the file contains are skipped. The
+numbers are estimates of the compiler, not measured times. Each program is compiled in its own
+process, which takes from 10 seconds to some minutes on two cores.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 SUBJECTS = ("keras_deit", "keras_hub", "jax")
 DTYPES = ("bfloat16", "mixed_bfloat16", "float32", "float16", "mixed_float16")
 SECONDS = 3600
-# The partitioner's words where it gathers a whole tensor on each chip to split it otherwise.
+# The partitioner's message when it gathers a whole tensor on each chip to split it differently.
 REMATERIALIZATION = "nvoluntary full rematerialization"
 
 
@@ -34,31 +34,29 @@ def define_flags():
     flags.DEFINE_multi_string(
         "mesh",
         None,
-        "Axes over the topology's chips, such as batch=32,model=8; one chip by default.",
+        "Mesh axes over the chips of the topology, such as batch=32,model=8. Default: one chip.",
     )
     flags.DEFINE_list(
         "preset",
         ["deit_small_distilled_patch16_224"],
-        "Names of the catalog; no weights are needed.",
+        "Names of published presets; their weights are not needed.",
     )
-    flags.DEFINE_list("image_size", None, "Pixels; by default the preset's.")
-    flags.DEFINE_list("num_layers", None, "Transformer blocks; by default the preset's.")
-    flags.DEFINE_list("num_merged_tokens", ["0"], "Tokens that each block merges.")
-    flags.DEFINE_bool(
-        "remat", False, "Whether training computes the blocks again rather than keep them."
-    )
-    flags.DEFINE_list("subject", ["keras_deit"], f"Of {', '.join(SUBJECTS)}.")
-    flags.DEFINE_list("mode", ["inference"], f"Of {', '.join(compile_programs.MODES)}.")
+    flags.DEFINE_list("image_size", None, "Image sizes in pixels. Default: the preset's.")
+    flags.DEFINE_list("num_layers", None, "Numbers of transformer blocks. Default: the preset's.")
+    flags.DEFINE_list("num_merged_tokens", ["0"], "Numbers of tokens to remove per block.")
+    flags.DEFINE_bool("remat", False, "Whether training uses gradient checkpointing.")
+    flags.DEFINE_list("subject", ["keras_deit"], f"One or more of {', '.join(SUBJECTS)}.")
+    flags.DEFINE_list("mode", ["inference"], f"One or more of {', '.join(compile_programs.MODES)}.")
     flags.DEFINE_list(
         "dtype",
         ["bfloat16", "mixed_bfloat16"],
-        "Keras' policies. Training takes the mixed ones and float32 (their weights are float32), "
-        "inference the others.",
+        "Keras dtype policies. Training uses the mixed ones and float32, whose weights are "
+        "float32; inference uses the others.",
     )
-    flags.DEFINE_list("batch_size", ["128"], "Images in a step, of all chips together.")
+    flags.DEFINE_list("batch_size", ["128"], "Images per step, over all chips.")
     flags.DEFINE_string("output", "compiled.jsonl", "File to add rows to.")
     flags.DEFINE_string(
-        "hlo", None, "Folder to keep the compiled programs' text in; none by default."
+        "hlo", None, "Folder for the text of the compiled programs. Default: not kept."
     )
 
 
@@ -109,7 +107,7 @@ def requests():
 
 
 def compiled(request):
-    """The row of a request, from a process of its own."""
+    """Compiles a request in its own process and returns its row."""
     topology = topologies.parse(request.topology)
     command = [
         sys.executable,
@@ -156,11 +154,11 @@ def main(_):
         done = {compile_programs.key(row) for row in compile_programs.read(FLAGS.output)}
     except ValueError as error:
         sys.exit(str(error))
-    print("The compiler's estimate, not a measured time.", flush=True)
+    print("Estimates of the compiler, not measured times.", flush=True)
     for request in requests():
         row = dataclasses.asdict(request)
         if compile_programs.key(row) in done:
-            print(f"{describe(request)}: is in {FLAGS.output} already")
+            print(f"Skipped {describe(request)}: {FLAGS.output} contains it")
             continue
         row |= compiled(request)
         results.append(FLAGS.output, [row])
@@ -175,7 +173,9 @@ def check_flags():
     ):
         for value in getattr(FLAGS, name):
             if value not in choices:
-                raise app.UsageError(f"--{name} must be of {', '.join(choices)}. Received: {value}")
+                raise app.UsageError(
+                    f"--{name} must list one or more of {', '.join(choices)}. Received: {value}"
+                )
     for name, example, least in (
         ("batch_size", "8,128", 1),
         ("image_size", "224,384", 1),
@@ -185,7 +185,7 @@ def check_flags():
         values = getattr(FLAGS, name) or []
         if not all(value.isdigit() and int(value) >= least for value in values):
             raise app.UsageError(
-                f"--{name} must be integers from {least}, such as {example}. Received: "
+                f"--{name} must be a list of integers from {least}, such as {example}. Received: "
                 f"{','.join(values)}"
             )
     for name in FLAGS.topology:

@@ -1,7 +1,6 @@
-"""What is compiled: a subject's inference or training step as a function of arrays, and the shapes
-of those arrays.
+"""What is compiled: the inference or training step of a subject, as a function of arrays.
 
-No weight has a value here. Models are built under `jax.eval_shape`, so a model of any size takes a
+Only shapes are needed: models are built under `jax.eval_shape`, so a model of any size takes a
 second and no memory.
 """
 
@@ -11,7 +10,7 @@ from collections.abc import Callable
 
 from benchmarks import results, topologies
 
-MARK = "@compiled "  # starts a worker's answer
+MARK = "@compiled "  # the worker's answer starts with it
 BATCH = "batch"
 MODES = ("inference", "training", "attention")
 
@@ -22,7 +21,7 @@ class NotSupportedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """One program to compile; the fields make its row's key."""
+    """One program to compile. The fields are the key of its row."""
 
     topology: str
     mesh: str  # "batch=32,model=8"; "" for one chip
@@ -34,43 +33,43 @@ class Compilation:
     remat: bool
     mode: str
     dtype: str
-    batch_size: int  # of all chips together
+    batch_size: int  # over all chips
 
 
 KEY = tuple(field.name for field in dataclasses.fields(Compilation))
 
 
 def key(row):
-    """What makes two rows of a file the same program."""
+    """The values that identify the program of a row."""
     return results.key(row, KEY)
 
 
 def read(path):
-    """The rows of a file, of one program that was compiled twice the later; none if it is not
-    there.
-    """
+    """The rows of a file, or none if it does not exist. Of two rows of one program, the later."""
     return results.read(path, KEY)
 
 
 @dataclasses.dataclass
 class Model:
-    """A model as a function, whoever wrote it."""
+    """A model as a function, the same for every subject."""
 
     call: Callable  # (trained, other, images, training) -> (outputs, other)
     trained: list  # shapes of the weights
     other: list
-    paths: list  # of the trained weights, for a mesh's layout
+    paths: list  # of the trained weights
     images: tuple  # shape of one image
-    config: dict  # of a `DeiTBackbone` of these sizes
-    what: str = ""  # where it is not the preset's model
+    config: dict  # arguments of the corresponding `DeiTBackbone`
+    what: str = ""  # if it is not the model of the preset
     form: str = ""
 
 
 @dataclasses.dataclass
 class Step:
-    """A function and its arguments' shapes; `alike` has for each of these the path of the weight
-    that it is split like over a mesh, "" for what is on each chip, and `BATCH` for what is split by
-    images."""
+    """A function and the shapes of its arguments.
+
+    `alike` says for each argument how it is split over a mesh: the path of the weight that it is
+    split like, "" if every chip has all of it, and `BATCH` if it is split by images.
+    """
 
     function: Callable
     arguments: tuple
@@ -79,7 +78,7 @@ class Step:
 
 
 def models(request):
-    """The ways a subject has to write the model, of which the best counts."""
+    """Yields the variants of the model that a subject has; the best one counts."""
     return {"keras_deit": _keras_deit, "keras_hub": _keras_hub, "jax": _jax}[request.subject](
         request
     )
@@ -128,9 +127,7 @@ def step(model, request):
 
 
 def _adamw(model):
-    """`(optimizer, shapes of its variables, paths of the weights that they belong to)`: Keras'
-    AdamW, for all subjects.
-    """
+    """Keras' AdamW: (optimizer, shapes of its variables, paths of the weights they belong to)."""
     import keras
 
     optimizer = keras.optimizers.AdamW(1e-5, weight_decay=0.05)
@@ -152,9 +149,7 @@ def _adamw(model):
 
 
 def _without_values(build):
-    """Calls a function that makes a Keras object; its variables have shapes, and values that nobody
-    may read.
-    """
+    """Calls a function that builds a Keras object, whose variables get shapes but no values."""
     import jax
 
     made = []
@@ -178,7 +173,7 @@ def _overrides(request):
 
 
 def _built(request):
-    """This package's model of the preset, and its backbone's sizes."""
+    """This package's model of the preset, and its backbone."""
     from keras_deit.models import DeiTImageClassifier
 
     def build():
@@ -222,12 +217,14 @@ def _keras_hub(request):
     import keras_hub
 
     if request.mode == "attention":
-        raise NotSupportedError("KerasHub's DeiT and ViT do not give their attention scores.")
+        raise NotSupportedError("KerasHub's DeiT and ViT do not return attention scores.")
     if request.num_merged_tokens or request.remat:
-        raise NotSupportedError("KerasHub's DeiT and ViT neither merge tokens nor have `remat`.")
+        raise NotSupportedError(
+            "KerasHub's DeiT and ViT have neither token merging nor gradient checkpointing."
+        )
     if "model" in request.mesh:
         raise NotSupportedError(
-            "KerasHub's DeiT and ViT do not say how their weights are split over chips."
+            "KerasHub's DeiT and ViT have no layout map to split their weights over chips."
         )
     classifier, config = _built(request)
     sizes = {
@@ -235,7 +232,7 @@ def _keras_hub(request):
         for name in ("image_shape", "patch_size", "num_layers", "num_heads", "hidden_dim")
     }
     if config["data_format"] != "channels_last":
-        raise NotSupportedError("KerasHub's models are compared with channels last.")
+        raise NotSupportedError("KerasHub's models are compared in channels_last only.")
 
     def build():
         if config["use_distillation_token"]:
@@ -260,7 +257,7 @@ def _jax(request):
     from benchmarks.subjects import plain_jax
 
     if request.num_merged_tokens:
-        raise NotSupportedError("The model in plain JAX does not merge tokens.")
+        raise NotSupportedError("The model in plain JAX has no token merging.")
     classifier, config = _built(request)
     shapes = [_shape(variable) for variable in classifier.trainable_variables]
     paths = [variable.path for variable in classifier.trainable_variables]

@@ -1,11 +1,10 @@
-"""Tables of what compilers make of models, from the rows of compile_for.py. They hold estimates,
-and no measured time.
+"""Writes tables of compile_for's rows: the compilers' estimates, not measured times.
 
-    python -m benchmarks.compile_report --input benchmarks/compiled/one_device.jsonl --markdown
-    docs/compile_for.md
+    python -m benchmarks.compile_report --markdown docs/compile_for.md \\
+        --input benchmarks/compiled/one_device.jsonl
 
-The tables take the place between the two marks of the Markdown file; there is one for single TPU
-chips, one for a GPU and one for meshes of chips, each where there are rows for it.
+The tables replace the section `compiled` of the Markdown page. There is one table for single TPU
+chips, one for a GPU and one for meshes of chips, as far as there are rows.
 """
 
 import csv
@@ -22,7 +21,7 @@ FLAGS = flags.FLAGS
 
 SUBJECTS = ("keras_deit", "keras_hub", "jax")
 WARNING = "These are the compiler's estimates, not measured times."
-# What a table's line has in common.
+# What the rows of one table line have in common
 GROUP = tuple(name for name in compile_programs.KEY if name != "subject")
 
 
@@ -131,47 +130,32 @@ def mesh_table(rows):
     for row in sorted(
         rows, key=lambda row: (order.index(row["preset"]), chips_of[row["topology"]], row["mesh"])
     ):
-        chips = chips_of[row["topology"]]
         start = (
             results.model_name(row),
             row["topology"],
-            chips,
+            chips_of[row["topology"]],
             row["mesh"],
             row["subject"],
             row["batch_size"],
         )
-        if row["status"] != "compiled":
-            lines.append(
-                _line(
-                    *start,
-                    "",
-                    "no" if row["status"] == "does not fit" else "",
-                    _why(row),
-                    "",
-                    "",
-                    "",
-                )
-            )
-            continue
-        kinds = (
-            ", ".join(
-                f"{kind['count']} {name}" for name, kind in sorted(row["collectives"].items())
-            )
-            or "none"
-        )
-        limit = topologies.parse(row["topology"]).chip.memory_gib
-        lines.append(
-            _line(
-                *start,
-                f"{row['held_bytes'] / 2**30:.1f} of {limit}",
-                "yes" if row["fits"] else "no",
-                kinds,
-                f"{row['collective_bytes'] / 2**20:.0f}",
-                row["whole_batch_arrays"],
-                row["rematerializations"],
-            )
-        )
+        lines.append(_line(*start, *_mesh_cells(row)))
     return lines
+
+
+def _mesh_cells(row):
+    if row["status"] != "compiled":
+        fits = "no" if row["status"] == "does not fit" else ""
+        return "", fits, _why(row), "", "", ""
+    kinds = sorted(row["collectives"].items())
+    limit = topologies.parse(row["topology"]).chip.memory_gib
+    return (
+        f"{row['held_bytes'] / 2**30:.1f} of {limit}",
+        "yes" if row["fits"] else "no",
+        ", ".join(f"{kind['count']} {name}" for name, kind in kinds) or "none",
+        f"{row['collective_bytes'] / 2**20:.0f}",
+        row["whole_batch_arrays"],
+        row["rematerializations"],
+    )
 
 
 def _groups(rows):
@@ -267,7 +251,8 @@ def main(_):
         sys.exit(str(error))
     if not rows:
         sys.exit(
-            f"{FLAGS.input} has no rows: python -m benchmarks.compile_for --output {FLAGS.input}"
+            f"--input {FLAGS.input} has no rows. Measure some: python -m benchmarks.compile_for "
+            f"--output {FLAGS.input}"
         )
     text = tables(rows)
     if FLAGS.markdown is None:
@@ -279,9 +264,7 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "File of rows.", required=True)
-    flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
-    flags.DEFINE_string(
-        "csv", None, "File to write each row's plain figures into; none by default."
-    )
+    flags.DEFINE_string("input", None, "File of rows from compile_for.", required=True)
+    flags.DEFINE_string("markdown", None, "Markdown page for the tables. Default: print them.")
+    flags.DEFINE_string("csv", None, "CSV file for all rows. Default: not written.")
     app.run(main)

@@ -1,8 +1,7 @@
-"""Compiles one program for a device that is not here, in a process of its own, and says what the
-compiler makes of it.
+"""Compiles one program for a device that this machine does not have, in its own process.
 
-Reads a `Compilation` as JSON from its first argument. The answer is a line of JSON that starts with
-MARK.
+Reads a `Compilation` as JSON from its first argument. Prints a line that starts with MARK and
+continues with JSON: what the compiler says about the program.
 """
 
 import importlib.metadata
@@ -18,7 +17,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "keras", "keras-hub"
 
 
 def compile_for(request, keep=None):
-    """The row of a request, without what names it."""
+    """Compiles a request and returns its row, without the key."""
     topology = topologies.parse(request.topology)
     described = topologies.devices(topology)
     rows = [
@@ -33,33 +32,76 @@ def compile_for(request, keep=None):
 
 
 def _compiled(model, request, topology, described, keep):
+    """Compiles one variant of the model and returns what the compiler says about it."""
+    mesh = topologies.parse_mesh(request.mesh, topology)
+    started = time.perf_counter()
+    compiled = _compile(model, request, topology, described, mesh)
+    seconds = time.perf_counter() - started
+    text = compiled.as_text()
+    if keep:
+        with open(keep, "w", encoding="utf-8") as stream:
+            stream.write(text)
+    program, products = Program(text), _products(request, model)
+    return {
+        "what": model.what,
+        "form": model.form,
+        "compile_seconds": round(seconds, 1),
+        **_cycles(program, topology, products / topology.num_chips_of(mesh)),
+        **_operations(program, compiled.cost_analysis() or {}),
+        "product_flops": products,
+        **(sharding.facts(program, mesh, request) if mesh else {}),
+        **_memory(compiled.memory_analysis(), topology.chip),
+    }
+
+
+def _compile(model, request, topology, described, mesh):
     import jax
 
     step = compile_programs.step(model, request)
-    mesh = topologies.parse_mesh(request.mesh, topology)
     place, options = sharding.placement(mesh, step, described)
     arguments = jax.tree.map(
         lambda leaf, alike: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(alike)),
         step.arguments,
         step.alike,
     )
-    started = time.perf_counter()
     with topologies.traced_for(described.devices), sharding.distribution(mesh):
         traced = jax.jit(step.function, donate_argnums=step.donated, **options).trace(*arguments)
         lowered = traced.lower(lowering_platforms=(topology.chip.platform,))
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - started
-    text = compiled.as_text()
-    if keep:
-        with open(keep, "w", encoding="utf-8") as stream:
-            stream.write(text)
-    memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    program = Program(text)
-    loops, unknown = program.loops
-    products = _products(request, model)
+    return lowered.compile()
+
+
+def _cycles(program, topology, products_per_chip):
+    """Estimated cycles. XLA's GPU compiler has no estimates for library calls, so no total."""
     chip = topology.chip
     on_tpu = chip.platform == "tpu"
-    # What is donated is in the arguments and in the outputs, once in memory.
+    alone = None
+    if chip.clock_ghz:
+        alone = round(products_per_chip / chip.tflop_per_second * chip.clock_ghz / 1e3)
+    return {
+        "cycles": program.cycles if on_tpu else None,
+        "product_cycles": program.product_cycles if on_tpu else None,
+        "products_alone_cycles": alone,
+    }
+
+
+def _operations(program, costs):
+    loops, unknown = program.loops
+    return {
+        "copies": program.copies("images"),
+        "dearest": program.dearest(8),
+        "operations": program.counts(),
+        "loops": loops,
+        "loops_of_unknown_length": unknown,
+        # The compiler counts the body of a loop only once.
+        "bytes_accessed": program.bytes_accessed
+        if loops
+        else costs.get("bytes accessed", program.bytes_accessed),
+        "flops": costs.get("flops"),
+    }
+
+
+def _memory(memory, chip):
+    # Donated arguments are also outputs, but need memory only once.
     held = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -67,29 +109,6 @@ def _compiled(model, request, topology, described, keep):
         + memory.temp_size_in_bytes
     )
     return {
-        "what": model.what,
-        "form": model.form,
-        "compile_seconds": round(seconds, 1),
-        # XLA's GPU compiler writes no estimates that library calls are part of.
-        "cycles": program.cycles if on_tpu else None,
-        "product_cycles": program.product_cycles if on_tpu else None,
-        "products_alone_cycles": round(
-            products / topology.num_chips_of(mesh) / chip.tflop_per_second * chip.clock_ghz / 1e3
-        )
-        if chip.clock_ghz
-        else None,
-        "copies": program.copies("images"),
-        "dearest": program.dearest(8),
-        "operations": program.counts(),
-        "loops": loops,
-        "loops_of_unknown_length": unknown,
-        # The compiler counts what is in a loop once.
-        "bytes_accessed": program.bytes_accessed
-        if loops
-        else costs.get("bytes accessed", program.bytes_accessed),
-        "flops": costs.get("flops"),
-        "product_flops": products,
-        **(sharding.facts(program, mesh, request) if mesh else {}),
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "alias_bytes": memory.alias_size_in_bytes,
@@ -101,7 +120,7 @@ def _compiled(model, request, topology, described, keep):
 
 
 def _products(request, model):
-    """FLOPs of the model's matrix products in a step, of all chips together."""
+    """FLOPs of the model's matrix products in a step, over all chips."""
     heads = 2 if model.config["use_distillation_token"] else 1
     count = flops.training_flops if request.mode == "training" else flops.forward_flops
     return request.batch_size * count(model.config, 1000, heads)

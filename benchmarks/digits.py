@@ -1,4 +1,4 @@
-"""The data that is there without a download: scikit-learn's handwritten digits."""
+"""Data that needs no download: scikit-learn's handwritten digits."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ _TRAINED_ON = 1437  # of 1797, tools/train_digits.py
 
 
 def training_digits():
-    """(images (1437, 8, 8, 1) of 0 to 255, labels), which the preset was trained on."""
+    """(images (1437, 8, 8, 1), 0 to 255; labels) that the preset was trained on."""
     images, labels = _digits()
     return images[:_TRAINED_ON], labels[:_TRAINED_ON]
 
 
 def test_digits():
-    """(images (360, 8, 8, 1), labels), which it has never seen."""
+    """(images (360, 8, 8, 1), 0 to 255; labels) that the preset has not seen."""
     images, labels = _digits()
     return images[_TRAINED_ON:], labels[_TRAINED_ON:]
 
 
 def _digits():
-    from sklearn.datasets import load_digits  # here: run.py wants the name of the preset alone
+    from sklearn.datasets import load_digits  # imported here, because run.py only needs PRESET
 
     digits = load_digits()
     return np.round(digits.images[..., None] * (255 / 16)).astype("uint8"), digits.target

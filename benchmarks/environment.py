@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code."""
+"""The machine and the software that a measurement depends on."""
 
 import importlib.metadata
 import os
@@ -25,9 +25,9 @@ PACKAGES = (
 )
 
 
-# JAX takes the first as its default; Keras wants the CPU beside it for what it reads there.
+# The first is the default. Keras also needs the CPU, to read arrays there.
 JAX_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
-# As `nvidia-smi --help-query-gpu` lists them, and as a row has them.
+# Names of `nvidia-smi --help-query-gpu`, and of the row
 GPU_QUERY = {
     "name": "name",
     "driver_version": "driver_version",
@@ -39,10 +39,10 @@ GPU_QUERY = {
 
 
 def environment(note=None):
-    """What is the same for every row of a run.
+    """What all rows of a run have in common.
 
     Args:
-        note: str, what else ran on the machine.
+        note: str, what else runs on the machine.
     """
     return {
         "note": note,
@@ -66,10 +66,10 @@ def environment(note=None):
 
 
 def worker_environment(backend, device="cpu"):
-    """The variables of a process that runs one backend on one device.
+    """Environment variables of a process that runs one backend on one device.
 
-    On a GPU, JAX and TensorFlow would take most of its memory at start, and the figure of the
-    memory that a subject needs would be theirs.
+    By default JAX and TensorFlow reserve most of a GPU's memory, which would hide how much a
+    subject needs.
     """
     return {
         **os.environ,
@@ -85,7 +85,7 @@ def worker_environment(backend, device="cpu"):
 def gpu():
     """Name, driver and clocks of the first visible NVIDIA GPU, or `None` without `nvidia-smi`.
 
-    The SM clock is that of this moment: ask while the GPU computes.
+    The SM clock is the current one, so call it while the GPU computes.
     """
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
     command = ["nvidia-smi", f"--id={first}", f"--query-gpu={','.join(GPU_QUERY)}"]
@@ -106,21 +106,19 @@ def gpu():
 
 
 def _number(text):
-    """A figure as a number; `[N/A]` and the like as `None`; names and versions stay text."""
+    """A number, or `None` for values such as `[N/A]`. Names and versions stay text."""
     if text.startswith("["):
         return None
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text
 
 
 def load_average():
-    """Processes that wanted a core over the last minute, or `None` where the system does not
-    say.
-    """
+    """Number of processes that wanted a core over the last minute, or `None` if unknown."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def peak_memory_bytes():
-    """The most memory that this process has held, or `None` where the system does not say."""
+    """Peak memory of this process, or `None` if unknown."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return None
@@ -128,7 +126,7 @@ def peak_memory_bytes():
 
 
 def memory_bytes():
-    """The machine's memory, or `None` where the system does not say."""
+    """Memory of the machine, or `None` if unknown."""
     return (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     )
@@ -148,7 +146,7 @@ def _cpu():
 
 
 def _instructions():
-    """What decides the speed of half precision and int8 on a CPU."""
+    """CPU instructions that decide the speed of half precision and int8."""
     info = pathlib.Path("/proc/cpuinfo")
     flags = set(info.read_text().split()) if info.exists() else set()
     return "".join(

@@ -1,6 +1,6 @@
-"""Exports a package's model with a case's weights, in a process of its own.
+"""Exports a package's model with the weights of a case, in its own process.
 
-So the runtime that reads the file carries no framework.
+So the process that measures the exported file does not load the framework.
 
     KERAS_BACKEND=torch python -m benchmarks.export FOLDER PRESET timm openvino
 """
@@ -16,7 +16,7 @@ def file_of(folder, package, format):
 
 
 def export(folder, preset, package, format):
-    """Each package in the way its users have."""
+    """Exports as users of the package do."""
     file = file_of(folder, package, format)
     if package == "timm":
         _export_timm(folder, preset, format, file)
@@ -36,9 +36,9 @@ def _keras_model(folder, package):
         from keras_deit.models import DeiTImageClassifier
 
         model = DeiTImageClassifier.from_preset(f"{folder}/keras_deit", preprocessor=None)
-    # PyTorch traces no convolution whose kernel it would have to keep the gradient of.
+    # PyTorch cannot trace a convolution whose kernel requires a gradient.
     model.trainable = False
-    # Keras 3.15 exports no model that was never called.
+    # Keras 3.15 cannot export a model before its first call.
     model(np.zeros((1, *model.input.shape[1:]), "float32"))
     return model
 
@@ -50,7 +50,7 @@ def _export_timm(folder, preset, format, file):
 
     model = timm_model(folder, preset).eval()
     size = model.patch_embed.img_size
-    images = torch.zeros((2, 3, *size))  # two: a batch of one would be fixed
+    images = torch.zeros((2, 3, *size))  # two, because a batch of one would become a fixed size
     if format == "openvino":
         import openvino
 

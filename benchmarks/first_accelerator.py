@@ -1,17 +1,17 @@
-"""Everything worth having from one borrowed accelerator, dearest first, in the minutes there are.
+"""Measures the most important rows first, on an accelerator that is available for minutes only.
 
     python -m benchmarks.first_accelerator --device gpu --minutes 25 --output first_gpu
 
-First the answers: does the device compute the reference's logits? Then the rows, in the order of
-PLAN. What is in the folder is not taken again: the same command goes on where the minutes were
-over. `--prepare` writes the weights beforehand, on any machine. The folder then has
+First it checks that the device computes the reference's logits. Then it measures the rows of PLAN
+in their order. To continue when the time is over, run the same command again: measurements in the
+folder are skipped. `--prepare` writes the weights beforehand, on any machine. The folder contains
 
     numbers.jsonl   whether the logits agree, by backend and precision
     rows.jsonl      the measurements
     summary.json    ratios to the fastest peer, what was not measured and why, what is left
 
-and `python -m benchmarks.report --input first_gpu/rows.jsonl` makes the table. Nothing here needs
-TensorFlow; a package that is not installed is a row that says so.
+`python -m benchmarks.report --input first_gpu/rows.jsonl` prints the table. TensorFlow is not
+needed. A package that is not installed gets a row that says so.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ SMALL, BASE = "deit_small_distilled_patch16_224", "deit_base_distilled_patch16_2
 TINY = "deit_tiny_distilled_patch16_224"
 PEERS = ("keras_deit", "timm", "keras_hub")
 ALL = (*PEERS, "ceiling")
-# (preset, mode, dtype, batch size, subjects), dearest first. One entry takes some four minutes.
+# (preset, mode, dtype, batch size, subjects), most valuable first. An entry takes about 4 minutes.
 PLAN = (
     (SMALL, "inference", "bfloat16", 128, ALL),
     (SMALL, "training", "mixed_bfloat16", 128, PEERS),
@@ -62,7 +62,7 @@ TINY_MODEL = {"image_size": 32, "num_layers": 1}
 
 
 def backends(device, wanted):
-    """Those asked for, or those installed; the one that runs everywhere first."""
+    """The backends of --backend, or all installed ones; the one for every device comes first."""
     if device == "tpu":
         return ["jax"]
     return wanted or [name for name in ("jax", "torch", "tensorflow") if _is_installed(name)]
@@ -103,14 +103,14 @@ def requests(plan, device, names, cases, sizes):
 
 
 def first_look(device, names, cases, sizes):
-    """Does each backend compute the reference's logits, in each precision?"""
+    """Checks that each backend computes the reference's logits in each precision."""
     dtypes = ("float32", "tf32", "bfloat16") if device == "gpu" else ("float32", "bfloat16")
     plan = [(TINY, "inference", dtype, 2, ("keras_deit",)) for dtype in dtypes]
     return requests(plan, device, names, cases, sizes)
 
 
 class Clock:
-    """The minutes there are, and whether another row fits in them."""
+    """Knows whether another measurement fits into the remaining time."""
 
     def __init__(self, minutes):
         self._started = time.monotonic()
@@ -126,7 +126,7 @@ class Clock:
         return self._seconds - self.spent
 
     def has_time(self, at_least):
-        """As long as the longest so far has to fit."""
+        """Whether there is time for as long as the longest measurement so far."""
         return self.left >= max(at_least, self._longest)
 
     def took(self, seconds):
@@ -146,12 +146,12 @@ def measure_all(listed, file, common, clock, seconds, prepare_case, retry=False)
         limit = min(STARTUP_SECONDS, clock.left)
         row = measure_alone(request, common, seconds, startup_seconds=limit)
         if clock.left <= 0 and row["status"] == "failed":
-            break  # cut off by the clock: not the subject's failure, and so no row
+            break  # no time left: this is no failure of the subject, so no row
         results.append(file, [row])
         clock.took(clock.spent - begun)
         left.pop(0)
         if row["status"] == "failed" and request.jit and request.backend == "torch":
-            left.insert(0, dataclasses.replace(request, jit=False))  # better than no figure
+            left.insert(0, dataclasses.replace(request, jit=False))  # better than no measurement
     return left
 
 
@@ -192,24 +192,30 @@ def _figures(row):
 
 
 def define_flags():
-    flags.DEFINE_enum("device", "gpu", ["gpu", "tpu", "cpu"], "cpu tries the harness alone.")
-    flags.DEFINE_float("minutes", 25.0, "How long the machine is there.", lower_bound=0.0)
-    flags.DEFINE_float("seconds", 20.0, "Window of throughput; a third of it for latency.")
-    flags.DEFINE_list("backend", [], "Of jax, torch, tensorflow; by default what is installed.")
-    flags.DEFINE_string("output", "first_accelerator", "Folder of the results.")
-    flags.DEFINE_string("cases", None, "Folder of the weights; by default beside the output.")
-    flags.DEFINE_bool("prepare", False, "Writes the weights that all share, and ends.")
-    flags.DEFINE_bool("tiny", False, "A model of one block and short windows: does everything run?")
-    flags.DEFINE_bool("retry", False, "Measures again what failed or was not installed.")
-    flags.DEFINE_string("note", None, "What else ran on the machine; kept in each row.")
+    flags.DEFINE_enum(
+        "device", "gpu", ["gpu", "tpu", "cpu"], "Device to measure. cpu only tries the program."
+    )
+    flags.DEFINE_float("minutes", 25.0, "Time until the program must finish.", lower_bound=0.0)
+    flags.DEFINE_float("seconds", 20.0, "Time for throughput; a third of it for latency.")
+    flags.DEFINE_list(
+        "backend", [], "One or more of jax, torch, tensorflow. Default: all that are installed."
+    )
+    flags.DEFINE_string("output", "first_accelerator", "Folder for the results.")
+    flags.DEFINE_string("cases", None, "Folder for the weights. Default: in --output.")
+    flags.DEFINE_bool("prepare", False, "Only write the weights that all subjects share.")
+    flags.DEFINE_bool("tiny", False, "Try everything quickly: a model of one block, short times.")
+    flags.DEFINE_bool("retry", False, "Repeat measurements that failed or lacked a package.")
+    flags.DEFINE_string("note", None, "What else runs on the machine; recorded in each row.")
 
 
 def main(_):
     names = backends(FLAGS.device, FLAGS.backend)
     if not names:
-        raise app.UsageError("No backend is installed: pip install jax or torch.")
+        raise app.UsageError(
+            "--backend: No backend is installed. Run `pip install jax` or `pip install torch`."
+        )
     folder = pathlib.Path(FLAGS.output)
-    # Hundreds of MB: not to be brought home
+    # Hundreds of MB that nobody needs later
     cases = pathlib.Path(FLAGS.cases or f"{FLAGS.output}_cases")
     sizes = TINY_MODEL if FLAGS.tiny else {}
     seconds = 0.1 if FLAGS.tiny else FLAGS.seconds

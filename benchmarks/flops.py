@@ -1,20 +1,17 @@
-"""Floating-point operations of a model's matrix products. A multiplication and an addition are
-two.
-"""
+"""Floating-point operations of a model's matrix products: two per multiplication and addition."""
 
 import math
 
 
 def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
-    """Of one image's forward pass. What is not a matrix product (norms, softmax, GELU) is not
-    counted, as is the custom.
+    """FLOPs of the forward pass of one image.
 
-    All tokens of all blocks count, also those of the last block that a classifier does not read and
-    need not compute.
+    By convention, only matrix products count, not norms, softmax or GELU. All tokens of all blocks
+    count, also those of the last block that a classifier need not compute.
 
     Args:
-        config: dict, the arguments of a `DeiTBackbone`, channels last.
-        num_classes: int; 0 for a backbone alone.
+        config: dict, the arguments of a `DeiTBackbone` in channels_last.
+        num_classes: int, or 0 for a backbone alone.
         num_heads_of_classifier: int, 2 for a distilled model.
     """
     *image_size, channels = config["image_shape"]
@@ -29,7 +26,7 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
     )
     tokens = prefix + patches
     for _ in range(config["num_layers"]):
-        # Q, K, V and the projection; scores and their sum
+        # query, key, value and projection; scores and weighted sum
         multiplications += 4 * tokens * dim * dim + 2 * tokens * tokens * dim
         tokens -= min(config.get("num_merged_tokens", 0), (tokens - prefix) // 2)
         multiplications += 2 * tokens * dim * intermediate_dim
@@ -37,7 +34,8 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
 
 
 def training_flops(*args, **kwargs):
-    """Of one image's training step: the backward pass has two products for each of the forward
-    pass.
+    """FLOPs of the training step of one image.
+
+    The backward pass has two products for each one of the forward pass.
     """
     return 3 * forward_flops(*args, **kwargs)

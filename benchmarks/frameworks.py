@@ -1,4 +1,4 @@
-"""What each framework calls compiling, placing an array, and waiting for a result."""
+"""How each framework compiles, places an array, and waits for a result."""
 
 import importlib
 
@@ -9,9 +9,9 @@ from benchmarks.errors import NotSupportedError
 
 
 def framework(name, device, dtype="float32"):
-    """The framework by its Keras name, set to the precision that a dtype option names.
+    """The framework of a Keras backend, set to the precision of a dtype option.
 
-    Imported here, so that a process has no other.
+    It is imported here, so that a process loads only one.
     """
     module = importlib.import_module(name)
     return {"tensorflow": TensorFlow, "jax": Jax, "torch": Torch}[name](module, device, dtype)
@@ -19,8 +19,8 @@ def framework(name, device, dtype="float32"):
 
 def _no_device(framework, device, install):
     return NotSupportedError(
-        f"--device {device}: {framework} sees none. Install {install}, or leave it out of "
-        "--backend."
+        f"--device {device}: {framework} finds no such device. Install {install}, or remove the "
+        "backend from --backend."
     )
 
 
@@ -29,7 +29,7 @@ class TensorFlow:
         self.tf = tf
         self.on_gpu = device == "gpu"
         if device == "tpu":
-            raise NotSupportedError("TPUs are measured on JAX: use --backend jax.")
+            raise NotSupportedError("--device tpu needs --backend jax.")
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         elif not tf.config.list_physical_devices("GPU"):
@@ -40,7 +40,7 @@ class TensorFlow:
         return self.tf.constant(array, dtype)
 
     def compile(self, function, jit):
-        """A graph, through XLA or not: TensorFlow's eager mode is nobody's best."""
+        """A graph with or without XLA. TensorFlow's eager mode is never fastest."""
         return self.tf.function(function, jit_compile=jit, autograph=False)
 
     def keras_inference(self, model, jit, images):
@@ -63,7 +63,7 @@ class TensorFlow:
         return self.tf.matmul(first, second)
 
     def wait(self, outputs):
-        if self.on_gpu:  # reading the results would copy them off the device
+        if self.on_gpu:  # reading the results would copy them to the host
             self.tf.test.experimental.sync_devices()
         else:
             for tensor in self.tf.nest.flatten(outputs):
@@ -85,10 +85,10 @@ class Jax:
     def __init__(self, jax, device, dtype):
         self.jax = jax
         jax.config.update("jax_platforms", JAX_PLATFORMS[device])
-        # The products of other dtypes have one way to be computed.
+        # Other dtypes have only one precision.
         precision = {"float32": "highest", "tf32": "tensorfloat32"}.get(dtype)
         jax.config.update("jax_default_matmul_precision", precision)
-        # Where the first platform is missing, JAX takes the next and says nothing.
+        # If the first platform is missing, JAX silently uses the next.
         if jax.devices()[0].platform != device:
             raise _no_device("JAX", device, "jax[cuda12]" if device == "gpu" else "jax[tpu]")
 
@@ -108,7 +108,7 @@ class Jax:
         return lambda images: call(trained, other, images)
 
     def keras_training_step(self, model, optimizer, loss, jit, images, labels):
-        """Keras' stateless loop: unlike `train_on_batch`, it waits for no result."""
+        """Keras' stateless loop. Unlike `train_on_batch`, it does not wait for the loss."""
         import keras
 
         optimizer.build(model.trainable_variables)
@@ -130,7 +130,7 @@ class Jax:
             return value, trained, other, state
 
         call = self.jax.jit(step, donate_argnums=(0, 1, 2)) if jit else step
-        # Copies: what is donated is gone, and the model would be left without weights.
+        # Copies, because donated arrays are deleted and the model still needs its weights.
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
         state = self.jax.tree.map(self.jax.numpy.copy, tuple(map(values, variables)))
 
@@ -158,13 +158,15 @@ class Jax:
 class Torch:
     def __init__(self, torch, device, dtype):
         if device == "tpu":
-            raise NotSupportedError("TPUs are measured on JAX: use --backend jax.")
+            raise NotSupportedError("--device tpu needs --backend jax.")
         if device == "gpu" and not torch.cuda.is_available():
             raise _no_device("PyTorch", device, "a CUDA build of torch")
         self.torch = torch
         self.device = "cuda" if device == "gpu" else device
         torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = dtype == "tf32"  # of the convolution of timm's patches
+        torch.backends.cudnn.allow_tf32 = (
+            dtype == "tf32"
+        )  # for the convolution of timm's patch embedding
 
     def place(self, array, dtype=None):
         return self.torch.as_tensor(
@@ -178,8 +180,8 @@ class Torch:
         call = model
         with self.torch.no_grad():
             if jit:
-                # `torch.compile` reads every line of Keras' layers, for minutes; of the exported
-                # graph, the operations alone.
+                # `torch.compile` would trace Keras' layers for minutes; the exported graph
+                # contains only operations.
                 call = self.torch.compile(
                     self.torch.export.export(model, (images,), strict=False).module()
                 )
@@ -193,8 +195,8 @@ class Torch:
     def keras_training(self, model, jit, images):
         """The forward pass of training.
 
-        Exported, the weights are arguments: as constants of the graph they would have no gradient.
-        A model with dropout cannot be exported, for Keras takes its seeds out of tensors.
+        The weights are arguments of the exported graph, because constants would have no gradient. A
+        model with dropout cannot be exported, because Keras reads its seeds from tensors.
         """
         if not jit:
             return lambda images: model(images, training=True)
@@ -213,7 +215,7 @@ class Torch:
         return lambda images: call(*weights, images)
 
     def training_step(self, parameters, loss):
-        """PyTorch's own loop, in which AdamW is one kernel; `fit` of Keras takes several."""
+        """PyTorch's own loop with fused AdamW, which is one kernel; Keras' `fit` needs several."""
         optimizer = self.torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.05, fused=True)
 
         def step():
@@ -240,7 +242,7 @@ class Torch:
 
 
 class Runtime:
-    """One that takes and gives NumPy arrays, and is done when it returns."""
+    """A runtime that takes and returns NumPy arrays, so there is nothing to wait for."""
 
     def wait(self, outputs):
         pass

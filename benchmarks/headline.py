@@ -1,7 +1,7 @@
-"""This package beside its fastest peer, at the same precision.
+"""Compares this package with its fastest peer, at the same precision.
 
-Each package counts in its fastest runtime. A runtime for exported files counts for this package
-only where a peer was measured in it, too: otherwise the ratio would be the runtime's.
+Each package counts in its fastest runtime. A runtime for exported models counts for this package
+only if a peer was measured in it, too; otherwise the ratio would compare runtimes.
 """
 
 import collections
@@ -9,7 +9,7 @@ import collections
 from benchmarks.subjects import RUNTIMES
 
 OURS = "keras_deit"
-# Rows that answer one question: measured on one machine, of one model at one batch size.
+# Rows with equal values here are comparable: one machine, model and batch size.
 GROUP = (
     "machine",
     "device",
@@ -24,7 +24,7 @@ GROUP = (
 
 
 def grouped(rows, names=GROUP):
-    """{values of these names: the rows that have them}, in the order of the file."""
+    """{values of these names: rows with them}, in the order of the file."""
     groups = collections.defaultdict(list)
     for row in rows:
         groups[tuple(row.get(name) for name in names)].append(row)
@@ -44,7 +44,7 @@ def fastest(rows):
 
 
 def packages(rows):
-    """{package: its fastest row} of a group's rows of one precision, ours by the rule above."""
+    """{package: its fastest row} of the rows of one precision; for ours, by the rule above."""
     rows = [row for row in rows if is_measured(row)]
     peers = {row["runtime"] for row in rows if row["package"] != OURS}
     if peers:
@@ -57,7 +57,7 @@ def packages(rows):
 
 
 def same_runtime(rows):
-    """{runtime: our speed by the fastest peer's} of a group's rows of one precision."""
+    """{runtime: our speed divided by the fastest peer's} of the rows of one precision."""
     ratios = {}
     for (runtime,), of_one in grouped(rows, ("runtime",)).items():
         ours = fastest(row for row in of_one if row["package"] == OURS)
@@ -68,7 +68,7 @@ def same_runtime(rows):
 
 
 def headlines(rows):
-    """A dict for each group and precision that has a row of ours: the rows, and their ratios."""
+    """A dict with rows and ratios, for each group and precision that has a row of ours."""
     found = []
     for group in grouped(rows).values():
         for (precision,), of_one in grouped(group, ("precision",)).items():

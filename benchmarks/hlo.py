@@ -1,7 +1,6 @@
-"""What a compiled program's text says: its operations, the compiler's estimates, copies, matrix
-products and collectives.
+"""Reads the text of a compiled program: operations, cycles, copies, products, collectives.
 
-Plain text in, plain numbers out: nothing here imports a framework.
+It maps plain text to plain numbers and imports no framework.
 """
 
 import collections
@@ -21,8 +20,7 @@ BYTES = {
     "token": 0,
     "opaque": 0,
 }
-# Move or rearrange elements, and compute nothing. `bitcast` and the like are free, and are no move
-# by themselves.
+# These move or rearrange elements without computing. `bitcast` and similar operations are free.
 MOVES = (
     "copy",
     "transpose",
@@ -72,15 +70,15 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 class Operation:
     name: str
     opcode: str
-    arrays: tuple  # of the result: (dtype, shape), several where it is a tuple
+    arrays: tuple  # (dtype, shape) of the result, or of each part of a tuple
     operands: tuple  # names
-    called: tuple  # names of the computations that it runs
-    # `op_name`, the path of the layer that asked for it; "" where the compiler does not say
+    called: tuple  # names of the computations that it calls
+    # `op_name`, the path of the layer, or "" if the compiler does not write it
     layer: str
-    cycles: int  # the compiler's estimate; 0 where it has none
-    trips: int | None  # of a loop, where the compiler says
-    condition: str  # of a loop, the name of the computation
-    number: int | None  # a constant's value, where that is a whole number, or a parameter's place
+    cycles: int  # the compiler's estimate, or 0
+    trips: int | None  # length of a loop, if the compiler writes it
+    condition: str  # name of a loop's computation
+    number: int | None  # value of an integer constant, or index of a parameter
     target: str  # of a custom call
 
     @property
@@ -111,16 +109,15 @@ class Program:
                 operations.append(_operation(line))
         if self.entry is None:
             raise ValueError(
-                "A compiled program's text has one line that starts with ENTRY. Received: text "
-                "without"
+                "Expected the text of a compiled program, with a line that starts with ENTRY. "
+                "Received: text without such a line"
             )
 
     @functools.cached_property
     def steps(self):
-        """`[(operation, times)]` that run one after the other: the entry's, and those of the loops
-        and calls in it.
+        """`[(operation, times)]` in order of execution, including those of loops and calls.
 
-        Fusions are one operation each. A loop whose number of trips is not known counts once.
+        A fusion is one operation. A loop of unknown length counts once.
         """
         return list(self._steps(self.entry, 1))
 
@@ -133,7 +130,7 @@ class Program:
                 yield operation, times
 
     def inside(self, operation):
-        """All operations of the computations that an operation calls; itself, if it calls none."""
+        """All operations of the computations that an operation calls, or else itself."""
         if not operation.called:
             return [operation]
         return [
@@ -145,7 +142,7 @@ class Program:
 
     @property
     def loops(self):
-        """`(number of loops, number of those whose trips the compiler does not know)`"""
+        """(number of loops, number of loops of unknown length)"""
         loops = [
             one
             for operations in self.computations.values()
@@ -155,9 +152,9 @@ class Program:
         return len(loops), sum(self.trips(one) is None for one in loops)
 
     def trips(self, loop):
-        """How often a loop runs; `None` where that cannot be read.
+        """The length of a loop, or `None` if it is unknown.
 
-        The TPU's compiler does not say. JAX' loops of known length (`scan`, `map`, `fori_loop`)
+        The TPU compiler does not write it. JAX's loops of known length (`scan`, `map`, `fori_loop`)
         count from 0 by 1 while the counter is less than a constant.
         """
         condition = self.computations.get(loop.condition, [])
@@ -174,7 +171,7 @@ class Program:
 
     @property
     def product_cycles(self):
-        """Of the operations that hold a matrix product, with what is fused into them."""
+        """Cycles of the operations that contain a matrix product, with what is fused into them."""
         return sum(
             operation.cycles * times
             for operation, times in self.steps
@@ -188,7 +185,7 @@ class Program:
 
     @property
     def bytes_accessed(self):
-        """Of what each operation reads and writes, as if nothing stayed on the chip between two."""
+        """Bytes that all operations read and write, as if nothing stayed on the chip in between."""
         return sum(
             times * self._read_and_written(operation)
             for operation, times in self.steps
@@ -200,7 +197,7 @@ class Program:
             self._by_name[name].bytes if name in self._by_name else 0 for name in operation.operands
         ]
         written = operation.bytes
-        # Of an array that a fusion takes or changes a slice of, as loops do, the slice.
+        # If a fusion reads or changes a slice of an array, as loops do, only the slice counts.
         for inner in self.inside(operation) if operation.opcode == "fusion" else ():
             if inner.opcode not in ("dynamic-slice", "dynamic-update-slice"):
                 continue
@@ -215,8 +212,9 @@ class Program:
         return max(written, 0) + sum(sources)
 
     def _parameter(self, name):
-        """The place of the fusion's parameter that an operation in it is, or is another view of;
-        `None` of another operation.
+        """Index of the fusion's parameter that an operation is, or is a view of.
+
+        `None` for other operations.
         """
         operation = self._by_name.get(name)
         while (
@@ -230,18 +228,17 @@ class Program:
         )
 
     def copies(self, images=None):
-        """Operations that only move activations: copies, transposes, reshapes into other tiles, and
-        fusions of such alone.
+        """Operations that only move activations: copies, transposes, reshapes to another tiling.
 
-        An activation depends on the images and has not the size of a weight (nor of its gradient).
+        Fusions of only such operations count, too. An activation depends on the images and does not
+        have the size of a weight or its gradient.
 
         Args:
-            images: string, name of the argument that activations depend on; all arguments by
-                default.
+            images: string, name of the argument that activations depend on. Defaults to all.
 
         Returns:
-            `{"count", "cycles", "bytes", "unpriced", "unpriced_bytes"}`; unpriced are those without
-            an estimate.
+            `{"count", "cycles", "bytes", "unpriced", "unpriced_bytes"}`, where unpriced operations
+            are those without an estimate.
         """
         activations = self._depending_on(images)
         weights = {
@@ -273,12 +270,12 @@ class Program:
         return bool(inner & set(MOVES)) and inner <= {*MOVES, *FREE}
 
     def _depending_on(self, images):
-        """Names of operations, in all computations, that depend on the argument of this name."""
+        """Names of all operations that depend on the argument of this name."""
         found = set()
         for name, operations in self.computations.items():
             for operation in operations:
                 if operation.opcode == "parameter":
-                    # Inside a loop or a fusion nothing tells weights and activations apart.
+                    # Inside a loop or fusion, weights and activations cannot be told apart.
                     if name != self.entry or images is None or operation.layer == images:
                         found.add(operation.name)
                 elif found.intersection(operation.operands):
@@ -286,8 +283,9 @@ class Program:
         return found
 
     def collectives(self):
-        """`{kind: {"count", "bytes"}}` of one step on one chip; the bytes are those of what comes
-        out or what goes in, the larger.
+        """`{kind: {"count", "bytes"}}` of one step on one chip.
+
+        The bytes are those of the inputs or of the outputs, whichever is larger.
         """
         found = {}
         for operation, times in self.steps:
@@ -302,7 +300,7 @@ class Program:
     def _moved(self, operation):
         arrays = operation.arrays
         if operation.opcode.endswith("-start") and len(arrays) > 1:
-            return max(map(array_bytes, arrays))  # what goes in, and what comes out
+            return max(map(array_bytes, arrays))  # inputs and outputs
         sources = [self._by_name[name] for name in operation.operands if name in self._by_name]
         return max(operation.bytes, sum(source.bytes for source in sources))
 
@@ -311,9 +309,7 @@ class Program:
         return {one.name: one for operations in self.computations.values() for one in operations}
 
     def dearest(self, number=8):
-        """`[{"layer", "count", "cycles"}]`, the blocks of a model taken together, the dearest
-        first.
-        """
+        """`[{"layer", "count", "cycles"}]`, the most expensive first, summed over the blocks."""
         cycles, count = collections.Counter(), collections.Counter()
         for operation, times in self.steps:
             if operation.cycles:
@@ -326,9 +322,7 @@ class Program:
         ]
 
     def counts(self):
-        """`{"fusion": 12, "custom-call __cublas$gemm": 4, ...}` of what runs one after the
-        other.
-        """
+        """`{"fusion": 12, "custom-call __cublas$gemm": 4, ...}` of the executed operations."""
         found = collections.Counter()
         for operation, times in self.steps:
             if operation.opcode not in FREE and not operation.opcode.endswith("-done"):
@@ -338,9 +332,7 @@ class Program:
         return dict(found.most_common())
 
     def arrays_with(self, size):
-        """`[(layer, dtype, shape)]` of the results whose first axis has this size, the largest
-        first.
-        """
+        """`[(layer, dtype, shape)]` of results with a first axis of this size, largest first."""
         found = {
             (layer_path(operation.layer), *array)
             for operations in self.computations.values()
@@ -352,12 +344,11 @@ class Program:
 
 
 def layer_path(op_name):
-    """A layer's path out of an `op_name`, without what JAX wraps around it and without the blocks'
-    numbers.
+    """The path of a layer in an `op_name`, without JAX's wrappers and the numbers of the blocks.
 
     `jit(step)/transpose(jvp(block_3))/mlp/dot_general` becomes `grad block_*/mlp/dot_general`.
     """
-    op_name = op_name.split(";")[0]  # of operations that were made one, the first
+    op_name = op_name.split(";")[0]  # the first of several merged operations
     backward = "transpose(" in op_name
     path = re.sub(r"(^|/)p?jit\([^()/]*\)", "", op_name)
     path = re.sub(r"(?:transpose|jvp|checkpoint|rematted_computation|vmap)\(|\)", "", path)
@@ -393,7 +384,7 @@ def _operation(line):
             for dtype, shape in _ARRAY.findall(result)
         ),
         operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
-        # A reduction's function is a scalar one.
+        # The function of a reduction is scalar.
         called=()
         if opcode
         in ("reduce", "reduce-window", "sort", "scatter", "all-reduce", "reduce-scatter", "map")
@@ -416,12 +407,12 @@ def _split_type(text):
 
 
 def _split_at_parenthesis(text):
-    """What stands before the parenthesis that closes one opened before, and what after."""
+    """The text before and after the parenthesis that closes an earlier one."""
     depth = 1
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return text[:place], text[place + 1 :]
     raise ValueError(
-        f"A parenthesis is not closed in an operation of the compiled program: {text[:200]}"
+        f"An operation of the compiled program has an unclosed parenthesis: {text[:200]}"
     )

@@ -1,7 +1,7 @@
-"""Times subjects, each in a process of its own: in turns, or one after the other.
+"""Times subjects, each in its own process: in turns, or one after the other.
 
-In turns, on a CPU: what else the machine does falls on all alike. One after the other, on a device
-that admits one process (a TPU) or whose memory the processes would have to share (a GPU).
+In turns on a CPU, so that other load affects all alike. One after the other on a device that allows
+only one process (a TPU) or whose memory they would have to share (a GPU).
 """
 
 import contextlib
@@ -29,11 +29,11 @@ IN_TURNS, EXCLUSIVE = "in turns", "exclusive"  # a row's `timing`
 
 
 class Worker:
-    """A subject's process, seen from here.
+    """The process of a subject.
 
     Args:
         request: `Request`.
-        startup_seconds: How long it may take to build, compile and check the subject.
+        startup_seconds: time limit to build, compile and check the subject.
     """
 
     def __init__(self, request, startup_seconds=STARTUP_SECONDS):
@@ -57,12 +57,12 @@ class Worker:
         return self.facts["status"] == "ready"
 
     def turn(self, steps):
-        """Waits for each step; adds to `seconds`."""
+        """Runs steps, waits for each, and adds the times to `seconds`."""
         self._tell({"steps": steps})
         self.seconds += self._timed(TURN_SECONDS)
 
     def flight(self, seconds, in_flight):
-        """Seconds of each `in_flight` steps, and the GPU's state while they ran."""
+        """Seconds of each `in_flight` steps, and the state of the GPU during them."""
         self._tell({"seconds": seconds, "in_flight": in_flight})
         time.sleep(seconds / 2)
         state = gpu() if self.request.device == "gpu" else None
@@ -74,7 +74,9 @@ class Worker:
         self._log.close()
 
     def _tell(self, command):
-        with contextlib.suppress(BrokenPipeError):  # a process that is gone answers so below
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # the answer below reports a process that has ended
             self._process.stdin.write(f"{json.dumps(command)}\n")
             self._process.stdin.flush()
 
@@ -109,7 +111,7 @@ class Worker:
 
 
 def start(request, startup_seconds=STARTUP_SECONDS):
-    """A worker at the largest batch size that fits, from the one asked for downwards."""
+    """Starts a worker at the largest batch size that fits, at most the requested one."""
     while True:
         worker = Worker(request, startup_seconds)
         if worker.facts["status"] != "out of memory" or request.batch_size == 1:
@@ -119,7 +121,7 @@ def start(request, startup_seconds=STARTUP_SECONDS):
 
 
 def measure_in_turns(requests, common, rounds, seconds_per_turn):
-    """Rows of requests: `rounds` turns for each, of `seconds_per_turn` or one step."""
+    """Rows of requests with `rounds` turns each, of `seconds_per_turn` or one step."""
     workers = []
     common = {**common, "timing": IN_TURNS, "load_average": load_average()}
     try:
@@ -130,7 +132,7 @@ def measure_in_turns(requests, common, rounds, seconds_per_turn):
             print(_said(worker.facts), flush=True)
         steps = {}
         for worker in workers:
-            if worker.is_ready:  # warm-up, and how many steps a turn has
+            if worker.is_ready:  # warm-up, which also gives the number of steps per turn
                 worker.turn(3)
                 steps[id(worker)] = max(1, int(seconds_per_turn / min(worker.seconds or [1.0])))
                 worker.seconds.clear()
@@ -150,16 +152,16 @@ def measure_in_turns(requests, common, rounds, seconds_per_turn):
 def measure_alone(
     request, common, seconds, warmup_steps=10, steps_in_flight=16, startup_seconds=STARTUP_SECONDS
 ):
-    """The row of a request that has the device to itself: latency, then throughput.
+    """The row of a request that runs alone on the device: latency, then throughput.
 
     Args:
         request: `Request`.
-        common: dict, what all rows of a run share.
-        seconds: The window of throughput; a third of it for latency.
-        warmup_steps: Steps before either.
-        steps_in_flight: Steps dispatched before one wait. Two where attention scores come back,
-            which would fill the memory.
-        startup_seconds: How long it may take to build, compile and check the subject.
+        common: dict, what all rows of a run have in common.
+        seconds: time for throughput; a third of it for latency.
+        warmup_steps: number of steps before measuring.
+        steps_in_flight: number of steps dispatched before waiting. It is 2 if attention scores are
+            returned, because they would fill the memory.
+        startup_seconds: time limit to build, compile and check the subject.
     """
     print(f"  {describe(request)}: ", end="", flush=True)
     common = {**common, "timing": EXCLUSIVE, "load_average": load_average()}
@@ -185,8 +187,8 @@ def measure_alone(
 
 
 def _throughput(content, waits, in_flight, state):
-    """What many steps in flight change in a row of latencies."""
-    seconds = sum(waits) / len(waits) / in_flight  # of a step
+    """The values of a row that many steps in flight change."""
+    seconds = sum(waits) / len(waits) / in_flight  # per step
     faster = content["step_ms_median"] / 1000 / seconds
     speed = content["images_per_second"]
     return {
@@ -211,7 +213,7 @@ def _said(facts):
 
 
 def warn_of_short_memory(workers):
-    """Subjects that take turns hold their memory together."""
+    """Warns if subjects that take turns need more memory together than the machine has."""
     held = sum(worker.last.get("peak_host_memory_bytes") or 0 for worker in workers)
     all_of_it = memory_bytes()
     if all_of_it and held > 0.9 * all_of_it:
@@ -223,7 +225,7 @@ def warn_of_short_memory(workers):
 
 
 def row(worker, requested, common):
-    """What a file of results has of a worker: whatever came of it, and its latencies."""
+    """The row of a worker: its status, and its latencies if it was measured."""
     request = worker.request
     content = {
         **dataclasses.asdict(request),
@@ -261,7 +263,7 @@ def row(worker, requested, common):
 
 
 def model_flops(request):
-    """Of one step."""
+    """FLOPs of one step."""
     backbone, num_classes = backbone_config(request.folder), number_of_classes(request.folder)
     count = training_flops if request.mode == "training" else forward_flops
     heads = 2 if backbone["use_distillation_token"] else 1
@@ -269,9 +271,9 @@ def model_flops(request):
 
 
 def make_case(folder, preset, backend, image_size=None, num_layers=None):
-    """Writes what the subjects share, in a process of its own: this one imports no framework.
+    """Writes what the subjects share, in its own process, so that this one imports no framework.
 
-    On the CPU whatever is measured: the reference has full float32 products.
+    It always runs on the CPU, where the reference has full float32 precision.
     """
     command = [sys.executable, "-m", "benchmarks.case", folder, preset]
     command += [str(image_size or 0), str(num_layers or 0)]

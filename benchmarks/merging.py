@@ -1,10 +1,9 @@
-"""What merging tokens gains and what it costs.
+"""Measures the speed and the accuracy of token merging.
 
     KERAS_BACKEND=tensorflow python -m benchmarks.merging
 
-Throughput of a published architecture for several numbers of merged tokens, timed in turns, and
-beside it the accuracy of the model that ships in the package on the test images of scikit-learn's
-digits, which it was not trained on.
+Speed: throughput of a published architecture for several numbers of tokens to remove, timed in
+turns. Accuracy: that of the digits model on test images of scikit-learn's digits.
 """
 
 import time
@@ -22,21 +21,21 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "preset",
     "deit_small_distilled_patch16_224",
-    "A name of the catalog; its weights are not needed.",
+    "Name of a published preset; its weights are not needed.",
 )
 flags.DEFINE_list(
     "num_merged_tokens",
     ["0", "4", "8", "13", "16"],
-    "Tokens that each block merges, of 196 patches.",
+    "Numbers of tokens to remove per block, of 196 patches.",
 )
 flags.DEFINE_list(
     "digits_num_merged_tokens",
     ["0", "1", "2", "4", "8", "12"],
-    "The same for the digits model, of 64 patches.",
+    "The same for the digits model, with 64 patches.",
 )
-flags.DEFINE_integer("batch_size", 8, "Images in a step.", lower_bound=1)
-flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
-flags.DEFINE_integer("rounds", 10, "How often each is timed.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 8, "Number of images per step.", lower_bound=1)
+flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Device to run on.")
+flags.DEFINE_integer("rounds", 10, "Number of turns.", lower_bound=1)
 
 
 def main(_):

@@ -1,11 +1,11 @@
-"""What the time of a forward pass goes to.
+"""Measures which parts of a forward pass take the time.
 
-    KERAS_BACKEND=tensorflow python -m benchmarks.parts --preset deit_small_distilled_patch16_224
-    --dtype float32 --batch_size 8
+    KERAS_BACKEND=tensorflow python -m benchmarks.parts --dtype float32 --batch_size 8 \\
+        --preset deit_small_distilled_patch16_224
 
-Each part of a block runs alone, at the model's shapes and in turns with the others and with the
-whole model; its share is its time, as often as the model has it, in that of the whole. What the
-parts leave over is what compiling the whole saves (below zero) or costs.
+Each part of a block runs alone with the model's shapes, in turns with the other parts and the whole
+model. Its share is its time, times how often the model contains it, divided by the time of the
+whole. The rest is what compiling the whole model costs, or saves if it is negative.
 """
 
 import time
@@ -22,17 +22,17 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "preset",
     "deit_small_distilled_patch16_224",
-    "A name of the catalog; its weights are not needed.",
+    "Name of a published preset; its weights are not needed.",
 )
-flags.DEFINE_string("dtype", "float32", "Of Keras' dtype policies.")
-flags.DEFINE_integer("batch_size", 8, "Images in a step.", lower_bound=1)
-flags.DEFINE_bool("jit", True, "Whether to compile: XLA, or torch.compile.")
-flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
-flags.DEFINE_integer("rounds", 20, "How often each part is timed.", lower_bound=1)
+flags.DEFINE_string("dtype", "float32", "Keras dtype policy.")
+flags.DEFINE_integer("batch_size", 8, "Number of images per step.", lower_bound=1)
+flags.DEFINE_bool("jit", True, "Whether to compile with XLA or torch.compile.")
+flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Device to run on.")
+flags.DEFINE_integer("rounds", 20, "Number of turns.", lower_bound=1)
 
 
 def parts(classifier, batch_size):
-    """{part: (how many the model has, its model, shape of its input, FLOPs of its products)}"""
+    """{part: (number of them in the model, Keras model, input shape, FLOPs)}"""
     backbone = classifier.backbone
     block = backbone.blocks[0]
     tokens = backbone.grid_size[0] * backbone.grid_size[1] + backbone.num_prefix_tokens
@@ -112,7 +112,7 @@ def report(listed, medians, classifier):
         lines.append(
             f"| {shown} | {count} | {1000 * spent[name]:.1f} | {spent[name] / whole:.2f} | {rate} |"
         )
-    rest = 2 * whole - sum(spent.values())  # the whole is among them
+    rest = 2 * whole - sum(spent.values())  # `spent` includes the whole
     lines.append(f"| the whole less its parts | | {1000 * rest:.1f} | {rest / whole:.2f} | |")
     return "\n".join(lines)
 

@@ -1,16 +1,17 @@
-"""Vendors' peaks, for MFU: the share of a device's peak that a model's matrix products reach.
+"""Peak speeds by vendor, for MFU: the share of the peak that a model's matrix products reach.
 
-Dense figures, without structured sparsity, of one device as JAX and PyTorch see it. Sources:
-A100: NVIDIA A100 Tensor Core GPU data sheet. H100 SXM: NVIDIA H100 data sheet (it prints twice the
-dense figures: with sparsity). H200 SXM: NVIDIA H200 data sheet, the same chip's compute.
-TPUs: docs.cloud.google.com/tpu/docs, "System architecture" of v4, v5e, v5p and v6e, per chip.
+The numbers are dense, without structured sparsity, for one device as JAX and PyTorch count them.
+
+Sources: NVIDIA A100 Tensor Core GPU data sheet; NVIDIA H100 data sheet for H100 SXM (it lists twice
+the dense numbers, with sparsity); NVIDIA H200 data sheet for H200 SXM, which has the same compute;
+docs.cloud.google.com/tpu/docs, "System architecture" of v4, v5e, v5p and v6e, per chip.
 """
 
 import re
 
 _HOPPER = {"bfloat16": 989.0, "float16": 989.0, "tf32": 494.5, "float32": 67.0}
-# Names as `jax.Device.device_kind` and `torch.cuda.get_device_name` have them. The variants with
-# other clocks (PCIe, NVL) are not here: no figure is better than a wrong one.
+# Names of `jax.Device.device_kind` and `torch.cuda.get_device_name`. Variants with other clocks
+# (PCIe, NVL) are left out, because their peaks differ.
 _TERAFLOPS = {
     r"NVIDIA A100-.*": {"bfloat16": 312.0, "float16": 312.0, "tf32": 156.0, "float32": 19.5},
     r"NVIDIA H100 80GB HBM3": _HOPPER,
@@ -23,7 +24,7 @@ _TERAFLOPS = {
 
 
 def peak_teraflops(device_name, dtype):
-    """The vendor's TFLOP/s for products of this dtype option, or `None` where it is not known."""
+    """The vendor's TFLOP/s for products of this dtype option, or `None` if unknown."""
     for pattern, peaks in _TERAFLOPS.items():
         if device_name is not None and re.fullmatch(pattern, device_name):
             return peaks.get(dtype.removeprefix("mixed_"))
@@ -31,6 +32,6 @@ def peak_teraflops(device_name, dtype):
 
 
 def mfu(flops, seconds, device_name, dtype):
-    """Model FLOPs utilization, or `None` where the peak is not known."""
+    """Model FLOPs utilization, or `None` if the peak is unknown."""
     peak = peak_teraflops(device_name, dtype)
     return None if peak is None else flops / seconds / (peak * 1e12)

@@ -1,8 +1,8 @@
-"""What a dtype option means: the dtype a model is built with, and the precision its row names.
+"""What a dtype option means: the dtype of the model, and the precision in its row.
 
-`tf32` is float32 whose matrix products round their factors to TF32, on NVIDIA GPUs. `float32` asks
-for full float32 products on every device: a TPU would take bfloat16 passes otherwise, and
-TensorFlow, JAX and cuDNN would take TF32 on a recent GPU.
+`tf32` is float32 with factors rounded to TF32, on NVIDIA GPUs. `float32` asks for full precision on
+every device. Otherwise a TPU would use bfloat16 passes, and TensorFlow, JAX and cuDNN would use
+TF32 on a recent GPU.
 """
 
 DTYPES = ("float32", "tf32", "mixed_bfloat16", "mixed_float16", "bfloat16", "int8")
@@ -14,10 +14,10 @@ def keras_dtype(dtype):
 
 
 def array_dtype(dtype):
-    """What the products' factors are stored in."""
+    """The dtype of the factors of products."""
     return "float32" if dtype == "int8" else keras_dtype(dtype).removeprefix("mixed_")
 
 
 def precision(dtype):
-    """As a row names it."""
+    """The precision as a row names it."""
     return "float32 (highest)" if dtype == "float32" else dtype

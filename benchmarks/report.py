@@ -1,11 +1,10 @@
-"""One table a device, one chart, and everything as CSV, from files of measurements.
+"""Writes a table per device, a chart, and all rows as CSV.
 
-    python -m benchmarks.report --input
-    benchmarks/results/avx512_bf16.jsonl,benchmarks/results/amx.jsonl \
-        --markdown benchmarks/README.md --chart docs/benchmarks.png --csv
+    python -m benchmarks.report --markdown benchmarks/README.md --chart docs/benchmarks.png --csv \\
+        --input benchmarks/results/avx512_bf16.jsonl,benchmarks/results/amx.jsonl
 
-The tables take the place between the two marks of the Markdown file. The CSV files lie beside the
-JSON lines and have every row.
+The tables replace the section `results` of the Markdown page. The CSV files are written beside the
+JSON lines.
 """
 
 import csv
@@ -23,10 +22,10 @@ from benchmarks.headline import OURS, fastest, grouped, headlines, is_measured, 
 from tools.markdown_section import write_section
 
 FLAGS = flags.FLAGS
-flags.DEFINE_list("input", None, "Files of measurements.", required=True)
-flags.DEFINE_string("markdown", None, "File to write the tables into; printed by default.")
-flags.DEFINE_string("chart", None, "PNG to draw; none by default.")
-flags.DEFINE_bool("csv", False, "Whether to write all rows as CSV beside each input.")
+flags.DEFINE_list("input", None, "Files of measurements from run.", required=True)
+flags.DEFINE_string("markdown", None, "Markdown page for the tables. Default: print them.")
+flags.DEFINE_string("chart", None, "PNG file for the chart. Default: not drawn.")
+flags.DEFINE_bool("csv", False, "Write all rows as CSV beside each input.")
 
 COLUMNS = (
     "preset",
@@ -69,7 +68,7 @@ COLUMNS = (
 
 
 def tables(rows, folder="."):
-    """Markdown of all devices. `folder` is where it will lie: links to the files start there."""
+    """Markdown tables of all devices, with links relative to `folder`."""
     devices = grouped(rows, ("file", "machine", "device_name"))
     return "\n".join(_device(of_one, folder) for of_one in devices.values())
 
@@ -130,12 +129,12 @@ def _runtime(row):
 
 
 def _number(value):
-    """Four significant digits: more are noise."""
+    """Four significant digits; more would be noise."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table_of_all(rows):
-    """All rows as CSV, group by group, the fastest first."""
+    """All rows as CSV, by group, the fastest first."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -147,7 +146,7 @@ def table_of_all(rows):
 
 
 def _beside(row, group):
-    """What a row is to others of its group: the fastest peer, and the largest product alone."""
+    """Compares a row with the fastest peer of its group and with the largest product alone."""
     if row["status"] != "measured":
         return {}
     alike = [other for other in group if other["precision"] == row["precision"]]
@@ -166,7 +165,10 @@ def main(_):
         for file in FLAGS.input:
             found = results.read(file)
             if not found:
-                sys.exit(f"{file} has no measurements: python -m benchmarks.run --output {file}")
+                sys.exit(
+                    f"--input {file} has no rows. Measure some: python -m benchmarks.run "
+                    f"--output {file}"
+                )
             rows += [{**row, "file": file} for row in found]
     except ValueError as error:
         sys.exit(str(error))

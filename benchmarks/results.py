@@ -1,4 +1,4 @@
-"""Rows of measurements as JSON lines: read, checked, added to."""
+"""Rows of measurements in a file of JSON lines."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import os
 import pathlib
 
 FORMAT = 3
-# What makes two rows of one file the same measurement.
+# Fields that identify a measurement
 KEY = (
     "machine",
     "subject",
@@ -24,11 +24,10 @@ KEY = (
 
 
 def read(path, names=KEY):
-    """The rows of a file, or none if it is not there; of one measurement that was taken twice, the
-    later.
+    """The rows of a file, or none if it does not exist. Of two rows of one measurement, the later.
 
     Args:
-        names: of what makes two rows the same measurement; by default, of timed ones.
+        names: fields that identify a measurement. Defaults to those of timed ones.
     """
     path = pathlib.Path(path)
     rows = {}
@@ -39,24 +38,20 @@ def read(path, names=KEY):
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}, is not JSON: {error}. Remove the line, or give another "
-                "--output."
+                f"{path}, line {number}, is not JSON. Remove the line or use another file. {error}"
             ) from error
         if not isinstance(row, dict) or row.get("format") != FORMAT:
             raise ValueError(
-                f"{path}, line {number}, is of format "
-                f"{row.get('format') if isinstance(row, dict) else row!r}; this version reads "
-                f"and writes format {FORMAT}. Give another --output."
+                f"{path}, line {number}: Expected a row of format {FORMAT}. Use another file. "
+                f"Received: {row.get('format') if isinstance(row, dict) else row!r}"
             )
-        rows.pop(key(row, names), None)  # rows of one group stay together
+        rows.pop(key(row, names), None)  # keeps the rows of a group together
         rows[key(row, names)] = row
     return list(rows.values())
 
 
 def append(path, rows):
-    """Adds rows; what is there stays as it is, also if the process is killed between two of
-    them.
-    """
+    """Appends rows one by one. Killing the process loses at most the row being written."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as stream:
@@ -67,19 +62,19 @@ def append(path, rows):
 
 
 def of_machine(path, machine):
-    """The rows of a file that is this machine's, or `ValueError`: a file has one machine's rows."""
+    """The rows of a file. Raises `ValueError` if it contains another machine's."""
     rows = read(path)
     others = {row["machine"] for row in rows} - {machine}
     if others:
         raise ValueError(
-            f"{path} has the rows of another machine ({others.pop()}); this is {machine}. Give "
-            "each machine its own --output."
+            f"--output {path} contains rows of another machine, {others.pop()}; this is {machine}. "
+            "Use one file per machine."
         )
     return rows
 
 
 def model_name(row):
-    """The preset, and in what it differs from its own."""
+    """The preset, and how its size differs from the published one."""
     size = "" if row["image_size"] is None else f" at {row['image_size']}"
     depth = "" if row["num_layers"] is None else f" of {row['num_layers']} blocks"
     return f"{row['preset']}{size}{depth}"
@@ -96,6 +91,6 @@ def key_of(request, common):
 
 
 def done(rows, retry=False):
-    """Keys that need no measurement; to `retry` is to measure again what failed or was missing."""
+    """Keys that need no measurement. With `retry`, failed ones and missing packages do."""
     settled = ("measured", "not supported")
     return {key(row) for row in rows if not retry or row["status"] in settled}

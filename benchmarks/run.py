@@ -1,11 +1,11 @@
-"""Measures keras_deit and its peers, and adds a row for each to a file of JSON lines.
+"""Measures keras_deit and its peers, and adds a row per measurement to a file of JSON lines.
 
     python -m benchmarks.run --subject keras_deit,keras_hub,timm --batch_size 1,8
 
-Each subject runs in a process of its own. On a CPU those of one preset and batch size are timed in
-turns, a few steps each, so that what else the machine does falls on all alike. On a GPU or a TPU,
-and with `--exclusive`, they run one after the other: warm-up, latency with each step waited for,
-and throughput with many steps in flight. A measurement that the file has is not taken again.
+Each subject runs in its own process. On a CPU, the subjects of one preset and batch size take turns
+of a few steps, so that other load affects all alike. On a GPU or TPU, or with `--exclusive`, they
+run one after the other: warm-up, then latency with a wait after each step, then throughput with
+many steps in flight. Measurements that the file contains are skipped.
 """
 
 import dataclasses
@@ -26,57 +26,63 @@ BACKENDS, MODES = ("tensorflow", "jax", "torch"), ("inference", "training", "att
 flags.DEFINE_list(
     "subject",
     ["keras_deit"],
-    f"Of {', '.join(SUBJECTS)}. The ceiling is always measured beside them.",
+    f"Subjects to measure, beside the ceiling. One or more of {', '.join(SUBJECTS)}.",
 )
 flags.DEFINE_list(
     "preset",
     ["deit_small_distilled_patch16_224"],
-    "Names of the catalog. The weights are random: speed does not depend on them.",
+    "Names of published presets. The weights are random: speed does not depend on them.",
 )
 flags.DEFINE_list(
     "mode",
     ["inference"],
-    f"Of {', '.join(MODES)}. attention is inference that returns every block's scores.",
+    f"One or more of {', '.join(MODES)}. attention is inference that returns all scores.",
 )
 flags.DEFINE_list(
     "backend",
     ["tensorflow"],
-    f"Of {', '.join(BACKENDS)}. timm and transformers run on torch alone.",
+    f"One or more of {', '.join(BACKENDS)}. timm and transformers run on torch only.",
 )
 flags.DEFINE_list(
-    "dtype", ["float32"], f"Of {', '.join(DTYPES)}. float32 has full products on every device."
+    "dtype",
+    ["float32"],
+    f"One or more of {', '.join(DTYPES)}. float32 has full precision on every device.",
 )
 flags.DEFINE_enum(
-    "jit", "auto", ["auto", "on", "off"], "Compiling: XLA, or torch.compile. auto measures both."
+    "jit",
+    "auto",
+    ["auto", "on", "off"],
+    "Whether to compile with XLA or torch.compile. auto measures both.",
 )
 flags.DEFINE_list(
-    "batch_size", ["8"], "Images in a step. Halved, and recorded so, where memory does not suffice."
+    "batch_size", ["8"], "Images per step. Halved until it fits into memory; the row records it."
 )
-flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Where to run.")
+flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "Device to run on.")
 flags.DEFINE_bool(
     "exclusive",
     None,
-    "One process at a time, latency apart from throughput; by default on a GPU and a TPU.",
+    "Run one process at a time, and measure latency and throughput separately. Default: on a "
+    "GPU or TPU only.",
 )
-flags.DEFINE_list("image_size", None, "Pixels; by default the preset's.")
-flags.DEFINE_list("num_layers", None, "Transformer blocks; by default the preset's.")
-flags.DEFINE_integer("rounds", 10, "In turns: how many each subject has.", lower_bound=1)
-flags.DEFINE_float("seconds_per_turn", 1.0, "In turns: how long one is, at least one step.")
-flags.DEFINE_float("seconds", 30.0, "Exclusive: window of throughput; a third of it for latency.")
-flags.DEFINE_integer("warmup_steps", 10, "Exclusive: steps before either.", lower_bound=1)
+flags.DEFINE_list("image_size", None, "Image sizes in pixels. Default: the preset's.")
+flags.DEFINE_list("num_layers", None, "Numbers of transformer blocks. Default: the preset's.")
+flags.DEFINE_integer("rounds", 10, "In turns: number of turns per subject.", lower_bound=1)
+flags.DEFINE_float("seconds_per_turn", 1.0, "In turns: duration of a turn, at least one step.")
+flags.DEFINE_float("seconds", 30.0, "Exclusive: time for throughput; a third of it for latency.")
+flags.DEFINE_integer("warmup_steps", 10, "Exclusive: steps before measuring.", lower_bound=1)
 flags.DEFINE_integer(
-    "steps_in_flight", 16, "Exclusive: steps dispatched before one wait.", lower_bound=1
+    "steps_in_flight", 16, "Exclusive: steps dispatched before waiting.", lower_bound=1
 )
-flags.DEFINE_string("note", None, "What else ran on the machine; kept in each row.")
-flags.DEFINE_bool("retry", False, "Measures again what failed or was not installed.")
-flags.DEFINE_string("output", "benchmarks.jsonl", "File to add rows to: one a machine.")
-flags.DEFINE_bool("smoke", False, "The digits model, two images, one turn: does everything run?")
+flags.DEFINE_string("note", None, "What else runs on the machine; recorded in each row.")
+flags.DEFINE_bool("retry", False, "Repeat measurements that failed or lacked a package.")
+flags.DEFINE_string("output", "benchmarks.jsonl", "File to add rows to. Use one file per machine.")
+flags.DEFINE_bool("smoke", False, "Try everything quickly: the digits model, two images, one turn.")
 
 CHOICES = {"subject": tuple(SUBJECTS), "mode": MODES, "backend": BACKENDS, "dtype": DTYPES}
 
 
 def groups(folder, preset, image_size, num_layers):
-    """Requests that belong side by side, group by group."""
+    """Yields groups of requests that are timed side by side."""
     for batch_size in map(int, FLAGS.batch_size):
         yield [
             Request(
@@ -101,15 +107,15 @@ def groups(folder, preset, image_size, num_layers):
 
 
 def jits(subject, backend, mode):
-    """Whether to compile; both where it is not known which is faster."""
+    """Values of `jit` to measure: both if it is unknown which is faster."""
     if subject == "ceiling" or runtime_of(subject, backend) != backend:
-        return (True,)  # a product alone has nothing to compile, and a runtime compiles by itself
+        return (True,)  # a single product needs no compilation, and a runtime always compiles
     if FLAGS.jit != "auto":
         return (FLAGS.jit == "on",)
     if backend == "jax" or (
         backend == "torch" and subject not in ONLY_BACKEND and mode != "training"
     ):
-        return (True,)  # operation by operation is no Keras model's best
+        return (True,)  # a Keras model is never fastest without compilation
     return (True, False)
 
 
@@ -117,7 +123,9 @@ def check_flags():
     for name, choices in CHOICES.items():
         for value in getattr(FLAGS, name):
             if value not in choices:
-                raise app.UsageError(f"--{name} must be of {', '.join(choices)}. Received: {value}")
+                raise app.UsageError(
+                    f"--{name} must list one or more of {', '.join(choices)}. Received: {value}"
+                )
     for name, example in (
         ("batch_size", "1,8,32"),
         ("image_size", "224,384"),
@@ -126,7 +134,7 @@ def check_flags():
         values = getattr(FLAGS, name) or []
         if not all(value.isdigit() and int(value) > 0 for value in values):
             raise app.UsageError(
-                f"--{name} must be positive integers, such as {example}. Received: "
+                f"--{name} must be a list of positive integers, such as {example}. Received: "
                 f"{','.join(values)}"
             )
     backends = ",".join(FLAGS.backend)
@@ -134,14 +142,14 @@ def check_flags():
         backend = ONLY_BACKEND.get(subject)
         if backend is not None and backend not in FLAGS.backend:
             raise app.UsageError(
-                f"{subject} runs on {backend} alone: add it to --backend. Received: {backends}"
+                f"--subject {subject} needs --backend {backend}. Received: {backends}"
             )
     if FLAGS.device != "cpu" and FLAGS.exclusive is False:
         raise app.UsageError(
-            f"--device {FLAGS.device} admits one process at a time: leave --noexclusive out."
+            f"--device {FLAGS.device} allows one process at a time. Leave --noexclusive out."
         )
     if FLAGS.device == "tpu" and FLAGS.backend != ["jax"]:
-        raise app.UsageError(f"TPUs are measured on JAX: use --backend jax. Received: {backends}")
+        raise app.UsageError(f"--device tpu needs --backend jax. Received: {backends}")
 
 
 def main(_):
@@ -168,7 +176,7 @@ def main(_):
                     request for request in requests if results.key_of(request, common) not in done
                 ]
                 if not missing:
-                    print(f"{heading(requests)} is in {FLAGS.output} already")
+                    print(f"Skipped {heading(requests)}: {FLAGS.output} contains it")
                     continue
                 if not has_case:
                     make_case(folder, preset, FLAGS.backend[0], image_size, num_layers)
@@ -184,7 +192,7 @@ def main(_):
                             FLAGS.steps_in_flight,
                         )
                         results.append(FLAGS.output, [row])
-                else:  # all of them: ratios are of one group's turns
+                else:  # the whole group: ratios compare turns of one group
                     turns = (FLAGS.rounds, FLAGS.seconds_per_turn)
                     results.append(FLAGS.output, measure_in_turns(requests, common, *turns))
 

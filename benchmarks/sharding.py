@@ -1,6 +1,4 @@
-"""How a step's arrays are split over the chips of a mesh, and what the compiled program says of
-it.
-"""
+"""How the arrays of a step are split over the chips of a mesh, and what is compiled from it."""
 
 import contextlib
 import math
@@ -9,10 +7,10 @@ from benchmarks.compile_programs import BATCH
 
 
 def placement(mesh, step, described):
-    """`(alike -> sharding of an argument, options of jax.jit)`.
+    """Returns (function from `alike` to the sharding of an argument, options of `jax.jit`).
 
     Args:
-        mesh: dict, axis to size; empty for the topology's first device alone.
+        mesh: dict, axis to size, or empty for the first device of the topology.
         step: `Step`.
         described: topology of `jax.experimental`.
     """
@@ -23,7 +21,7 @@ def placement(mesh, step, described):
         return lambda alike: single, {}
     from jax.experimental import mesh_utils
 
-    # Neighbours on an axis are neighbours in the torus; a side of 16 may be an axis of 8 and the
+    # Neighbors on an axis are neighbors in the torus; a side of 16 may be an axis of 8 and the
     # half of another.
     devices = mesh_utils.create_device_mesh(
         tuple(mesh.values()), described.devices, allow_split_physical_axes=True
@@ -40,15 +38,13 @@ def placement(mesh, step, described):
 
     if not step.donated:
         return place, {}
-    # What a step changes comes out as it went in.
+    # Outputs that replace inputs keep their sharding.
     changed = jax.tree.map(place, tuple(step.alike[index] for index in step.donated))
     return place, {"out_shardings": (place(""), *changed)}
 
 
 def distribution(mesh):
-    """A context in which layers are traced as in Keras' `ModelParallel` over this mesh; for one
-    chip, as without.
-    """
+    """A context that traces layers as in Keras' `ModelParallel` over this mesh, if there is one."""
     if not mesh:
         return contextlib.nullcontext()
     import keras
@@ -59,7 +55,7 @@ def distribution(mesh):
 
 
 def _layout(mesh):
-    """A weight's path to its axes, by the rules of this package's backbone."""
+    """A function from a weight's path to its axes, by the layout map of this package's backbone."""
     if "model" not in mesh:
         return lambda path: ()
     rules = _rules(mesh)
@@ -86,14 +82,14 @@ def _rules(mesh):
 
 
 def facts(program, mesh, request):
-    """What of a row is about the mesh."""
+    """The values of a row that are about the mesh."""
     collectives = program.collectives()
     whole = program.arrays_with(request.batch_size) if mesh.get("batch", 1) > 1 else []
     return {
         "chips": math.prod(mesh.values()),
         "collectives": collectives,
         "collective_bytes": sum(kind["bytes"] for kind in collectives.values()),
-        # On a chip nothing should start with the axis of all chips' images. (A number of images
+        # No array on a chip should start with an axis of all chips' images. (A number of images
         # that no weight's axis has is needed for that to mean something.)
         "whole_batch_arrays": len(whole),
         "largest_whole_batch_arrays": [

@@ -1,10 +1,9 @@
-"""How long a package takes to import, and then to load a classifier from a folder, each time in a
-new process.
+"""Measures how long a package takes to import and to load a classifier, in a new process.
 
     python -m benchmarks.startup --preset deit_base_distilled_patch16_224
 
-The weights are random, and the same for all. KerasHub reads transformers' files, as it does for its
-`hf://` presets; the others read their own.
+All packages load the same random weights from a folder. KerasHub reads transformers' files, as for
+its `hf://` presets; the others read their own.
 """
 
 import subprocess
@@ -19,15 +18,15 @@ from benchmarks.measure import make_case
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
-    "modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "What to import."
+    "modules", ["keras", "keras_deit", "keras_hub", "timm", "transformers"], "Modules to import."
 )
 flags.DEFINE_string(
     "preset",
     "deit_small_distilled_patch16_224",
-    "Name of the catalog, of a distilled model: KerasHub has no other.",
+    "Name of a published distilled preset: KerasHub has no others.",
 )
-flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "That of Keras.")
-flags.DEFINE_integer("rounds", 5, "How often each is imported, in turns.", lower_bound=1)
+flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "Keras backend.")
+flags.DEFINE_integer("rounds", 5, "Number of turns.", lower_bound=1)
 
 LOADS = {
     "keras_deit": "keras_deit.models.DeiTImageClassifier.from_preset(f'{folder}/keras_deit')",
@@ -50,9 +49,7 @@ print("@", imported - started, loaded - imported, (peak_memory_bytes() or 0) / 2
 
 
 def start(module, folder):
-    """Seconds to import, seconds to load, and the most MiB that the process held; `None` where that
-    fails.
-    """
+    """Seconds to import, seconds to load, and peak memory in MiB; `None` if that fails."""
     done = subprocess.run(
         [
             sys.executable,
@@ -80,7 +77,7 @@ def main(_):
     print("| module | import, seconds | load, seconds | peak MiB |\n| --- | --- | --- | --- |")
     for module, values in found.items():
         if None in values:
-            print(f"| {module} | cannot be imported, or does not load {FLAGS.preset} | | |")
+            print(f"| {module} | cannot be imported or cannot load {FLAGS.preset} | | |")
         else:
             imported, loaded, memory = np.median(values, axis=0)
             print(

@@ -1,6 +1,4 @@
-"""Devices to compile for that are not there: how JAX is asked for each, and what its vendor says of
-it.
-"""
+"""Devices to compile for without having them: how to describe them to JAX, and their data."""
 
 import contextlib
 import dataclasses
@@ -15,12 +13,12 @@ EXAMPLES = "v5e:1x1, v5e:16x16, v6e:2x2, v4:2x2x1, v5p:2x2x1, h100"
 class Chip:
     platform: str  # of jax.experimental.topologies
     memory_gib: float
-    tflop_per_second: float  # of dense products in bfloat16
+    tflop_per_second: float  # for dense bfloat16 products
     jax_name: str = ""
-    accelerator_type: str = ""  # what libtpu would otherwise ask a metadata server for
-    axes: int = 2  # of its topologies
-    cores: int = 1  # a chip's cores that a program sees as one
-    # Where known: then the products alone have a number of cycles.
+    accelerator_type: str = ""  # libtpu would ask a metadata server for it
+    axes: int = 2  # number of sides of its topologies
+    cores: int = 1  # cores per chip, seen by a program as one
+    # If known, the cycles of the products alone are computed.
     clock_ghz: float | None = None
 
 
@@ -89,7 +87,7 @@ class Topology:
         return math.prod(self.shape)
 
     def num_chips_of(self, mesh):
-        """Chips that share the work: those of the mesh, or one without."""
+        """Number of chips that share the work: those of the mesh, or one."""
         return math.prod(mesh.values()) if mesh else 1
 
 
@@ -99,48 +97,49 @@ def parse(name):
     chip = CHIPS.get(generation)
     if chip is None:
         raise ValueError(
-            f"A topology is a chip ({', '.join(CHIPS)}) and, of a TPU, its layout: {EXAMPLES}. "
+            f"--topology must be a chip ({', '.join(CHIPS)}), with a layout for TPUs: {EXAMPLES}. "
             f"Received: {name}"
         )
     if chip.platform == "cuda":
         if layout:
             raise ValueError(
-                f"{generation} is compiled for one GPU: give {generation!r} alone. Received: {name}"
+                f"--topology: {generation} is one GPU and has no layout. Received: {name}"
             )
         return Topology(name, chip, (1,))
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", layout) or layout.count("x") != chip.axes - 1:
         example = "x".join(["2", "2", "1"][: chip.axes])
         raise ValueError(
-            f"The layout of {generation} has {chip.axes} sides, such as {generation}:{example}. "
+            f"--topology: {generation} has {chip.axes} sides, such as {generation}:{example}. "
             f"Received: {name}"
         )
     return Topology(name, chip, tuple(map(int, layout.split("x"))))
 
 
 def parse_mesh(text, topology):
-    """`"batch=32,model=8"` to `{"batch": 32, "model": 8}`, over all chips of the topology; `""` to
-    `{}`, one chip.
+    """`"batch=32,model=8"` to `{"batch": 32, "model": 8}`, or `""` to `{}` for one chip.
+
+    A mesh covers all chips of the topology.
     """
     if not text:
         return {}
     if not re.fullmatch(r"(batch|model)=[1-9]\d*(,(batch|model)=[1-9]\d*)?", text):
         raise ValueError(
-            "A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. "
+            "--mesh must have the axes batch or model, such as batch=32,model=8 or batch=256. "
             f"Received: {text}"
         )
     mesh = {name: int(size) for name, size in (axis.split("=") for axis in text.split(","))}
     if math.prod(mesh.values()) != topology.num_chips:
         raise ValueError(
-            f"A mesh takes all chips of its topology, which are {topology.num_chips} in "
-            f"{topology.name}. "
-            f"Received: {text}, which are {math.prod(mesh.values())}"
+            f"--mesh must use all {topology.num_chips} chips of {topology.name}. Received: {text}, "
+            f"which are {math.prod(mesh.values())}"
         )
     return mesh
 
 
 def environment(topology):
-    """What the process that compiles must have set before it imports JAX. Without it libtpu waits
-    for a metadata server.
+    """Environment variables of the process that compiles, to be set before it imports JAX.
+
+    Without them, libtpu waits for a metadata server.
     """
     common = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if topology.chip.platform == "cuda":
@@ -153,8 +152,8 @@ def environment(topology):
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": topology.chip.accelerator_type,
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is touched, so several may compile at once
-        # Warnings of the partitioner go into the row.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is used: several may compile at once
+        # The row records warnings of the partitioner.
         "TPU_MIN_LOG_LEVEL": "1",
         "TPU_STDERR_LOG_LEVEL": "1",
     }
@@ -166,11 +165,11 @@ def devices(topology):
 
     if topology.chip.platform == "cuda" and not _has("jax_plugins.xla_cuda12"):
         raise ImportError(
-            'To compile for a GPU, XLA\'s plugin and cuDNN are needed: pip install ".[cuda-compile]"'
+            'Compiling for a GPU needs XLA\'s plugin and cuDNN: `pip install ".[cuda-compile]"`.'
         )
     if topology.chip.platform == "tpu" and not _has("libtpu"):
         raise ImportError(
-            'To compile for a TPU, libtpu is needed (Linux on x86_64): pip install ".[tpu]"'
+            'Compiling for a TPU needs libtpu (Linux, x86_64): `pip install ".[tpu]"`.'
         )
     if topology.chip.platform == "cuda":
         return topologies.get_topology_desc(
@@ -190,15 +189,13 @@ def devices(topology):
 def _has(module):
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package around it
+    except ModuleNotFoundError:  # of the parent package
         return False
 
 
 @contextlib.contextmanager
 def traced_for(devices):
-    """Within, layers that choose by the device choose as on a host that has these: Keras' own,
-    KerasHub's and this package's.
-    """
+    """A context in which layers choose their implementation as on a host with these devices."""
     import unittest.mock
 
     import jax
@@ -209,7 +206,7 @@ def traced_for(devices):
     with contextlib.ExitStack() as stack:
         if hasattr(keras_deit.layers, "target_platform"):
             stack.enter_context(keras_deit.layers.target_platform(platform))
-        # Keras has no such switch: it asks JAX for its devices.
+        # Keras has no switch for this: it asks JAX for its devices.
         here = jax.devices
 
         def there(backend=None):

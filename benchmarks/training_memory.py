@@ -1,10 +1,9 @@
-"""What a training step needs in memory: as it is, with blocks computed again on the way back, and
-in smaller steps whose gradients add up.
+"""Measures the memory of a training step, and what reduces it.
 
-python -m benchmarks.training_memory --backend torch
+    python -m benchmarks.training_memory --backend torch
 
-Each way in a process of its own. What counts is the most it held, less what it held with the model
-built.
+It compares the plain step with gradient checkpointing and with gradient accumulation, each in its
+own process. The memory is the peak of the process minus its memory after building the model.
 """
 
 import os
@@ -15,13 +14,15 @@ import numpy as np
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "That of Keras.")
+flags.DEFINE_enum("backend", "tensorflow", ["tensorflow", "jax", "torch"], "Keras backend.")
 flags.DEFINE_string(
-    "preset", "deit_small_distilled_patch16_224", "Architecture; weights are random."
+    "preset",
+    "deit_small_distilled_patch16_224",
+    "Name of a published preset; the weights are random.",
 )
-flags.DEFINE_integer("batch_size", 16, "Images in an update.", lower_bound=4)
-flags.DEFINE_bool("jit", False, "Whether XLA compiles the step.")
-flags.DEFINE_integer("updates", 3, "After the first.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 16, "Number of images per update.", lower_bound=4)
+flags.DEFINE_bool("jit", False, "Whether to compile the step with XLA.")
+flags.DEFINE_integer("updates", 3, "Number of updates to time, after the first.", lower_bound=1)
 
 WAYS = {
     "as it is": (False, 1),

@@ -1,9 +1,9 @@
-"""One subject in a process of its own: builds, checks its answers, and times steps when told to.
+"""Runs one subject in its own process: builds it, checks its outputs, and times steps on command.
 
-Reads a request as JSON from its first argument, then commands as JSON lines from its standard
-input, until it closes: `{"steps": 20}` waits for each step, `{"seconds": 30, "in_flight": 16}`
-dispatches many before it waits. Answers are lines of JSON that start with MARK; whatever else
-libraries print is not read.
+Reads a request as JSON from its first argument, and commands as JSON lines from standard input:
+`{"steps": 20}` waits for each step; `{"seconds": 30, "in_flight": 16}` dispatches many steps before
+it waits. Each answer is a line that starts with MARK and continues with JSON; other output of the
+libraries is ignored. The process ends with its input.
 """
 
 import json
@@ -28,9 +28,9 @@ def say(**content):
 
 
 def prepare(request):
-    if request.dtype == "tf32" and request.device != "gpu":  # before a framework is imported
+    if request.dtype == "tf32" and request.device != "gpu":  # checked before importing a framework
         raise NotSupportedError(
-            f"tf32 is of NVIDIA GPUs: use --device gpu. Received: --device {request.device}"
+            f"--dtype tf32 needs --device gpu. Received: --device {request.device}"
         )
     started = time.perf_counter()
     subject = SUBJECTS[request.subject](request)
@@ -50,21 +50,21 @@ def tolerance(dtype):
 
 
 def check(subject, request):
-    """A subject is timed only if its answers are right."""
+    """Raises an error if the outputs are wrong: wrong subjects are not timed."""
     with np.load(os.path.join(request.folder, "case.npz")) as case:
         found = in_batches(subject.logits, case["images"], request.batch_size)
         expected = case[subject.answers]
     error = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not error <= tolerance(request.dtype):
         raise ValueError(
-            f"The logits differ from the reference by {error:.1e} of the largest, more than "
-            f"{tolerance(request.dtype):.0e}."
+            f"The logits differ from the reference by {error:.1e} of the largest logit. At most "
+            f"{tolerance(request.dtype):.0e} was expected."
         )
     return error
 
 
 def in_batches(logits, images, batch_size):
-    """As many images at a time as the subject is compiled for."""
+    """Runs the images in batches of the size that the subject is compiled for."""
     starts = range(0, len(images), batch_size)
     batches = [images[start : start + batch_size] for start in starts]
     return np.concatenate(
@@ -76,7 +76,7 @@ def in_batches(logits, images, batch_size):
 
 
 def timed(subject, steps):
-    """Latency: seconds of each step, from its call to its result."""
+    """Latency: seconds of each step, from the call to the result."""
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -86,10 +86,10 @@ def timed(subject, steps):
 
 
 def timed_in_flight(subject, window, in_flight):
-    """Throughput: seconds of each `in_flight` steps that are dispatched before one wait.
+    """Throughput: seconds of each `in_flight` steps that are dispatched before waiting.
 
-    Goes on until the window, in seconds, is over. What is in flight is bounded, and with it the
-    memory of the results.
+    Continues for the given seconds. The limit of steps in flight also limits the memory of their
+    results.
     """
     seconds = []
     ended = time.perf_counter() + window

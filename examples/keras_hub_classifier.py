@@ -2,8 +2,8 @@
 
     pip install keras-hub scikit-learn && python examples/keras_hub_classifier.py
 
-No download needed. Writes keras_hub_classifier.keras and the KerasHub preset keras_hub_classifier to
-the working directory, and prints with TensorFlow:
+No download needed. Writes keras_hub_classifier.keras and the KerasHub preset keras_hub_classifier
+to the working directory, and prints with TensorFlow:
 
     accuracy on unseen digits: 93.6%
     loaded from keras_hub_classifier.keras: outputs are bit-equal
@@ -28,8 +28,8 @@ images = np.round(digits.images[..., None] * (255 / 16)).astype("uint8")  # raw:
 training, test = slice(0, 1437), slice(-360, None)
 
 trained = keras_deit.models.DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
-# KerasHub pools a feature map of shape (batch, rows, columns, channels), so that is the output of the
-# backbone here.
+# KerasHub pools a feature map of shape (batch, rows, columns, channels), so that is the output of
+# the backbone here.
 backbone = keras.Model(trained.backbone.input, trained.backbone.pyramid_outputs["P2"])
 backbone.trainable = False
 classifier = keras_hub.models.ImageClassifier(

@@ -1,11 +1,10 @@
-"""A page in the browser: give it a photograph, see what the model takes it for, and where each of
-its heads looks.
+"""Shows in the browser how a model classifies a photograph, and where each head looks.
 
     pip install ".[tensorflow,explorer]"
     python tools/attention_explorer.py --preset deit_small_distilled_patch16_224
 
-and open the address that it prints. Without --preset it is the model of handwritten digits that
-ships inside keras_deit.
+Then open the printed address. The default is the model of handwritten digits that ships inside
+keras_deit.
 """
 
 import os
@@ -27,18 +26,20 @@ from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "preset", "deit_nano_distilled_patch4_32_digits", "Handle of a classifier's preset."
+    "preset",
+    "deit_nano_distilled_patch4_32_digits",
+    "Name, hf:// address or directory of a classifier.",
 )
-flags.DEFINE_integer("port", 7860, "Where the page is, on this machine.", 1, 65535)
+flags.DEFINE_integer("port", 7860, "Port of the page on this machine.", 1, 65535)
 
 LARGE = "#photograph img, #attention img { width: 100%; height: 100%; object-fit: contain; }"
-SMALL = 64  # pixels: of the images of such a model each pixel is shown as a square
+SMALL = 64  # pixels; smaller images are shown with visible pixels
 SQUARES = "#photograph img { image-rendering: pixelated; }"
 ALL_BLOCKS, ONE_HEAD = "through all blocks", "one head of one block"
 
 
 class Explorer:
-    """What the page asks of the model, which runs once for a photograph."""
+    """Runs the model once per photograph, and draws what the page asks for."""
 
     def __init__(self, classifier):
         self.classifier, self.backbone = classifier, classifier.backbone
@@ -46,7 +47,7 @@ class Explorer:
         self.model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
 
     def look(self, file):
-        """(labels with their probabilities, what `draw` needs)"""
+        """({label: probability}, what `draw` needs)"""
         if file is None:
             return None, None
         try:
@@ -83,9 +84,7 @@ class Explorer:
 
 
 def write_examples(folder, num_channels):
-    """scikit-learn's photographs as files, or for a model of gray images digits that the one that
-    ships has never seen.
-    """
+    """Writes scikit-learn's photographs, or digits if the model takes gray images."""
     if num_channels == 3:
         images = load_sample_images().images
     else:
@@ -100,8 +99,8 @@ def build_page(explorer, preset, examples):
     backbone = explorer.backbone
     with gradio.Blocks(title="Where DeiT looks", analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Where DeiT looks\nGive `{preset}` an image: it names what it sees, and colours "
-            "show which parts of the image its tokens attend to."
+            f"# Where DeiT looks\nUpload an image: `{preset}` classifies it, and colors show which "
+            "parts its tokens attend to."
         )
         seen = gradio.State()
         with gradio.Row():
@@ -115,7 +114,7 @@ def build_page(explorer, preset, examples):
                     elem_id="photograph",
                 )
                 gradio.Examples(examples, photograph)
-                labels = gradio.Label(label="What it is", num_top_classes=5)
+                labels = gradio.Label(label="Predictions", num_top_classes=5)
             with gradio.Column():
                 picture = gradio.Image(
                     label="Where the model looks",
@@ -125,7 +124,7 @@ def build_page(explorer, preset, examples):
                     elem_id="attention",
                 )
                 kind = gradio.Radio([ALL_BLOCKS, ONE_HEAD], value=ALL_BLOCKS, label="Attention")
-                token = gradio.Radio(list(explorer.tokens), value="class", label="Of which token")
+                token = gradio.Radio(list(explorer.tokens), value="class", label="Token")
                 last = backbone.num_layers - 1
                 block = gradio.Slider(0, last, value=last, step=1, label="Block", interactive=False)
                 head = gradio.Slider(
@@ -145,17 +144,21 @@ def build_page(explorer, preset, examples):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # less of Gradio's requests to itself
+    logging.set_verbosity(logging.WARNING)  # hides Gradio's requests to itself
     try:
         classifier = DeiTImageClassifier.from_preset(FLAGS.preset)
         if classifier.labels is None or classifier.preprocessor is None:
-            raise ValueError(f"{FLAGS.preset} has no labels or no preprocessor. Save it with both.")
+            raise ValueError(
+                "The preset has no labels or no preprocessor. Save it again with both: "
+                "`from_preset(handle, labels=..., preprocessor=...).save_to_preset(directory)`."
+            )
         if classifier.backbone.data_format != "channels_last":
             raise ValueError(
-                "The page draws channels_last images. Give a preset of that data format."
+                "The page needs a channels_last preset. Save the preset again with "
+                "`from_preset(handle, data_format='channels_last').save_to_preset(directory)`."
             )
     except (ValueError, OSError) as error:
-        raise SystemExit(f"Nothing to explore. {error}") from error
+        raise SystemExit(f"Nothing to explore. --preset {FLAGS.preset}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(folder, classifier.backbone.image_shape[-1])
         page = build_page(Explorer(classifier), FLAGS.preset, examples)

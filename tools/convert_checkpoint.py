@@ -107,8 +107,8 @@ def check_hash(path):
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(promised):
         raise ValueError(
-            f"The file is truncated or changed: by its name, its SHA-256 starts with {promised}, but "
-            f"it is {found}. Download it again."
+            f"The file is truncated or changed: by its name, its SHA-256 starts with {promised}, "
+            f"but it is {found}. Download it again."
         )
     return name
 

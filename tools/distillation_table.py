@@ -158,8 +158,8 @@ def table(results):
     agreed = statistics.mean(result["agreement"] for result in results)
     return (
         "\n".join(lines)
-        + f"\n\nOn the augmented training images, the teacher predicts the label {agreed:.1%} of the "
-        "time."
+        + f"\n\nOn the augmented training images, the teacher predicts the label {agreed:.1%} of "
+        "the time."
     )
 
 

@@ -43,7 +43,7 @@ SHAPES_OF_EACH = {"train": 60, "val": 20, "test": 100}
 
 
 def draw_shape(name, rng):
-    """A noisy gray image (32, 32) of a shape with random size, place, angle, fill and brightness."""
+    """A noisy gray image (32, 32) of a shape of random size, place, angle, fill and brightness."""
     corners = SHAPES[name] * (2 if name == "star" else 1)
     radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
     angles = 2 * np.pi * np.arange(corners) / corners + rng.uniform(-0.3, 0.3)

@@ -237,7 +237,7 @@ def measure(name):
         write_folder(pathlib.Path(folder), row, tensors, reference)
         for size in (published, other):
             classifier = DeiTImageClassifier.from_preset(folder, image_shape=(*size, 3))
-            # transformers resamples positions differently, so it gets ours, which agree with timm's.
+            # transformers resamples positions differently, so it gets ours, which agree with timm
             if size == other:
                 positions = presets.timm_tensors(classifier)["pos_embed"]
                 reference = reference_model(

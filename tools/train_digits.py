@@ -1,13 +1,13 @@
-"""Trains `deit_nano_distilled_patch4_32_digits`, the model whose weights ship inside keras_deit.
-
-A small convolutional teacher learns scikit-learn's handwritten digits and is distilled, hard
-labels, into a DeiT of 0.2 million parameters. Both see the first 1437 digits only. The last 360 are
-for the figure at the end alone: `--validate` holds out the last 287 of the 1437 in their place, and
-every choice below was made with it.
+"""Trains `deit_nano_distilled_patch4_32_digits`, the model that ships inside keras_deit.
 
     pip install ".[tensorflow,examples]" && python tools/train_digits.py --output digits_preset
 
-The distillation runs inside tf.data, so this example wants the TensorFlow backend.
+A small convolutional teacher learns scikit-learn's handwritten digits and is distilled, with hard
+labels, into a DeiT with 0.2 million parameters. Both see only the first 1437 digits; the last 360
+are for the final accuracies. Every setting was chosen with `--validate`, which trains on the first
+1150 digits and tests on the next 287.
+
+Needs the TensorFlow backend, because the teacher runs inside tf.data.
 """
 
 import os
@@ -24,12 +24,12 @@ from sklearn.datasets import load_digits
 import keras_deit
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("output", "digits_preset", "Directory of the trained preset.")
-flags.DEFINE_integer("epochs", 200, "Epochs of the student.", lower_bound=1)
-flags.DEFINE_integer("teacher_epochs", 40, "Epochs of the teacher.", lower_bound=1)
+flags.DEFINE_string("output", "digits_preset", "Directory for the trained preset.")
+flags.DEFINE_integer("epochs", 200, "Number of epochs of the student.", lower_bound=1)
+flags.DEFINE_integer("teacher_epochs", 40, "Number of epochs of the teacher.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of weights, order and augmentation.")
 flags.DEFINE_bool(
-    "validate", False, "Train on the first 1150 and score on the next 287; the 360 stay unseen."
+    "validate", False, "Train on the first 1150 digits, test on the next 287, write nothing."
 )
 
 NUM_TRAINING = 1437
@@ -38,7 +38,7 @@ BATCH_SIZE = 64
 
 
 def load_images():
-    """(1797, 8, 8, 1) uint8 images, 0 to 255, and their digits."""
+    """Images (1797, 8, 8, 1), uint8, 0 to 255, and their digits."""
     digits = load_digits()
     return np.round(digits.images[..., None] * (255 / 16)).astype("uint8"), digits.target
 
@@ -74,7 +74,7 @@ def build_student():
         drop_path_rate=0.1,
         data_format="channels_last",
     )
-    # The 8 x 8 pixels become 32 x 32, so that a patch of 4 is one pixel and what surrounds it.
+    # 8 x 8 pixels are resized to 32 x 32, so a patch of 4 x 4 covers about one pixel.
     converter = keras_deit.layers.DeiTImageConverter(
         32, crop_ratio=1.0, mean=(0.3,), std=(0.35,), data_format="channels_last"
     )
@@ -84,9 +84,7 @@ def build_student():
 
 
 def augmented(images, labels, teacher=None):
-    """Batches of augmented images in a new order each epoch; with a teacher, its answers stand
-    beside the labels.
-    """
+    """Augmented batches in a new order every epoch, with the teacher's predictions if given."""
     background = float(images.min())
     options = {"fill_mode": "constant", "fill_value": background, "data_format": "channels_last"}
     augmentation = (

@@ -1,8 +1,7 @@
-"""What is measured: this package and its peers, each made from the same weights and run at its best
-setting.
+"""What is measured: this package and its peers, with the same weights and their best settings.
 
-A subject is a package in a runtime. Its function takes the run's `Request` and returns a `Subject`.
-It imports its library itself: an ImportError becomes a row that says so.
+A subject is a package in a runtime. Its function takes a `Request` and returns a `Subject`. It
+imports its library itself: an ImportError becomes a row that says so.
 """
 
 from benchmarks.errors import NotSupportedError
@@ -36,8 +35,8 @@ SUBJECTS = {
         ceiling,
     )
 }
-# Where a subject runs on one backend alone: PyTorch's own models, and what is exported from one.
-# OpenVINO finds attention in what comes from PyTorch, where it is one operation, and runs it so.
+# Subjects with only one backend: models of PyTorch, and models exported from one backend
+# Models from PyTorch keep attention as one operation, which OpenVINO runs as one kernel.
 ONLY_BACKEND = {
     "timm": "torch",
     "timm_openvino": "torch",
@@ -49,18 +48,18 @@ ONLY_BACKEND = {
     "keras_deit_onnxruntime": "tensorflow",
     "keras_hub_onnxruntime": "tensorflow",
 }
-RUNTIMES = ("openvino", "onnxruntime")  # that read an exported file
+RUNTIMES = ("openvino", "onnxruntime")  # for exported models
 
 
 def package_of(subject):
-    """Whose model it is."""
+    """The package of the model."""
     for runtime in RUNTIMES:
         subject = subject.removesuffix(f"_{runtime}")
     return subject
 
 
 def runtime_of(subject, backend):
-    """What computes it: an exported file's runtime, or the framework."""
+    """The runtime of an exported model, or the framework."""
     return (
         subject.removeprefix(f"{package_of(subject)}_") if subject.endswith(RUNTIMES) else backend
     )

@@ -1,4 +1,4 @@
-"""What a run asks of a subject, and what a subject gives back."""
+"""What a run asks of a subject, and what a subject returns."""
 
 import dataclasses
 import json
@@ -29,17 +29,17 @@ class Request:
 
 @dataclasses.dataclass
 class Subject:
-    """A step to time, and how to tell that it computes what it should."""
+    """A step to time, and how to check its outputs."""
 
     framework: object
     step: Callable  # no arguments; returns what `framework.wait` waits for
     logits: Callable | None  # images (batch_size, H, W, 3) -> array (batch_size, classes)
-    answers: str | None  # which of the case's logits those are
-    flops: int | None = None  # of a step, where it is not the model's
+    answers: str | None  # name of the corresponding logits in the case
+    flops: int | None = None  # of a step, if it is not the model's
 
 
 def backbone_config(folder):
-    """Arguments of the `DeiTBackbone` in a case's folder."""
+    """Arguments of the `DeiTBackbone` in the folder of a case."""
     return json.loads((pathlib.Path(folder) / "keras_deit" / "config.json").read_text())["config"]
 
 

@@ -1,4 +1,4 @@
-"""What the machine can do at most."""
+"""The upper limit of what the machine can reach."""
 
 import numpy as np
 

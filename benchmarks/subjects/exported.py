@@ -1,7 +1,7 @@
 """Models exported and run without their framework, in OpenVINO and ONNX Runtime.
 
-One function a runtime, the same settings for every package: what differs between two rows of one
-runtime is the package.
+There is one function per runtime, with the same settings for every package, so rows of a runtime
+differ only in the package.
 """
 
 import subprocess
@@ -55,11 +55,11 @@ def _openvino(request, package):
     refuse(request, request.dtype == "bfloat16" and half == "f32", "no bfloat16 on this CPU")
     model = core.read_model(_exported(request, package, "openvino"))
     shape = (request.batch_size, *_image_shape(request, package))
-    model.reshape(shape)  # a fixed batch is planned once
+    model.reshape(shape)  # a fixed batch size runs faster
     if request.dtype == "int8":
         model = _quantized_by_nncf(model, _as_package_takes(_case_images(request), package), shape)
-    # By default it may round float32 to bfloat16. In int8, what lies between the products is in
-    # half precision where the CPU has it.
+    # By default, float32 may be rounded to bfloat16. In int8, the operations between products use
+    # half precision if the CPU has it.
     precision = "f32" if request.dtype == "float32" else half
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     return _subject(request, package, lambda images: compiled(images)[0])
@@ -73,8 +73,8 @@ def _quantized_by_nncf(model, images, shape):
         nncf.Dataset([np.resize(images, shape)]),
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.MIXED,
-        # Without SmoothQuant: one product less around each layer, and more of the digits'
-        # predictions kept.
+        # Without SmoothQuant, each layer has one product less, and more predictions on the digits
+        # stay the same.
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1)
         ),
@@ -95,9 +95,9 @@ def _onnxruntime(request, package):
 
 
 def _quantized_by_onnxruntime(file):
-    """Weights to int8 beforehand, activations as they come.
+    """Quantizes weights to int8 beforehand and activations dynamically.
 
-    Faster here than with fixed ranges, and nothing to calibrate.
+    Here this is faster than fixed ranges, and needs no calibration.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -150,7 +150,7 @@ def _image_shape(request, package):
 
 
 def _as_package_takes(images, package):
-    """Channels last, as the case has them, to what the package takes."""
+    """Converts the channels_last images of a case to the package's data format."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if package == "timm" else images
 
 

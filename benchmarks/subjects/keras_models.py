@@ -1,4 +1,4 @@
-"""Models of Keras: this package's, KerasHub's, and one of keras-cv's layers."""
+"""Models of Keras: this package's, KerasHub's, and one made of keras-cv's layers."""
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def keras_hub(request):
     folder = str(path(request, "transformers"))
     model = keras_hub.models.DeiTImageClassifier.from_preset(folder, dtype=dtype, preprocessor=None)
     if request.dtype == "int8":
-        # Its attention can be quantized once it was called
+        # Its attention can only be quantized after a call.
         model(np.zeros((1, *model.input.shape[1:]), "float32"))
         model.quantize("int8")
     return _keras_subject(request, model, "class")
@@ -53,7 +53,7 @@ def refuse_what_keras_hub_lacks(request):
 
 
 def keras_cv(request):
-    """keras-cv has the layers of a ViT and no DeiT: this is the plain one, composed of them."""
+    """A plain DeiT made of keras-cv's layers, because keras-cv has no DeiT."""
     import keras
     from keras_cv.layers import PatchingAndEmbedding, TransformerEncoder
 
@@ -128,7 +128,7 @@ def _keras_subject(request, model, answers, outputs_with_attention_scores=None):
         return Subject(run, step, None, answers)
     if request.mode == "attention":
         model = keras.Model(model.input, outputs_with_attention_scores())
-    images = run.place(images, array_dtype(request.dtype))  # what casts is not measured
+    images = run.place(images, array_dtype(request.dtype))  # so that casting is not measured
     call = run.keras_inference(model, request.jit, images)
 
     def logits(images):

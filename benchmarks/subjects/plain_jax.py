@@ -1,8 +1,8 @@
-"""The same model in plain JAX: what Keras' layers are measured against.
+"""The same model in plain JAX, to measure what Keras' layers cost.
 
-Pure functions of `{path of keras_deit's variable: array}`, so this package's weights go in as they
-are. Each choice is the best known for a TPU but one: how query, key and value come out of their one
-kernel, where no form wins at every size. `FORMS` has them all.
+These are pure functions of `{path of a keras_deit variable: array}`, so this package's weights fit.
+Each choice is the best known for a TPU, except for how query, key and value come out of their one
+kernel: no form is fastest at every size, so `FORMS` has them all.
 """
 
 import math
@@ -10,8 +10,8 @@ import math
 import jax
 from jax import numpy as jnp
 
-# Three products over slices of the kernel; one product that is split; three products that come out
-# with the heads as an axis.
+# Three products with slices of the kernel; one product whose output is split; three products whose
+# outputs have an axis of heads.
 FORMS = ("slices", "split", "heads")
 
 
@@ -25,20 +25,19 @@ def classify(
     return_attention_scores=False,
     attention="xla",
 ):
-    """Logits, the mean of both heads for a distilled model.
+    """Computes the logits: for a distilled model, the mean of both heads.
 
     Args:
         weights: dict, path to array.
-        images: (batch, height, width, channels).
-        config: dict, of the `DeiTBackbone`; without dropout, DropPath and merging, which have no
-            part in a comparison of compilers.
-        form: of `FORMS`.
-        dtype: string, that of the computation.
-        training: bool. With `remat` in the config, training computes the blocks again on the way
-            back.
-        return_attention_scores: bool. Whether each block's scores come out, too:
-            `(logits, {"block_0": ...})`.
-        attention: `implementation` of `jax.nn.dot_product_attention`: `"cudnn"` for an NVIDIA GPU.
+        images: array of shape (batch, height, width, channels).
+        config: dict, arguments of the `DeiTBackbone`. Dropout, drop path and token merging are not
+            supported, because they do not matter for a comparison of compilers.
+        form: one of `FORMS`.
+        dtype: string, dtype of the computation.
+        training: bool. With `remat` in the config, training uses gradient checkpointing.
+        return_attention_scores: bool, whether to return `(logits, {"block_0": ...})`.
+        attention: `implementation` of `jax.nn.dot_product_attention`, such as `"cudnn"` for an
+            NVIDIA GPU.
     """
     weights = {path: array.astype(dtype) for path, array in weights.items()}
     x = _embed(weights, images.astype(dtype), config)  # (B, T, D)
@@ -95,8 +94,9 @@ def _embed(weights, images, config):
 
 
 def _block(weights, x, config, form, queries, return_attention_scores, attention):
-    """(tokens after the block, its scores); the first `queries` tokens, and all scores where they
-    are asked for.
+    """Returns (tokens after the block, attention scores or `None`).
+
+    Only the first `queries` tokens are computed, if given; scores are always complete.
     """
     kept = x if queries is None else x[:, :queries]
     with jax.named_scope("attention_norm"):
@@ -126,7 +126,7 @@ def _block(weights, x, config, form, queries, return_attention_scores, attention
 def _attend(weights, x, config, form, queries, return_attention_scores, attention):
     heads, dim = config["num_heads"], config["hidden_dim"]
     kernel, bias = weights["attention/qkv/kernel"], weights["attention/qkv/bias"]
-    sources = (x if queries is None else x[:, :queries], x, x)  # of query, key, value
+    sources = (x if queries is None else x[:, :queries], x, x)  # inputs of query, key, value
     if form == "split":
         parts = jnp.split(x @ kernel + bias, 3, axis=-1)
         parts[0] = parts[0] if queries is None else parts[0][:, :queries]
@@ -160,7 +160,7 @@ def _attend(weights, x, config, form, queries, return_attention_scores, attentio
 
 
 def _norm(weights, name, x, config):
-    """LayerNorm in one pass over the tokens: the mean, and the mean of the squares, in float32."""
+    """LayerNorm in one pass over the tokens: means of values and squares, in float32."""
     wide = x.astype("float32")
     mean = wide.mean(axis=-1, keepdims=True)
     variance = jnp.maximum((wide * wide).mean(axis=-1, keepdims=True) - mean * mean, 0.0)

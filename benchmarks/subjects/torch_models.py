@@ -29,7 +29,7 @@ def refuse_what_timm_lacks(request):
 
 
 def timm_model(folder, preset):
-    """timm's model with a case's weights."""
+    """timm's model with the weights of a case."""
     from safetensors.torch import load_file
 
     config = backbone_config(folder)
@@ -41,7 +41,7 @@ def timm_model(folder, preset):
 
 
 def _import_timm():
-    """timm, also where torchvision is missing or fits another PyTorch: its models do without."""
+    """Imports timm, also if torchvision is missing or broken: its models do not need it."""
     names = ("", ".datasets", ".models", ".models.feature_extraction", ".ops", ".ops.misc")
     names += (".transforms", ".transforms.functional")
     if "timm" in sys.modules or importlib.util.find_spec("torchvision") is not None:
@@ -55,7 +55,7 @@ def _import_timm():
     sys.modules.update(stand_ins)
     try:
         import timm
-    finally:  # for nobody else: PyTorch and transformers ask whether it is there
+    finally:  # PyTorch and transformers also check whether torchvision exists
         for name in stand_ins:
             del sys.modules[name]
     return timm
@@ -99,7 +99,7 @@ def _torch_subject(request, model, logits_of):
 
         def loss():
             outputs = call(images)
-            # In training, timm's distilled model returns both heads' logits.
+            # In training mode, timm's distilled model returns the logits of both heads.
             outputs = sum(outputs) / 2 if isinstance(outputs, tuple) else logits_of(outputs)
             return torch.nn.functional.cross_entropy(outputs.float(), labels)
 

@@ -171,33 +171,32 @@ def test_text_that_is_no_program():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology", "v9:1x1"), "A topology is a chip (v4, v5e, v5p, v6e, h100)"),
-        (("--topology", "v5e"), "The layout of v5e has 2 sides, such as v5e:2x2. Received: v5e"),
+        (("--topology", "v9:1x1"), "--topology must be a chip (v4, v5e, v5p, v6e, h100)"),
+        (("--topology", "v5e"), "--topology: v5e has 2 sides, such as v5e:2x2. Received: v5e"),
         (
             ("--topology", "v4:2x2"),
-            "The layout of v4 has 3 sides, such as v4:2x2x1. Received: v4:2x2",
+            "--topology: v4 has 3 sides, such as v4:2x2x1. Received: v4:2x2",
         ),
         (
             ("--topology", "h100:1x1"),
-            "h100 is compiled for one GPU: give 'h100' alone. Received: h100:1x1",
+            "--topology: h100 is one GPU and has no layout. Received: h100:1x1",
         ),
         (
             ("--mesh", "batch=4"),
-            "A mesh takes all chips of its topology, which are 1 in v5e:1x1. Received: batch=4, "
-            "which are 4",
+            "--mesh must use all 1 chips of v5e:1x1. Received: batch=4, which are 4",
         ),
         (
             ("--mesh", "4"),
-            "A mesh has the axes batch and model, such as batch=32,model=8 or batch=256. Received: "
+            "--mesh must have the axes batch or model, such as batch=32,model=8 or batch=256. Received: "
             "4",
         ),
         (
             ("--subject", "torch"),
-            "--subject must be of keras_deit, keras_hub, jax. Received: torch",
+            "--subject must list one or more of keras_deit, keras_hub, jax. Received: torch",
         ),
         (
             ("--batch_size", "none"),
-            "--batch_size must be integers from 1, such as 8,128. Received: none",
+            "--batch_size must be a list of integers from 1, such as 8,128. Received: none",
         ),
     ],
 )
@@ -260,7 +259,7 @@ def test_what_is_there_is_not_compiled_again(tmp_path):
     before = output.read_bytes()
     result = run("compile_for", "--output", output, *TINY)
     assert result.returncode == 0, result.stderr
-    assert f"keras_deit: is in {output} already" in result.stdout
+    assert f"keras_deit: {output} contains it" in result.stdout
     assert output.read_bytes() == before
 
 
@@ -407,7 +406,7 @@ def test_tables(tmp_path):
 def test_no_table_without_rows(tmp_path):
     result = run("compile_report", "--input", tmp_path / "none.jsonl")
     assert result.returncode != 0
-    assert "has no rows: python -m benchmarks.compile_for" in result.stderr
+    assert "has no rows. Measure some: python -m benchmarks.compile_for" in result.stderr
 
 
 def test_layouts():

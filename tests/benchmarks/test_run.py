@@ -83,7 +83,7 @@ def test_smoke(tmp_path):
     before = output.read_bytes()
     result = run("run", *arguments)
     assert result.returncode == 0, result.stderr
-    assert f"is in {output} already" in result.stdout
+    assert f"{output} contains it" in result.stdout
     assert output.read_bytes() == before
 
     markdown.write_text("# Figures\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
@@ -130,7 +130,7 @@ def test_one_after_the_other(tmp_path):
     assert ours["load_average"] >= 0
     refused = rows["keras_deit", "tf32"]
     assert refused["status"] == "not supported"
-    assert refused["message"] == "tf32 is of NVIDIA GPUs: use --device gpu. Received: --device cpu"
+    assert refused["message"] == "--dtype tf32 needs --device gpu. Received: --device cpu"
 
     *kept, _ = output.read_text().splitlines(keepends=True)
     output.write_text("".join(kept))
@@ -325,27 +325,33 @@ def test_training_changes_the_weights(dtype, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode", "speed"), "--mode must be of inference, training, attention. Received: speed"),
-        (("--backend", "mxnet"), "--backend must be of tensorflow, jax, torch. Received: mxnet"),
+        (
+            ("--mode", "speed"),
+            "--mode must list one or more of inference, training, attention. Received: speed",
+        ),
+        (
+            ("--backend", "mxnet"),
+            "--backend must list one or more of tensorflow, jax, torch. Received: mxnet",
+        ),
         (
             ("--batch_size", "0"),
-            "--batch_size must be positive integers, such as 1,8,32. Received: 0",
+            "--batch_size must be a list of positive integers, such as 1,8,32. Received: 0",
         ),
         (
             ("--image_size", "224,x"),
-            "--image_size must be positive integers, such as 224,384. Received: 224,x",
+            "--image_size must be a list of positive integers, such as 224,384. Received: 224,x",
         ),
         (
             ("--device", "tpu", "--backend", "torch"),
-            "TPUs are measured on JAX: use --backend jax. Received: torch",
+            "--device tpu needs --backend jax. Received: torch",
         ),
         (
             ("--device", "gpu", "--noexclusive"),
-            "--device gpu admits one process at a time: leave --noexclusive out.",
+            "--device gpu allows one process at a time. Leave --noexclusive out.",
         ),
         (
             ("--subject", "timm", "--backend", "jax"),
-            "timm runs on torch alone: add it to --backend. Received: jax",
+            "--subject timm needs --backend torch. Received: jax",
         ),
         (
             ("--preset", "resnet50"),
@@ -366,7 +372,7 @@ def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
     output.write_text(json.dumps({"format": 0}) + "\n")
     result = run("run", "--smoke", "--backend", BACKEND, "--output", output)
     assert result.returncode == 1
-    message = f"{output}, line 1, is of format 0; this version reads and writes format 3. Give another --output."
+    message = f"{output}, line 1: Expected a row of format 3. Use another file. Received: 0"
     assert message in result.stderr
     assert output.read_text() == json.dumps({"format": 0}) + "\n"
 
@@ -387,7 +393,7 @@ def test_a_file_has_the_rows_of_one_machine(tmp_path):
     here = row("keras_deit", "jax", 1.0)
     results.append(output, [here])
     assert results.of_machine(output, "a machine") == [here]
-    message = f"{output} has the rows of another machine (a machine); this is another. Give each machine its own --output."
+    message = f"--output {output} contains rows of another machine, a machine; this is another. Use"
     with pytest.raises(ValueError, match=re.escape(message)):
         results.of_machine(output, "another")
 

@@ -174,7 +174,10 @@ def test_what_is_no_image_is_said(browser, digit, tmp_path):
     Image.fromarray(np.kron(digit[..., 0], np.ones((32, 32), "uint8"))).save(stream, "JPEG")
     (tmp_path / "half.jpg").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
     upload(browser, tmp_path / "half.jpg")
-    wait(browser, lambda browser: "cut short" in browser.find_element(By.TAG_NAME, "body").text)
+    wait(
+        browser,
+        lambda browser: "truncated or damaged" in browser.find_element(By.TAG_NAME, "body").text,
+    )
 
 
 def test_a_preset_that_is_not_there(tmp_path):

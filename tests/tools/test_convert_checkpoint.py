@@ -238,8 +238,9 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
     printed = capsys.readouterr().out
     assert (
         f"Converted 2 of 3 to {tmp_path / 'all'}.\nFailed: deit_small_patch16_224: ValueError: "
-        "There is no model" in printed
+        "--preset deit_small_patch16_224: " in printed
     )
+    assert "does not exist or is private. Check the name." in printed
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(
         [names[0], names[2]]
     )
@@ -255,9 +256,9 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_what_timm_does_not_have():
     with raises(
-        "timm's DeiT reads its class token, and its distillation token if it has one, each with a "
-        "head. "
-        "Received: pooling='token', use_distillation_head=False, use_distillation_token=True"
+        'timm\'s DeiT needs `pooling="token"`, and a distillation head if the backbone has a '
+        "distillation token. Received: pooling='token', use_distillation_head=False, "
+        "use_distillation_token=True"
     ):
         timm_tensors(tiny_classifier(use_distillation_head=False))
     quantized = tiny_backbone()
