@@ -443,7 +443,8 @@ def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
     refused(why, format="onnx", preset=digits.PRESET, output=tmp_path / "deit.onnx")
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="of the others")
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow exports")
 def test_other_backends_are_told_where_to_go(tmp_path):
     why = "Keras exports from TensorFlow only. .* Received: KERAS_BACKEND=.*"
     refused(why, format="onnx", preset=digits.PRESET, output=tmp_path / "deit.onnx")
