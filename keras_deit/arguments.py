@@ -1,4 +1,4 @@
-"""Argument checks that constructors share. Each returns the checked value."""
+"""Argument checks that constructors share. `check_*` functions of one value return it."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ def check_positive_int(name, value):
 
 def check_non_negative_int(name, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"`{name}` must be 0 or a positive integer. Received: {name}={value!r}")
+        raise ValueError(f"`{name}` must be a non-negative integer. Received: {name}={value!r}")
     return int(value)
 
 
@@ -57,7 +57,7 @@ def check_pair(name, value):
     sides = as_pair(value)
     if len(sides) != 2:
         raise ValueError(
-            f"`{name}` must be a positive integer or a (height, width) pair of them. "
+            f"`{name}` must be a positive integer, or a pair of them: vertical, then horizontal. "
             f"Received: {name}={value!r}"
         )
     return tuple(check_positive_int(name, side) for side in sides)

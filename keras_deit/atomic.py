@@ -1,4 +1,4 @@
-"""Atomic writes: a file or directory is complete or does not exist, even if the process dies."""
+"""Atomic writes: the target is never a partly written file or directory, even after a crash."""
 
 import contextlib
 import os

@@ -28,8 +28,9 @@ class DeiTImageConverter(keras.layers.Rescaling):
 
     Args:
         image_size: int or (height, width) of the output, in pixels.
-        crop_ratio: float in (0, 1]. Fraction of the resized image that the crop keeps along each
-            side. DeiT's evaluation uses 0.875, DeiT III's 1.0. Defaults to 0.875.
+        crop_ratio: float in (0, 1]. Ratio of `image_size` to the size that the resized image must
+            cover; 1.0 crops only what the aspect ratio requires. DeiT's evaluation uses 0.875,
+            DeiT III's 1.0. Defaults to 0.875.
         interpolation: `"bicubic"`, `"bilinear"` or `"nearest"`. Defaults to `"bicubic"`.
         mean: float, or one float for each channel, for pixel values scaled to [0, 1]. Defaults to
             ImageNet's.
@@ -79,8 +80,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
         crop_ratio = check_positive_number("crop_ratio", crop_ratio)
         if crop_ratio > 1:
             raise ValueError(
-                "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 "
-                f"for no crop. Received: crop_ratio={crop_ratio!r}"
+                "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the resized image. "
+                f"Received: crop_ratio={crop_ratio!r}"
             )
         check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
         crop_to_aspect_ratio = check_bool("crop_to_aspect_ratio", crop_to_aspect_ratio)
@@ -88,7 +89,7 @@ class DeiTImageConverter(keras.layers.Rescaling):
         mean, std = _per_channel(mean), _per_channel(std)
         if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
             raise ValueError(
-                "`mean` and `std` must be one number, or one for each channel. Received: "
+                "`mean` and `std` must each be one number, or one for each channel. Received: "
                 f"mean={mean!r}, std={std!r}"
             )
         for value in std:
@@ -148,8 +149,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
     def for_size(self, height: int, width: int) -> "DeiTImageConverter":
         """Returns a converter for images of one size, which resizes by matrix products.
 
-        Use it in models that you export: ONNX and LiteRT have no antialiased resize. It cannot be
-        saved.
+        Use it in models that you export, because not every runtime has an antialiased resize. The
+        returned converter cannot be saved.
 
         Args:
             height, width: int. Size of the raw images.

@@ -13,9 +13,9 @@ from keras_deit.layers.initialization import deit_initializer
 class DistillationHead(CompositeLayer):
     """Classifies the class token and the distillation token, each with its own dense layer.
 
-    `class_logits = tokens[:, 0] @ class_head`,
-    `distillation_logits = tokens[:, 1] @ distillation_head`. In training, the class head learns
-    from the labels and the distillation head from the teacher. The prediction is their mean.
+    `class_logits = class_head(tokens[:, 0])` and
+    `distillation_logits = distillation_head(tokens[:, 1])`. In training, the class head learns from
+    the labels and the distillation head from the teacher. `DeiTImageClassifier` averages both.
 
     Args:
         num_classes: int. Number of classes.

@@ -1,7 +1,7 @@
-"""All code that depends on the backend or the device.
+"""The layers' computations that depend on the backend or the device.
 
-Each function has several equal forms and picks the fastest one for the device. The measurements
-behind the choices are in the docstrings and in benchmarks/LOG.md.
+Each function has several equivalent implementations and picks the fastest one for the device. The
+measurements behind the choices are in the docstrings and in benchmarks/LOG.md.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def target_platform(platform: str) -> Iterator[None]:
-    """Traces for a device that this machine need not have.
+    """Makes layers trace for a kind of device, even if this machine has none.
 
-    Layers choose between equal forms of a computation by device: the device of the tensor, or the
+    Layers choose between equivalent implementations by device: the device of the tensor, or the
     first device of `keras.distribution` or of the machine. Use this scope to compile for another
-    one, such as a TPU on a machine without one, or the CPU of a machine with a GPU. Results do not
-    depend on it.
+    one, such as a TPU on a machine without one, or the CPU of a machine with a GPU. Results agree
+    up to rounding.
 
     Args:
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
@@ -78,8 +78,8 @@ def _named(kind):
 
 
 def _is_for(platforms, tensor):
-    """Whether the backend is JAX, whose forms depend on the device, and the device is one of
-    `platforms`.
+    """Whether the backend is JAX, where implementations depend on the device, and the device is one
+    of `platforms`.
     """
     return _BACKEND == "jax" and _platform(tensor) in platforms
 
@@ -118,8 +118,8 @@ def layer_norm(layer, tokens):
 
     On an accelerator, half precision uses one pass, `variance = mean(x * x) - mean(x) ** 2` in
     float32. XLA fuses its sums with the computation of the tokens, which saves 12% of a model's
-    cycles (estimate of the TPU compiler). The difference is inaccurate for a mean much larger than
-    the standard deviation, but rounding to half precision loses more
+    cycles (estimate of the TPU compiler). The subtraction loses precision for a mean much larger
+    than the standard deviation, but rounding to half precision loses more
     (tests/layers/test_kernels.py). float32 uses Keras' two passes.
     """
     if (
@@ -268,7 +268,7 @@ def best_of_each_row(similarity):
     """The maximum of each row of (B, S, T) and its index, each (B, S)."""
     if _is_for(("gpu", "tpu"), similarity):
         return ops.max(similarity, axis=-1), ops.argmax(similarity, axis=-1)
-    # Not every exported runtime has `argmax`.
+    # Not every runtime for exported models has `argmax`.
     return tuple(ops.squeeze(found, axis=-1) for found in ops.top_k(similarity, 1))
 
 

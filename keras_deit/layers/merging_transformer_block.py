@@ -22,7 +22,8 @@ class MergingTransformerBlock(TransformerBlock):
 
     Args:
         num_heads, intermediate_dim: see `TransformerBlock`.
-        num_merged_tokens: int. Number of tokens to remove; at most half of the patch tokens are.
+        num_merged_tokens: int. Number of tokens to remove, at most half of the patch
+            tokens.
         num_prefix_tokens: int, 0 or more. Number of tokens at the start that are never merged.
             Defaults to 1.
         **kwargs: the other arguments of `TransformerBlock`.
@@ -44,7 +45,7 @@ class MergingTransformerBlock(TransformerBlock):
         `(outputs, token_sizes)` of shapes (batch, tokens - merged, hidden_dim) and
         (batch, tokens - merged). With `return_attention_scores=True`,
         `(outputs, scores, token_sizes)`, with scores (batch, num_heads, tokens, tokens). With
-        `num_queries`, outputs, token_sizes and the rows of scores are of that number.
+        `num_queries`, outputs, token_sizes and the query axis of scores have that length.
 
     Raises:
         ValueError: if an argument is out of range, the number of tokens is unknown, or `num_heads`

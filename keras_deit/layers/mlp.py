@@ -15,7 +15,7 @@ from keras_deit.layers.kernels import dense, gelu
 class MLP(CompositeLayer):
     """Two dense layers with an activation between them, applied to each token.
 
-    `outputs = activation(inputs @ intermediate) @ projection`.
+    `outputs = projection(activation(intermediate(inputs)))`.
 
     Args:
         intermediate_dim: int. Size of the hidden layer. DeiT uses `4 * hidden_dim`.
@@ -53,7 +53,7 @@ class MLP(CompositeLayer):
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
         activation = keras.activations.get(activation)
-        # The same function, in a form that every exported runtime has.
+        # The same function, in a form that runtimes for exported models have.
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
         self.intermediate = keras.layers.Dense(

@@ -20,8 +20,8 @@ from keras_deit.layers.initialization import deit_initializer
 class MultiHeadSelfAttention(CompositeLayer):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
-    `q, k, v = split(inputs @ qkv)`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))`
-    and `outputs = concat_heads(scores @ v) @ projection`, with `head_dim = hidden_dim / num_heads`.
+    `q, k, v = split(qkv(inputs))`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))`
+    and `outputs = projection(concat_heads(scores @ v))`, with `head_dim = hidden_dim / num_heads`.
 
     Unlike `keras.layers.MultiHeadAttention`, it takes one sequence and returns tokens of the same
     size. It uses the backend's fused attention where that is faster, unless the scores are needed:
@@ -118,7 +118,7 @@ class MultiHeadSelfAttention(CompositeLayer):
 
         Args:
             inputs: tokens (batch, tokens, hidden_dim).
-            num_queries: int. Number of tokens, from the first, that have a query. Defaults to
+            num_queries: int. Computes queries for the first `num_queries` tokens only. Defaults to
                 `None`, which means all.
 
         Returns:
@@ -236,7 +236,7 @@ def output_specs(layer, shapes):
         keras.tree.flatten(outputs)
     ):
         raise ValueError(
-            f"The first call of layer {layer.name!r} in this graph has no attention scores, and "
+            f"Layer {layer.name!r} was first called without `return_attention_scores=True`, and "
             "Keras 3.15 refuses a model through a later call with more outputs. For an existing "
             "model, use `keras_deit.visualization.attention_model(model)`. For a new one, use "
             "`return_attention_scores=True` in the first call of the layer. See "

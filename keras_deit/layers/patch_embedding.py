@@ -22,7 +22,7 @@ class PatchEmbedding(CompositeLayer):
 
     Args:
         hidden_dim: int. Size D of a token.
-        patch_size: int or (height, width), in pixels. Must divide the image.
+        patch_size: int or (height, width), in pixels. Must divide the image's height and width.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
 

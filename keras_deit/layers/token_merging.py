@@ -25,7 +25,8 @@ class TokenMerging(keras.layers.Layer):
     does not depend on.
 
     Args:
-        num_merged_tokens: int. Number of tokens to remove; at most half of the patch tokens are.
+        num_merged_tokens: int. Number of tokens to remove, at most half of the patch
+            tokens.
         num_prefix_tokens: int, 0 or more. Number of tokens at the start that are never merged.
             Defaults to 1.
 
@@ -163,7 +164,7 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
 def _rank(best):
     """The rank of each value, (B, S); 0 is the highest, and equal values rank in order.
 
-    Counted rather than sorted, because not every exported runtime can sort.
+    Counted rather than sorted, because not every runtime for exported models can sort.
     """
     earlier = np.tri(best.shape[1], k=-1, dtype=bool)
     ahead = ops.where(earlier, best[:, None] >= best[..., None], best[:, None] > best[..., None])

@@ -15,9 +15,9 @@ POSITION_SCOPES = ("all", "patches")
 
 @keras.saving.register_keras_serializable(package="keras_deit")
 class TokenPositionEmbedding(CompositeLayer):
-    """Prepends learned prefix tokens to the patch tokens and adds learned positions.
+    """Prepends learned prefix tokens to the patch tokens and adds position embeddings.
 
-    With `position_scope="all"` (DeiT), every token has a position:
+    With `position_scope="all"` (DeiT), every token has a position embedding:
     `outputs = concat(prefix, patches) + positions`. With `"patches"` (DeiT III), only patches do:
     `outputs = concat(prefix, patches + positions)`.
 
@@ -64,7 +64,7 @@ class TokenPositionEmbedding(CompositeLayer):
             or num_prefix_tokens < 0
         ):
             raise ValueError(
-                "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 "
+                "`num_prefix_tokens` must be a non-negative integer: 1 for the class token, 2 "
                 f"with the distillation token. Received: num_prefix_tokens={num_prefix_tokens!r}"
             )
         grid_size = check_pair("grid_size", grid_size)

@@ -23,7 +23,8 @@ class AutomaticCompilation:
             loss_weights, **kwargs: see `keras.Model.compile`.
 
         Raises:
-            ValueError: if there is no default loss for the `activation`.
+            ValueError: if `loss="auto"` and there is no default loss for this `activation` and
+                `num_classes`.
         """
         automatic_metrics = None
         if _is_auto(loss):

@@ -45,9 +45,9 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 class DeiTBackbone(PresetModel):
     """A DeiT vision transformer without a head, as a functional model.
 
-    The model is `PatchEmbedding`, `TokenPositionEmbedding`, `num_layers` times `TransformerBlock`,
-    and a `LayerNormalization`. The defaults are DeiT's. DeiT III uses `position_scope="patches"`,
-    `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
+    The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`
+    `TransformerBlock`s and a `LayerNormalization`. The defaults are DeiT's. DeiT III uses
+    `position_scope="patches"`, `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
 
     Args:
         image_shape: (height, width, channels) in pixels, or (channels, height, width) with
@@ -90,10 +90,11 @@ class DeiTBackbone(PresetModel):
 
     Output shape:
         (batch, num_prefix_tokens + rows * columns, hidden_dim). With `num_merged_tokens`, each
-        block returns that many tokens fewer.
+        block removes that many tokens, or half of its patch tokens if that is fewer.
 
     Raises:
-        ValueError: if an argument is out of range or sizes do not divide.
+        ValueError: if an argument is out of range, `patch_size` does not divide the image, or
+            `num_heads` does not divide `hidden_dim`.
 
     Example:
 
@@ -305,8 +306,9 @@ class DeiTBackbone(PresetModel):
         """The patch tokens of the output as a feature map, as a symbolic tensor.
 
         `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
-        `data_format="channels_first"`. The level is the power of two nearest to the patch size:
-        `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. A backbone that merges tokens has no
+        `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
+        rounded: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. A backbone that merges tokens
+            has no
         feature map.
         """
         if self.num_merged_tokens:
@@ -337,10 +339,10 @@ class DeiTBackbone(PresetModel):
             load_weights: bool. `False` creates the architecture with random weights. Defaults to
                 `True`.
             **overrides: arguments of `DeiTBackbone` that differ from the preset. Another
-                `image_shape` resamples the positions. `data_format` alone also turns
-                `image_shape`. `dtype` defaults to the global policy; quantized presets keep their
-                own. Arguments that the weights were trained with, such as `num_heads`, can change
-                only with `load_weights=False`.
+                `image_shape` resamples the position embeddings. Overriding only `data_format` also
+                reorders the axes of `image_shape`. `dtype` defaults to the global policy;
+                quantized presets keep their own. Arguments that the weights were trained with, such
+                as `num_heads`, can change only with `load_weights=False`.
 
         Raises:
             ValueError: if there is no such preset, a file of it is invalid, or the trained weights
@@ -354,7 +356,8 @@ class DeiTBackbone(PresetModel):
         """Saves the backbone as a directory of plain files.
 
         `from_preset` loads it, and `huggingface_hub.upload_folder` publishes it. An existing preset
-        is replaced atomically; its model card, README.md, is kept if you have edited it.
+        is replaced once the new one is complete. Its model card, README.md, is kept if you have
+        edited it.
 
         Raises:
             ValueError: if `directory` is a file or contains files that do not belong to a preset.
@@ -365,16 +368,16 @@ class DeiTBackbone(PresetModel):
     def get_layout_map(
         device_mesh: keras.distribution.DeviceMesh, model_parallel_dim_name: str = "model"
     ) -> keras.distribution.LayoutMap:
-        """Returns a layout map that splits the weights of the backbone over devices.
+        """Returns a layout map that shards the weights of the backbone across devices.
 
         For `keras.distribution.ModelParallel(layout_map=...)`, on JAX. It also works for every
-        model that contains a backbone. The MLP and the attention are split, the first layer of each
-        by columns and the second by rows; all other weights are replicated. The same name as in
-        KerasHub.
+        model that contains a backbone. The MLP and the attention are sharded, the first layer of
+        each by columns and the second by rows; all other weights are replicated. KerasHub's
+        backbones have a method of the same name.
 
         Args:
             device_mesh: `keras.distribution.DeviceMesh`.
-            model_parallel_dim_name: name of the mesh axis to split over. Its size must divide
+            model_parallel_dim_name: name of the mesh axis to shard over. Its size must divide
                 `hidden_dim` and `intermediate_dim`. It should divide `num_heads`: otherwise each
                 device gathers all heads in every block.
 

@@ -26,8 +26,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     `loss = (1 - alpha) * class_loss + alpha * distillation_loss`. `class_loss` is the loss of
     `compile` between labels and class logits, `distillation_loss` the loss between the teacher's
-    logits and the distillation logits. Metrics, `evaluate` and `predict` use the mean of both
-    heads. The training log has all three losses.
+    logits and the distillation logits. Metrics and `evaluate` use the mean of both heads. The
+    training log has all three losses.
 
     Unlike `keras.distillation.Distiller`, it supports the distillation token, sample and class
     weights, and hard labels from the teacher. The trained model is `student`, an ordinary
@@ -39,8 +39,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
             (batch, num_classes). If it returns probabilities, as the models of
             `keras.applications` do by default, their logarithm is used. A Keras model is frozen
             (`trainable=False`) and runs in inference mode, once a step. If the student has a
-            preprocessor, the teacher gets raw images: they are converted with the teacher's own
-            `preprocessor`, if it has one. Use `None` if the data contain `teacher_logits`.
+            preprocessor, the teacher gets the images converted by its own `preprocessor`, or raw
+            images if it has none. Use `None` if the data contain `teacher_logits`.
         distillation_type: `"hard"` (`HardDistillationLoss`) or `"soft"` (`SoftDistillationLoss`).
             Defaults to `"hard"`.
         alpha: float in [0, 1]. Weight of the distillation loss. Defaults to 0.5.
@@ -65,7 +65,8 @@ class DeiTDistiller(RawImageInputs, keras.Model):
 
     Raises:
         ValueError: if an argument is out of range, the student has one head, the teacher has
-            another number of classes, the labels do not fit the loss, or an array contains NaN.
+            another number of classes, the labels do not fit the loss, or images or teacher logits
+            are NaN or infinite.
 
     Example:
 
@@ -312,8 +313,8 @@ def _named(inputs):
         return {"images": inputs}
     if "images" not in inputs or not set(inputs) <= set(_INPUT_NAMES):
         raise ValueError(
-            'Inputs must be images, or a dict with "images" and one of '
-            f"{', '.join(map(repr, _INPUT_NAMES[1:]))}. Received: {', '.join(map(repr, inputs))}"
+            'Inputs must be images, or a dict with "images" and optionally "teacher_images" or '
+            f'"teacher_logits". Received: {", ".join(map(repr, inputs))}'
         )
     return inputs
 

@@ -54,7 +54,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             `"token"`.
         use_distillation_head: bool. Whether the distillation token has its own head. Use `False`
             for a distilled backbone that is fine-tuned on labels alone, as in transformers'
-            `DeiTForImageClassification`. Defaults to whether the backbone has that token.
+            `DeiTForImageClassification`. Defaults to
+            `backbone.use_distillation_token`.
         dropout_rate: float in [0, 1). Dropout before the head. Defaults to 0.0.
         activation: name or callable, applied to the logits. Defaults to `None`, which returns the
             logits.
@@ -232,7 +233,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     def from_preset(
         cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
     ) -> Any:
-        """Creates a classifier from a preset, with the preprocessor that it was trained with.
+        """Creates a classifier from a preset, with its preprocessor and labels.
 
         Args:
             handle: one of
@@ -249,12 +250,13 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
                 `True`.
             **overrides: arguments of `DeiTImageClassifier`, `DeiTBackbone` and
                 `DeiTImageConverter` that differ from the preset. `dropout_rate` is the
-                classifier's; `dtype` applies to both models, defaults to the global policy, and
-                quantized presets keep their own. Another `num_classes` gives a head with random
-                weights and no labels; the preset's number keeps its head and labels. Another
-                `image_shape` resamples the positions, and the preprocessor follows. `data_format`
-                alone also turns `image_shape`. Arguments that the weights were trained with, such
-                as `num_heads`, can change only with `load_weights=False`.
+                classifier's. `dtype` applies to backbone and head and defaults to the global
+                policy, except that quantized presets keep their own. Another `num_classes` gives
+                a head with random weights and no labels; the preset's own number keeps its head
+                and labels. Another `image_shape` resamples the position embeddings and changes the
+                preprocessor's `image_size`. Overriding only `data_format` also reorders the axes
+                of `image_shape`. Arguments that the weights were trained with, such as
+                `num_heads`, can change only with `load_weights=False`.
 
         Raises:
             ValueError: if there is no such preset, a file of it is invalid, or the trained weights
@@ -270,7 +272,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         """Saves the classifier as a directory of plain files, with its preprocessor and labels.
 
         `from_preset` loads it, and `huggingface_hub.upload_folder` publishes it. An existing preset
-        is replaced atomically; its model card, README.md, is kept if you have edited it.
+        is replaced once the new one is complete. Its model card, README.md, is kept if you have
+        edited it.
 
         Raises:
             ValueError: if `directory` is a file or contains files that do not belong to a preset.
@@ -339,8 +342,8 @@ def _check_pooling(pooling, use_distillation_head, backbone):
         )
     if pooling == "mean" and use_distillation_head:
         raise ValueError(
-            'Two heads read the class and the distillation token. Use `pooling="token"`, or '
-            "`use_distillation_head=False` for one head. Received: pooling='mean'"
+            '`pooling="mean"` needs a single head, but this classifier has two. Use '
+            "`pooling=\"token\"`, or `use_distillation_head=False`. Received: pooling='mean'"
         )
     if pooling == "mean" and backbone.num_merged_tokens:
         raise ValueError(

@@ -221,8 +221,8 @@ def _preprocessor(config, backbone, for_backbone, for_converter):
     is_ours = config.get("registered_name") == keras.saving.get_registered_name(DeiTImageConverter)
     if changes and not is_ours:
         raise ValueError(
-            f"The preset's preprocessor is a {config.get('class_name')}, which cannot adapt to "
-            f"{changes}. Use `preprocessor=` as well."
+            f"The preset's preprocessor is a {config.get('class_name')}, which does not accept "
+            f"{changes}. Use your own `preprocessor=` with these overrides."
         )
     return keras.saving.deserialize_keras_object(
         {**config, "config": {**config["config"], **changes}}

@@ -75,7 +75,8 @@ def _check_values(loss, of_indices, num_classes, labels):
     in_range = labels.min() >= 0 and labels.max() <= highest + 1e-3
     if not in_range or (of_indices and (labels != np.floor(labels)).any()):
         of_classes = (
-            ", the class indices of the model. Count classes from 0, or use a larger `num_classes`"
+            ", the class indices of the model. Number the classes from 0, or use a larger "
+            "`num_classes`"
             if of_indices
             else ""
         )

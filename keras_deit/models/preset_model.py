@@ -1,4 +1,4 @@
-"""What the backbone and the classifier have in common: presets, and configs without defaults."""
+"""The base class of the backbone and the classifier."""
 
 import keras
 

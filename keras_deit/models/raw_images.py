@@ -91,7 +91,8 @@ class RawImageInputs:
                     validation_data = self._convert(validation_data)
             x = self._convert(x, y, sample_weight, batch_size, shuffle, training=True)
             y = sample_weight = batch_size = None
-            # Keras shuffles only `PyDataset`. `ConvertedArrays` shuffles by itself.
+            # Keras may shuffle only the batches of a `PyDataset`: `ConvertedArrays` shuffles
+            # itself.
             shuffle = shuffle and isinstance(x, ConvertedDataset)
         is_tuple = isinstance(validation_data, (tuple, list))
         self._validation_inputs = validation_data[0] if is_tuple else validation_data

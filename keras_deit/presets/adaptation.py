@@ -41,7 +41,7 @@ def adapt_backbone(state, saved_config, backbone, source):
         state[KERNEL] = _adapt_channels(
             state[KERNEL], num_channels(saved_config), backbone.num_channels
         )
-    if (num_prefix_tokens, backbone.num_prefix_tokens) == (1, 2):
+    if num_prefix_tokens == 1 and backbone.use_distillation_token:
         logging.warning(
             "The distillation token is not trained: the %s has none, so it starts as a copy of "
             "the class token.",

@@ -122,7 +122,8 @@ class DirectoryPreset(Preset):
         metadata = self._read(METADATA)
         if not _is_metadata(metadata):
             raise ValueError(
-                f'{self._files.where(METADATA)} must have "format" {FORMAT}, "files", and '
+                f'{self._files.where(METADATA)} must have "format" {HDF5_FORMAT} or {FORMAT}, '
+                '"files", and '
                 '"weights" with their checksums. The file was changed, or a newer version of '
                 "keras_deit wrote it: save the preset again, or upgrade."
             )

@@ -49,8 +49,9 @@ def download(repository, file, revision=None):
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
-            f"{where} does not exist or is private. Check the name. For a private repository, run "
-            f"`hf auth login` or set HF_TOKEN. {error}"
+            f"Repository {repository!r} on the Hugging Face Hub does not exist or is private. "
+            "Check "
+            f"the name. For a private repository, run `hf auth login` or set HF_TOKEN. {error}"
         ) from error
     except (errors.LocalEntryNotFoundError, ConnectionError) as error:
         if is_known_to_be_missing:

@@ -21,10 +21,10 @@ def write_tensors(file, tensors):
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """{name: NumPy array} of a safetensors file.
+    """Reads a safetensors file and returns {name: NumPy array}.
 
     Raises:
-        ValueError: if this is no safetensors file or it is truncated.
+        ValueError: if the file is truncated or not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -34,5 +34,5 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return load_file(path, backend="pread")
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is truncated or no safetensors file: {error}. Copy or download it again."
+            f"{path} is truncated or not a safetensors file: {error}. Copy or download it again."
         ) from error

@@ -95,9 +95,10 @@ def assign(state, model, source):
     refuse_mismatches(
         {path: tuple(array.shape) for path, array in state.items()},
         shapes(model),
-        f"The weights of {source} do not fit the model. Trained weights adapt to another "
-        "`image_shape` and `num_classes`, and to another `dtype` unless they are quantized. Keep "
-        "the preset's other arguments, or use `load_weights=False` for random weights.",
+        f"The weights of {source} do not fit the model. They adapt to another "
+        "`image_shape`, and to another `dtype` unless they are quantized; another `num_classes` "
+        "gets a new head. Keep the preset's other arguments, or use `load_weights=False` for "
+        "random weights.",
     )
     for path, variable in variables_of(model).items():
         variable.assign(state.pop(path))
@@ -119,7 +120,7 @@ def checksum(file):
 
 
 def _scope(model):
-    """What paths of variables start with where the model was built inside another scope."""
+    """The prefix of variable paths if the model was built in a name scope; otherwise empty."""
     layer = next(layer for layer in model.layers if layer.weights)
     return layer.path.removesuffix(layer.name)
 

@@ -187,7 +187,8 @@ def test_text_that_is_no_program():
         ),
         (
             ("--mesh", "4"),
-            "--mesh must have the axes batch or model, such as batch=32,model=8 or batch=256. Received: "
+            "--mesh must have the axes batch or model, such as batch=32,model=8 or batch=256. "
+            "Received: "
             "4",
         ),
         (

@@ -69,6 +69,7 @@ def test_quickstart(tmp_path):
         assert f"    {line}\n" in readme
 
 
+@pytest.mark.slow
 def test_the_model_that_ships_reads_digits():
     """Held down to what was printed when it was trained: a change in any layer would show here."""
     images, labels = unseen_digits()

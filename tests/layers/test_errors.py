@@ -75,8 +75,8 @@ def test_switches(name, make, value):
 
 def test_pairs():
     with raises(
-        "`patch_size` must be a positive integer or a (height, width) pair of them. Received: "
-        "patch_size=(1, 2, 3)"
+        "`patch_size` must be a positive integer, or a pair of them: vertical, then horizontal. "
+        "Received: patch_size=(1, 2, 3)"
     ):
         layers.PatchEmbedding(8, (1, 2, 3))
     with raises("`patch_size` must be a positive integer. Received: patch_size=0"):
@@ -140,9 +140,8 @@ def test_data_format():
 
 def test_prefix_tokens_and_grid():
     with raises(
-        "`num_prefix_tokens` must be 0 or a positive integer: 1 for the class token, 2 with the "
-        "distillation token. "
-        "Received: num_prefix_tokens=-1"
+        "`num_prefix_tokens` must be a non-negative integer: 1 for the class token, 2 with the "
+        "distillation token. Received: num_prefix_tokens=-1"
     ):
         layers.TokenPositionEmbedding(-1, 2)
     with raises(
@@ -227,8 +226,7 @@ def test_numbers_above_zero(name, make, value):
 
 def test_converter_arguments():
     with raises(
-        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the image. Use 1.0 for no "
-        "crop. Received: crop_ratio=1.1"
+        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the resized image. Received: crop_ratio=1.1"
     ):
         layers.DeiTImageConverter(32, crop_ratio=1.1)
     with raises(
@@ -237,8 +235,7 @@ def test_converter_arguments():
     ):
         layers.DeiTImageConverter(32, interpolation="lanczos")
     with raises(
-        "`mean` and `std` must be one number, or one for each channel. Received: mean=(0.1, 0.2), "
-        "std=(0.1, 0.2, 0.3)"
+        "`mean` and `std` must each be one number, or one for each channel. Received: mean=(0.1, 0.2), std=(0.1, 0.2, 0.3)"
     ):
         layers.DeiTImageConverter(32, mean=(0.1, 0.2), std=(0.1, 0.2, 0.3))
 

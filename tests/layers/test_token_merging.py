@@ -151,13 +151,13 @@ def test_errors():
     with raises("`num_merged_tokens` must be a positive integer. Received: num_merged_tokens=0"):
         TokenMerging(0)
     with raises(
-        "`num_prefix_tokens` must be 0 or a positive integer. Received: num_prefix_tokens=-1"
+        "`num_prefix_tokens` must be a non-negative integer. Received: num_prefix_tokens=-1"
     ):
         TokenMerging(1, num_prefix_tokens=-1)
     with raises("`num_merged_tokens` must be a positive integer. Received: num_merged_tokens=0"):
         MergingTransformerBlock(2, 12, num_merged_tokens=0)
     with raises(
-        "`num_merged_tokens` must be 0 or a positive integer. Received: num_merged_tokens=-1"
+        "`num_merged_tokens` must be a non-negative integer. Received: num_merged_tokens=-1"
     ):
         tiny_backbone(num_merged_tokens=-1)
     with raises(

@@ -102,6 +102,7 @@ def test_teacher_and_student_run_once_a_step_and_the_teacher_stays(rng, monkeypa
     assert not teacher.trainable
 
 
+@pytest.mark.slow
 def test_class_weights_and_mixed_labels(rng):
     distiller = DeiTDistiller(tiny_student(rng), tiny_teacher(rng))
     distiller.compile("sgd", jit_compile=JIT)
@@ -150,7 +151,7 @@ def test_saves_and_loads(save_teacher, rng, tmp_path):
     same_arrays(loaded.optimizer.variables, distiller.optimizer.variables)
     assert len(loaded.weights) == len(student.weights) + save_teacher * len(teacher.weights)
     if not save_teacher:
-        message = "There is no teacher to learn from"
+        message = "The distiller has no teacher"
         with pytest.raises(ValueError, match=message):
             loaded.fit(x, y, verbose=0)
         loaded.set_teacher(teacher)

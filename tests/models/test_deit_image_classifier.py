@@ -251,8 +251,7 @@ def test_errors():
     with raises("`pooling` must be one of 'token', 'mean'. Received: pooling='max'"):
         tiny_classifier(pooling="max")
     with raises(
-        'Two heads read the class and the distillation token. Use `pooling="token"`, or '
-        "`use_distillation_head=False` for one head. Received: pooling='mean'"
+        '`pooling="mean"` needs a single head, but this classifier has two. Use `pooling="token"`, or `use_distillation_head=False`. Received: pooling=\'mean\''
     ):
         tiny_classifier(pooling="mean")
     with raises(

@@ -109,8 +109,8 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(rng):
     )
     fit("There are no labels. Use `y=", y=None)
     fit(
-        "Inputs must be images, or a dict with \"images\" and one of 'teacher_images', "
-        "'teacher_logits'",
+        'Inputs must be images, or a dict with "images" and optionally "teacher_images" or '
+        '"teacher_logits"',
         x={"image": x},
     )
     same_arrays(before, student.weights)

@@ -81,7 +81,8 @@ def test_pictures_that_cannot_be_read(rng, tmp_path, shared_classifier):
     ):
         tiny_classifier(preprocessor=None).predict([str(good)])
     with raises(
-        "Files and Pillow images are read as gray or RGB, but the model takes 2 channels. Use arrays (height, width, 2)."
+        "Files and Pillow images are read as gray or RGB, but the model takes 2 channels. Use "
+        "arrays (height, width, 2)."
     ):
         tiny_classifier(
             {"image_shape": (12, 32, 2)},

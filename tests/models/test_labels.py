@@ -9,7 +9,7 @@ from tests.models.tiny import LOSS, OneBatch, tiny_classifier
 
 pytestmark = pytest.mark.backend
 
-NOT_INDICES = "Labels must be whole numbers from 0 to 4, the class indices of the model. Count classes from 0, or use a larger `num_classes`."
+NOT_INDICES = "Labels must be whole numbers from 0 to 4, the class indices of the model. Number the classes from 0, or use a larger `num_classes`."
 
 
 @pytest.mark.parametrize(

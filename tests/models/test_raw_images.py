@@ -44,6 +44,7 @@ def test_raw_arrays_in_fit_evaluate_and_predict(rng):
     assert np.isfinite(classifier.train_on_batch(x, y)[0])
 
 
+@pytest.mark.slow
 def test_raw_images_from_tf_data(rng):
     import tensorflow as tf
 

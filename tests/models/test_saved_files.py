@@ -30,6 +30,7 @@ def expected(folder):
         return dict(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [keras.saving.load_model, DeiTImageClassifier.from_preset])
 def test_a_classifier_that_merges(load, folder, expected):
     name = "preset" if load == DeiTImageClassifier.from_preset else "classifier.keras"
@@ -54,8 +55,8 @@ def test_a_classifier_that_merges(load, folder, expected):
             "is truncated or was changed: ",
         ),
         (lambda entry: entry["variables"].popitem(), "do not fit the model"),
-        (lambda entry: entry.update(variables=[1]), 'must have "format" 2'),
-        (lambda entry: entry.update(variables={"a": 1}), 'must have "format" 2'),
+        (lambda entry: entry.update(variables=[1]), 'must have "format" 1 or 2'),
+        (lambda entry: entry.update(variables={"a": 1}), 'must have "format" 1 or 2'),
     ],
 )
 def test_hdf5_of_version_0_1_that_does_not_fit_its_metadata(damage, expected_error, tmp_path):

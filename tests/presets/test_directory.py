@@ -205,7 +205,7 @@ def test_metadata_of_another_form(saved, change):
     edit(directory / "metadata.json", change)
     with pytest.raises(
         ValueError,
-        match='must have "format" 2, "files", and "weights" with their checksums',
+        match='must have "format" 1 or 2, "files", and "weights" with their checksums',
     ):
         DeiTImageClassifier.from_preset(directory)
 
@@ -315,7 +315,7 @@ def test_files_that_are_not_what_they_should_be(saved):
     classifier.save_to_preset(directory)
     edit(directory / "metadata.json", lambda c: c.update(format=3))
     with raises(
-        f'{directory / "metadata.json"} must have "format" 2, "files", and "weights" with '
+        f'{directory / "metadata.json"} must have "format" 1 or 2, "files", and "weights" with '
         "their checksums. The file was changed, or a newer version of keras_deit wrote it: save "
         "the preset again, or upgrade."
     ):

@@ -133,7 +133,8 @@ def test_a_fault_is_a_clear_error_and_the_next_load_a_good_model(
 def test_a_repository_or_a_file_that_is_not_there(published, hub):
     content = hub.files.pop((repository(NAME), "model.safetensors"))
     with pytest.raises(
-        ValueError, match="model.safetensors of .* does not exist or is private. Check the name"
+        ValueError,
+        match="Repository .* on the Hugging Face Hub does not exist or is private. Check the name",
     ):
         DeiTBackbone.from_preset(NAME)
     hub.files[(repository(NAME), "pytorch_model.bin")] = content

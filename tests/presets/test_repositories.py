@@ -102,7 +102,7 @@ def test_handles_of_the_hub_that_are_none(hub):
         DeiTBackbone.from_preset("hf://deit")
     with pytest.raises(
         ValueError,
-        match="config.json of 'no/such' on the Hugging Face Hub does not exist or is private.",
+        match="Repository 'no/such' on the Hugging Face Hub does not exist or is private.",
     ):
         DeiTBackbone.from_preset("hf://no/such")
     hub.files[("a/dataset", "data.csv")] = b""

@@ -59,6 +59,7 @@ def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
     assert picture.std() > 10  # something is drawn
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_directory(folder, photograph, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -59,6 +59,7 @@ def test_batches_resume_at_any_image(repeats):
         )
 
 
+@pytest.mark.slow
 def test_processes_share_the_images_of_a_batch():
     recipe, converter = (
         Augmentation(three_augment=True, erasing_rate=0.5),
@@ -122,6 +123,7 @@ def test_repeated_augmentation_repeats_images():
     assert not np.array_equal(images[0], images[1])
 
 
+@pytest.mark.slow
 def test_gray_images_and_channels_first_train_a_distiller():
     student = tiny_classifier(
         {"image_shape": (12, 32, 1), "num_layers": 1},

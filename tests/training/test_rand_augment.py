@@ -319,6 +319,7 @@ def test_the_seed_decides(images):
     )
 
 
+@pytest.mark.slow
 def test_maps_a_dataset_of_known_and_unknown_sizes(images):
     pixels = images["photograph"].astype("float32")
 

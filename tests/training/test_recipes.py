@@ -168,6 +168,7 @@ def test_a_rate_of_the_head_needs_a_head():
         RECIPES["new_classes"].build_optimizer(model, STEPS)
 
 
+@pytest.mark.slow
 def test_two_rates_go_through_a_file(tmp_path, rng):
     model = tiny_classifier({"num_layers": 1}, preprocessor=None)
     recipe = RECIPES["new_classes"]

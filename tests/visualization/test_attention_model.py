@@ -60,6 +60,7 @@ def expected_scores(model, x):
     return scores
 
 
+@pytest.mark.slow
 def test_a_composed_model_after_training(rng):
     """This used to raise "Output with path ... is not connected to `inputs`" after training."""
     model = randomize(composed(), rng)
@@ -121,7 +122,7 @@ def test_the_error_of_keras_comes_early_and_names_the_way_out():
     made.
     """
     message = (
-        "The first call of layer 'mine' in this graph has no attention scores, and Keras 3.15 "
+        "Layer 'mine' was first called without `return_attention_scores=True`, and Keras 3.15 "
         "refuses a model through a later call with more outputs. For an existing model, use "
         "`keras_deit.visualization.attention_model(model)`. For a new one, use "
         "`return_attention_scores=True` in the first call of the layer. See "

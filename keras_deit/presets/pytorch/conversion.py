@@ -104,7 +104,7 @@ def _tensors(model):
     refuse_mismatches(
         {path: "" for path in state},
         {rule.path: "" for rule in table},
-        "The model's weights do not match a DeiT in PyTorch. Convert it before `quantize`.",
+        "The model's weights do not match a DeiT in PyTorch. Convert the model before `quantize`.",
     )
     return to_timm({path: array.astype("float32") for path, array in state.items()}, table)
 

@@ -144,8 +144,7 @@ def to_timm_names(tensors):
         if timm_name in renamed:
             others = [other for other in tensors if _to_timm_name(other) == timm_name]
             raise ValueError(
-                f"These tensors are duplicates, each is timm's {timm_name}: {', '.join(others)}. "
-                "Keep one of them."
+                f"Several tensors map to timm's {timm_name}: {', '.join(others)}. Keep one of them."
             )
         renamed[timm_name] = array
     for query in [

@@ -31,7 +31,7 @@ def timm_preset(files, config):
         config: dict, the content of config.json.
 
     Raises:
-        ValueError: if the model is no DeiT or has unsupported settings.
+        ValueError: if the model is not a DeiT or has unsupported settings.
     """
     where = files.where("config.json")
     name = str(config["architecture"]).partition(".")[0]
@@ -70,8 +70,8 @@ def timm_preset(files, config):
 def _converter(data, image_size, where):
     crop_mode = data.get("crop_mode", "center")
     refuse_unsupported(
-        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
-        "`preprocessor=`",
+        f"{where} has preprocessing that `DeiTImageConverter` does not support, so "
+        "use your own `preprocessor=`",
         {"crop_mode": crop_mode},
         {"crop_mode": ("center", "squash")},
     )

@@ -65,7 +65,7 @@ def transformers_preset(files, config):
         config: dict, the content of config.json.
 
     Raises:
-        ValueError: if the model is no DeiT or ViT, or has unsupported settings.
+        ValueError: if the model is neither a DeiT nor a ViT, or has unsupported settings.
     """
     where = files.where("config.json")
     architecture = (config.get("architectures") or ["none"])[0]
@@ -136,8 +136,8 @@ def _converter(files, model_type):
         return None
     where = files.where("preprocessor_config.json")
     problem = (
-        f"{where} has preprocessing that `DeiTImageConverter` does not support. Use your own "
-        "`preprocessor=`"
+        f"{where} has preprocessing that `DeiTImageConverter` does not support, so "
+        "use your own `preprocessor=`"
     )
     if not isinstance(content, dict):
         raise ValueError(f"{where} must be a JSON object. Received: {content!r}")

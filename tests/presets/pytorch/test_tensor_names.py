@@ -100,7 +100,7 @@ def test_a_renamed_tensor_is_named_on_both_sides(case):
 
 def test_two_names_of_one_tensor_are_refused():
     with raises(
-        "These tensors are duplicates, each is timm's head.weight: classifier.weight, "
-        "cls_classifier.weight. Keep one of them."
+        "Several tensors map to timm's head.weight: classifier.weight, cls_classifier.weight. Keep "
+        "one of them."
     ):
         to_timm_names({"classifier.weight": 1, "cls_classifier.weight": 2})

@@ -185,7 +185,7 @@ def test_preprocessing_that_the_converter_does_not_have_is_refused(changes, prob
     )
     with raises(
         f"{folder / 'preprocessor_config.json'} has preprocessing that `DeiTImageConverter` does "
-        f"not support. Use your own `preprocessor=`: {problem}."
+        f"not support, so use your own `preprocessor=`: {problem}."
     ):
         DeiTImageClassifier.from_preset(folder, load_weights=False)
     assert (
@@ -220,7 +220,7 @@ def test_a_safetensors_file_cut_short(rng, tmp_path):
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(
         ValueError,
-        match=r"model.safetensors is truncated or no safetensors file: .* Copy or download it again.",
+        match=r"model.safetensors is truncated or not a safetensors file: .* Copy or download it again.",
     ):
         DeiTImageClassifier.from_preset(folder)
 
