@@ -18,10 +18,19 @@ CLASSES = [
 ]
 
 
-@pytest.mark.parametrize("cls", [*CLASSES, visualization.attention_model])
-def test_examples_run(cls):
+FUNCTIONS = [
+    visualization.attention_maps,
+    visualization.attention_model,
+    visualization.attention_rollout,
+    visualization.patch_filters,
+    visualization.position_similarity,
+]
+
+
+@pytest.mark.parametrize("documented", [*CLASSES, *FUNCTIONS])
+def test_examples_run(documented):
     names = {**PUBLIC, "keras": keras, "keras_deit": keras_deit, "np": np}
-    examples = doctest.DocTestParser().get_examples(cls.__doc__)
+    examples = doctest.DocTestParser().get_examples(documented.__doc__)
     assert any(example.want for example in examples)
     for example in examples:
         if example.want:

@@ -1,4 +1,4 @@
-"""What the model looks at."""
+"""Attention maps, attention rollout, filters, positions, and plots of them."""
 
 from keras_deit.images import read_photograph
 from keras_deit.visualization.attention_maps import attention_maps

@@ -1,4 +1,4 @@
-"""Where each head of a block looks."""
+"""Attention maps: where each head of a block looks."""
 
 from typing import Any
 
@@ -13,24 +13,34 @@ TOKENS = ("class", "distillation")
 def attention_maps(
     scores: Any, num_prefix_tokens: int, grid_size: tuple[int, int], token: str = "class"
 ) -> np.ndarray:
-    """The attention of a prefix token to the patches, head by head.
+    """Returns the attention of a prefix token to the patches, one map for each head.
 
     `maps[b, h, row, column] = scores[b, h, token, num_prefix_tokens + row * columns + column]`
 
     Args:
-        scores: array (batch, num_heads, tokens, tokens), one block's of
-            `keras.Model(backbone.input, backbone.attention_scores)`.
+        scores: array (batch, num_heads, tokens, tokens). The attention scores of one block, such
+            as an output of `keras.Model(backbone.input, backbone.attention_scores)`.
         num_prefix_tokens: int. `backbone.num_prefix_tokens`.
         grid_size: (rows, columns). `backbone.grid_size`.
-        token: `"class"` or `"distillation"`, who looks. Defaults to `"class"`.
+        token: `"class"` or `"distillation"`. The token whose attention is returned. Defaults to
+            `"class"`.
 
     Returns:
-        float array (batch, num_heads, rows, columns). With those of the prefix tokens the shares of
-        a head sum to 1.
+        float array (batch, num_heads, rows, columns). A map sums to less than 1, because the token
+        also attends to the prefix tokens.
 
     Raises:
-        ValueError: another number of tokens than `num_prefix_tokens + rows * columns`, or a token
-            that the model lacks.
+        ValueError: if the number of tokens is not `num_prefix_tokens + rows * columns`, or the
+            model has no such token.
+
+    Example:
+
+    >>> scores = keras.ops.softmax(keras.random.normal((2, 4, 7, 7)))
+    >>> maps = keras_deit.visualization.attention_maps(
+    ...     scores, num_prefix_tokens=1, grid_size=(2, 3)
+    ... )
+    >>> maps.shape
+    (2, 4, 2, 3)
     """
     scores = check_scores([scores], num_prefix_tokens, grid_size)[0]
     maps = scores[:, :, token_index(token, num_prefix_tokens), num_prefix_tokens:]
@@ -42,24 +52,24 @@ def token_index(token, num_prefix_tokens):
     index = TOKENS.index(token)
     if index >= num_prefix_tokens:
         raise ValueError(
-            f'The model has no {token} token. Ask for `token="class"`. '
+            f'The model has no {token} token. Use `token="class"`. '
             f"Received: token={token!r}, num_prefix_tokens={num_prefix_tokens}"
         )
     return index
 
 
 def check_scores(scores, num_prefix_tokens, grid_size):
-    """A list of blocks' scores as NumPy arrays, all over the tokens of one image size."""
+    """Returns the scores of each block as NumPy arrays, or raises if a shape is wrong."""
     num_tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
     if not scores or any(
         len(block.shape) != 4 or tuple(block.shape[2:]) != (num_tokens, num_tokens)
         for block in scores
     ):
         raise ValueError(
-            f"`scores` must have, for each block, an array (batch, num_heads, {num_tokens}, "
-            f"{num_tokens}): "
-            f"{num_prefix_tokens} prefix tokens and {grid_size[0]} x {grid_size[1]} patches. "
-            "Merged tokens have no place in the image: "
-            f"use `num_merged_tokens=0`. Received: {[tuple(block.shape) for block in scores]}"
+            "The scores of each block must have the shape (batch, num_heads, "
+            f"{num_tokens}, {num_tokens}), for {num_prefix_tokens} prefix tokens and "
+            f"{grid_size[0]} x {grid_size[1]} patches. Use the `num_prefix_tokens` and `grid_size` "
+            "of the backbone, and `num_merged_tokens=0`, because merged tokens have no place in "
+            f"the image. Received: scores of shapes {[tuple(block.shape) for block in scores]}"
         )
     return [keras.ops.convert_to_numpy(block) for block in scores]

@@ -1,4 +1,4 @@
-"""The attention scores of a model that was made without them."""
+"""Attention scores of an existing model."""
 
 import inspect
 import itertools
@@ -14,34 +14,35 @@ ATTENTION = (TransformerBlock, MultiHeadSelfAttention, ScoredAttention)
 
 
 def attention_model(model: Any) -> Any:
-    """A functional model that returns the attention scores of each block beside what `model`
-    returns.
+    """Returns a model that outputs the attention scores of every block, too.
 
-    It has the layers of `model`, not copies of them: what one learns the other knows. Models inside
-    `model` are looked into, too.
-
-    Unlike `keras.Model(model.input, scores)`, it does not ask for blocks that were called with
-    `return_attention_scores=True` when `model` was made.
+    The new model shares the layers of `model`, so training one trains both. It includes the blocks
+    of models inside `model`. The blocks do not have to be called with
+    `return_attention_scores=True` when you create `model`.
 
     Args:
-        model: a functional or sequential model with `TransformerBlock`, `MergingTransformerBlock`
-            or `MultiHeadSelfAttention` in it: composed of them, a `DeiTBackbone`, a
-            `DeiTImageClassifier`, or a model around one. Trained or not.
+        model: a functional or sequential model that contains `TransformerBlock`,
+            `MergingTransformerBlock` or `MultiHeadSelfAttention` layers, such as a `DeiTBackbone`,
+            a `DeiTImageClassifier`, or a model that you composed.
 
     Returns:
-        `keras.Model` from the inputs of `model` (converted images, not raw ones) to
-        `{"outputs": what model returns, "attention_scores": {name of the block: (batch, num_heads,
-        tokens, tokens), ...}}`, as `outputs_with_attention_scores` of a classifier. Blocks of one
-        name in several models are named by their paths, `"left/block_0"`; the second call of one
-        block ends in `":1"`.
+        `keras.Model` with the inputs of `model`: images after the preprocessor. Its outputs are
+        `{"outputs": ..., "attention_scores": {"block_0": ..., ...}}`: the outputs of `model`, and
+        the scores (batch, num_heads, tokens, tokens) of each block by name. If two models
+        contain blocks of the same name, the keys are paths such as `"left/block_0"`. If a block is
+        called twice, the key of the second call ends in `":1"`.
 
     Raises:
-        ValueError: `model` is not functional, or has no attention of this package in it.
+        ValueError: if `model` is neither functional nor a built sequential model, or contains none
+            of these layers.
 
     Example:
 
+    >>> block = keras_deit.layers.TransformerBlock(
+    ...     num_heads=4, intermediate_dim=256, name="block_0"
+    ... )
     >>> inputs = keras.Input((6, 64))
-    >>> x = keras_deit.layers.TransformerBlock(num_heads=4, intermediate_dim=256, name="block_0")(inputs)
+    >>> x = block(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(10)(x[:, 0]))
     >>> found = keras_deit.visualization.attention_model(model)(keras.random.uniform((2, 6, 64)))
     >>> found["attention_scores"]["block_0"].shape
@@ -49,16 +50,15 @@ def attention_model(model: Any) -> Any:
     """
     if not _is_functional(model):
         raise ValueError(
-            "`attention_model` looks into functional and sequential models that are built. Of a "
-            "model of your own class give the "
-            f"functional one inside. Received: model={model!r}"
+            "`model` must be a functional model, or a sequential model that is built. If it is a "
+            "subclass of `keras.Model`, pass the functional model inside it. Received: "
+            f"model={model!r}"
         )
     if not _has_attention(model):
         raise ValueError(
-            "The model has no `TransformerBlock`, `MergingTransformerBlock` or "
-            "`MultiHeadSelfAttention` among its layers and those of "
-            "the functional models inside, so there are no scores to return. Received: "
-            f"model={model!r}"
+            "`model` must contain a `TransformerBlock`, `MergingTransformerBlock` or "
+            "`MultiHeadSelfAttention` layer: directly, or inside a functional model. Use these "
+            f"layers of `keras_deit.layers`. Received: model={model!r}"
         )
     scored = _Attention()(model)
     scores = scored.output["attention_scores"]
@@ -71,15 +71,15 @@ def attention_model(model: Any) -> Any:
 
 
 class _Attention:
-    """Makes of a functional model one with its scores; each layer is wrapped once, however many
-    models and calls it is in.
+    """Creates a functional model with scores from one without. Wraps each layer only once, even if
+    several models or calls share it.
     """
 
     def __init__(self):
         self._made = {}
 
     def __call__(self, model):
-        """A model that returns `{"outputs": ..., "attention_scores": {path: scores}}`."""
+        """Returns a model with outputs `{"outputs": ..., "attention_scores": {path: scores}}`."""
         scores = {}
 
         def call(layer, *args, **kwargs):
@@ -102,8 +102,8 @@ class _Attention:
                 scores[_numbered(path, scores)] = tensor
             return outputs
 
-        # A plain model of the same graph: of one that is compiled, the clone would be compiled,
-        # too.
+        # `clone_model` compiles the clone if the model is compiled. A new model of the same graph
+        # is not compiled.
         graph = keras.Model(*_ends(model))
         clone = keras.models.clone_model(
             graph, clone_function=lambda layer: layer, call_function=call
@@ -111,14 +111,14 @@ class _Attention:
         return keras.Model(clone.input, {"outputs": clone.output, "attention_scores": scores})
 
     def _call_block(self, block, *args, **kwargs):
-        """(what the block returns, its scores)."""
+        """Returns (the outputs of the block, its scores)."""
         given = inspect.signature(block.call).bind(*args, **kwargs).arguments
         returns_scores = given.pop("return_attention_scores", False)
         num_queries = given.pop("num_queries", None)
         outputs, scores, *token_sizes = self._once(block, ScoredAttention)(
             given.pop("inputs"), **given
         )
-        if num_queries is not None:  # the scores are of all tokens nevertheless
+        if num_queries is not None:  # outputs for some tokens, but scores for all
             return block(*args, **kwargs), scores
         returned = (outputs, scores, *token_sizes) if returns_scores else (outputs, *token_sizes)
         return (returned if len(returned) > 1 else outputs), scores
@@ -130,7 +130,7 @@ class _Attention:
 
 
 def _is_functional(layer):
-    """Whether a layer is a functional model, or a sequential one that is built."""
+    """Whether a layer is a functional model, or a sequential model that is built."""
     return isinstance(layer, keras.Model) and hasattr(layer, "inputs")
 
 
@@ -148,6 +148,6 @@ def _ends(model):
 
 
 def _numbered(path, taken):
-    """`path`, or that of the first call after those which are taken."""
+    """Returns `path`, with the number of the call if earlier calls of the block took it."""
     calls = (path if call == 0 else f"{path}:{call}" for call in itertools.count())
     return next(path for path in calls if path not in taken)

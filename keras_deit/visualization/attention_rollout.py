@@ -1,4 +1,4 @@
-"""How much of each patch reaches a prefix token through all blocks."""
+"""Attention rollout: how much each patch contributes to a prefix token over all blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,36 +19,50 @@ def attention_rollout(
     discard_ratio: float = 0.0,
     token: str = "class",
 ) -> np.ndarray:
-    """Follows attention from the class token of the last block back to the patches of the image.
+    """Returns how much each patch contributes to a prefix token over all blocks.
 
-    For each block, `A = fusion over heads of scores`, of which the smallest `discard_ratio` are set
-    to 0; `A = A + I`, the identity standing for the residual connection, with rows divided by their
-    sums. The rollout is the product `A_last @ ... @ A_0`, of which the token's row over the patches
-    is returned.
+    The rule, for the scores of each block:
+
+    1. `A = head_fusion(scores)`, over the heads. The smallest `discard_ratio` of `A` become 0.
+    2. `A = A + I`, for the residual connection. Each row is divided by its sum.
+
+    The rollout is the product `A_last @ ... @ A_0`. The result is the row of the token, without the
+    columns of the prefix tokens.
 
     Args:
-        scores: `{"block_0": (batch, num_heads, tokens, tokens), ...}` from the first block to the
-            last, as `keras.Model(backbone.input, backbone.attention_scores)` gives it, or a list of
-            such arrays in that order.
-        num_prefix_tokens: int. `backbone.num_prefix_tokens`; the first token is the class token.
+        scores: `{"block_0": (batch, num_heads, tokens, tokens), ...}`, the output of
+            `keras.Model(backbone.input, backbone.attention_scores)`; or a list of such arrays, from
+            the first block to the last.
+        num_prefix_tokens: int. `backbone.num_prefix_tokens`.
         grid_size: (rows, columns). `backbone.grid_size`.
-        head_fusion: `"mean"` (Abnar & Zuidema), `"max"` or `"min"`, over the heads of a block.
-            Defaults to `"mean"`.
-        discard_ratio: float in [0, 1). Share of each block's scores, the smallest of each image,
-            that counts as none: a picture with less noise. Defaults to 0.0.
-        token: `"class"` or `"distillation"`, whose row. Defaults to `"class"`.
+        head_fusion: `"mean"`, `"max"` or `"min"`. How to combine the heads of a block. Defaults to
+            `"mean"`.
+        discard_ratio: float in [0, 1). Fraction of the scores of each block and image to set to 0,
+            the smallest first. A higher value gives less noise. Defaults to 0.0.
+        token: `"class"` or `"distillation"`. Defaults to `"class"`.
 
     Returns:
-        float64 array (batch, rows, columns): the share of each patch. With those of the prefix
-        tokens the shares sum to 1.
+        float64 array (batch, rows, columns). A map sums to less than 1, because prefix tokens
+        contribute, too.
 
     Raises:
-        ValueError: no scores, another number of tokens than `num_prefix_tokens + rows * columns`, a
-            token that the model lacks, or an argument out of range.
+        ValueError: if `scores` lacks a block, the number of tokens is not
+            `num_prefix_tokens + rows * columns`, the model has no such token, or an argument is out
+            of range.
+
+    Example:
+
+    >>> scores = [keras.ops.softmax(keras.random.normal((2, 4, 7, 7))) for _ in range(3)]
+    >>> rollout = keras_deit.visualization.attention_rollout(
+    ...     scores, num_prefix_tokens=1, grid_size=(2, 3)
+    ... )
+    >>> rollout.shape
+    (2, 2, 3)
 
     References:
-        [Abnar & Zuidema, 2020](https://arxiv.org/abs/2005.00928). Other fusions and the discarding
-        are of [vit-explain](https://github.com/jacobgil/vit-explain).
+        [Abnar & Zuidema, 2020](https://arxiv.org/abs/2005.00928), with `head_fusion="mean"` and
+        `discard_ratio=0`; [vit-explain](https://github.com/jacobgil/vit-explain) for the other
+        values.
     """
     check_choice("head_fusion", head_fusion, tuple(HEAD_FUSIONS))
     discard_ratio = check_rate("discard_ratio", discard_ratio)
@@ -66,17 +80,18 @@ def attention_rollout(
 def _in_order(scores):
     if not isinstance(scores, dict):
         return list(scores)
-    # JAX returns dicts with sorted keys, "block_10" before "block_2".
+    # JAX sorts the keys of a dict: "block_10" comes before "block_2".
     names = [f"block_{index}" for index in range(len(scores))]
     if set(names) != set(scores):
         raise ValueError(
-            f"`scores` must have the scores of every block, {names}. Received: {list(scores)}"
+            f"`scores` must have one entry for each block, {names}. Pass the scores of all "
+            f"blocks, or a list in the order of the blocks. Received: {list(scores)}"
         )
     return [scores[name] for name in names]
 
 
 def _without_smallest(attention, ratio):
-    """(B, T, T) with the smallest `ratio` of each image at 0."""
+    """Sets the smallest `ratio` of the scores of each image to 0, (B, T, T)."""
     flat = attention.reshape(len(attention), -1)
     smallest = np.argsort(flat, axis=-1, kind="stable")[:, : int(ratio * flat.shape[-1])]
     kept = flat.copy()

@@ -1,49 +1,50 @@
-"""Pictures of images with what the model looks at laid over them."""
+"""Plots: images, attention maps over images, patch filters, position similarity."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-_PALETTE = "viridis"  # no orange or red, which flowers and fur have
+_PALETTE = "viridis"  # no orange or red, which many photographs contain
 
 
 def overlay(
     image: Any, shares: Any, box: Any = None, strength: float = 0.6, largest: float | None = None
 ) -> np.ndarray:
-    """Lays a map of patches over an image, at the size of the image.
+    """Returns an image with an attention map drawn over it, at the size of the image.
 
     Args:
-        image: array (height, width, channels) of 1 or 3 channels, 0 to 255.
-        shares: array (rows, columns), such as one of `attention_rollout`'s. Nothing is drawn
-            darkest, `largest` brightest.
-        box: (top, left, height, width) of what the model saw, in pixels of the image:
-            `converter.crop_box(height, width)`. The map fades out towards its edges, and the rest
-            of the image stays as it is. Defaults to the whole image.
-        strength: float in [0, 1]. How much the map covers. Defaults to 0.6.
-        largest: float. The share that is drawn brightest. Defaults to that of the map, and at least
-            to three times the mean: attention that is spread evenly is drawn evenly.
+        image: array (height, width, 1 or 3), 0 to 255.
+        shares: array (rows, columns). The attention to each patch, such as one map of
+            `attention_rollout`. 0 is darkest, `largest` is brightest.
+        box: (top, left, height, width), in pixels. The part of the image that the model sees,
+            `converter.crop_box(height, width)`. The map fades out at the edges of the box, and the
+            image outside it is unchanged. Defaults to `None`, which means the whole image.
+        strength: float in [0, 1]. Opacity of the map. Defaults to 0.6.
+        largest: float. The value with the brightest colour. Defaults to `None`, which uses the
+            largest value of the map or three times its mean, whichever is larger. So a map that is
+            almost even looks even.
 
     Returns:
         uint8 array (height, width, 3).
 
     Raises:
-        ValueError: `image` or `shares` has another shape.
-        ImportError: matplotlib is not installed.
+        ValueError: if the shape of `image` or `shares` is wrong.
+        ImportError: if matplotlib is not installed.
     """
-    # On demand: only pictures need them.
+    # Imported here, because only plots need them.
     import matplotlib
     from PIL import Image
 
     picture, shares = _rgb(image), np.asarray(shares, "float32")
     if shares.ndim != 2:
         raise ValueError(
-            "`shares` must be one map, (rows, columns): take one image's, and one head's. "
-            f"Received: shape {shares.shape}"
+            "`shares` must have the shape (rows, columns). Select one image, and one head. "
+            f"Received: shares of shape {shares.shape}"
         )
     height, width = picture.shape[:2]
     top, left, box_height, box_width = box or (0, 0, height, width)
-    # Whole pixels: a crop that ends inside one takes it.
+    # Whole pixels, and at least one.
     top, bottom = max(0, round(top)), min(height, max(round(top) + 1, round(top + box_height)))
     left, right = max(0, round(left)), min(width, max(round(left) + 1, round(left + box_width)))
     stretched = shares / (largest or _largest([shares]))
@@ -58,15 +59,15 @@ def overlay(
 
 
 def _largest(maps):
-    """The share that is drawn brightest in all of these maps."""
+    """The value with the brightest colour, for all of these maps."""
     return max(
         max(np.max(shares), 3 * np.mean(shares), np.finfo("float32").tiny) for shares in maps
     )
 
 
 def _fading(start, end, size):
-    """(end - start) factors from 0 to 1: less towards an edge that the image goes on beyond, over a
-    twentieth of the length.
+    """Returns the opacity of each pixel from `start` to `end`: 1, and lower near an edge of the box
+    inside the image, over a twentieth of the box.
     """
     places = np.arange(start, end) + 0.5
     ramp = max(1.0, (end - start) / 20)
@@ -79,32 +80,32 @@ def _fading(start, end, size):
 
 
 def enlarge(image: Any, least: int = 256) -> np.ndarray:
-    """Repeats the pixels of a small image, so that a map that is laid over it is smooth.
+    """Returns a larger image by repeating each pixel, so that an `overlay` on it looks smooth.
 
     Args:
         image: array (height, width, channels).
-        least: int. Pixels that both sides have at least, after. Defaults to 256.
+        least: int. Smallest height and width of the result. Defaults to 256.
 
     Returns:
-        array (n * height, n * width, channels) with the smallest whole n.
+        array (n * height, n * width, channels), with the smallest integer n that is enough.
     """
     times = -(-least // min(image.shape[:2]))
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int = 4) -> Any:
-    """Draws images side by side, each at its own aspect.
+    """Plots images side by side. Each keeps its aspect ratio.
 
     Args:
-        images: sequence of arrays (height, width, channels) of 1 or 3 channels, 0 to 255.
-        titles: sequence of strings, one for each image. Defaults to none.
-        columns: int. Images in a row. Defaults to 4.
+        images: list of arrays (height, width, 1 or 3), 0 to 255.
+        titles: list of strings, one for each image. Defaults to `None`, which plots no titles.
+        columns: int. Number of images in a row. Defaults to 4.
 
     Returns:
-        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+        `matplotlib.figure.Figure`. Save it with `figure.savefig(path)`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     columns = min(columns, len(images))
     figure, axes = _figure(
@@ -120,21 +121,21 @@ def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int =
 def plot_overlays(
     images: Any, maps: Any, titles: Sequence[str] | None = None, box: Any = None, columns: int = 4
 ) -> Any:
-    """Draws images side by side with their maps laid over, all on one scale, with its colour bar.
+    """Plots images side by side with attention maps over them. All share one colour bar.
 
     Args:
-        images: sequence of arrays (height, width, channels) of 1 or 3 channels, 0 to 255.
-        maps: sequence of arrays (rows, columns), one for each image, such as one head's of
-            `attention_maps`; `None` for an image alone.
-        titles: sequence of strings, one for each image. Defaults to none.
-        box: as of `overlay`, of all images.
-        columns: int. Images in a row. Defaults to 4.
+        images: list of arrays (height, width, 1 or 3), 0 to 255.
+        maps: list of arrays (rows, columns), one for each image, such as one head of
+            `attention_maps`. `None` plots the image without a map.
+        titles: list of strings, one for each image. Defaults to `None`, which plots no titles.
+        box: (top, left, height, width), for all images; see `overlay`. Defaults to `None`.
+        columns: int. Number of images in a row. Defaults to 4.
 
     Returns:
-        `matplotlib.figure.Figure`.
+        `matplotlib.figure.Figure`. Save it with `figure.savefig(path)`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     largest = _largest([shares for shares in maps if shares is not None])
     drawn = [
@@ -147,20 +148,19 @@ def plot_overlays(
 
 
 def plot_rollouts(images: Any, rollouts: Any, titles: Sequence[str], columns: int = 8) -> Any:
-    """Draws each image, and below it the image with its rollout laid over, all on one scale, with
-    its colour bar.
+    """Plots each image, and below it the image with its rollout. All share one colour bar.
 
     Args:
-        images: array (batch, height, width, channels) of 1 or 3 channels, 0 to 255.
-        rollouts: array (batch, rows, columns), as `attention_rollout` returns it.
-        titles: sequence of strings, one for each image.
-        columns: int. Images in a row. Defaults to 8.
+        images: array (batch, height, width, 1 or 3), 0 to 255.
+        rollouts: array (batch, rows, columns), as returned by `attention_rollout`.
+        titles: list of strings, one for each image.
+        columns: int. Number of images in a row. Defaults to 8.
 
     Returns:
-        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+        `matplotlib.figure.Figure`. Save it with `figure.savefig(path)`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     rows, largest = -(-len(images) // columns), _largest(rollouts)
     figure, axes = _figure(2 * rows * columns, columns, width=1.4, height=1.6)
@@ -191,22 +191,23 @@ def _add_colour_bar(figure, largest):
 
 
 def plot_filters(filters: Any, columns: int = 7) -> Any:
-    """Draws patch filters, as `patch_filters` returns them, each stretched over all levels.
+    """Plots patch filters, each scaled to the full range of brightness.
 
     Args:
-        filters: array (filters, height, width, channels) of 1 or 3 channels.
-        columns: int. Filters in a row. Defaults to 7.
+        filters: array (filters, height, width, 1 or 3), as returned by `patch_filters`.
+        columns: int. Number of filters in a row. Defaults to 7.
 
     Returns:
-        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+        `matplotlib.figure.Figure`. Save it with `figure.savefig(path)`.
 
     Raises:
-        ValueError: filters of another number of channels, which have no colour.
-        ImportError: matplotlib is not installed.
+        ValueError: if `filters` does not have 1 or 3 channels.
+        ImportError: if matplotlib is not installed.
     """
     if filters.shape[-1] not in (1, 3):
         raise ValueError(
-            f"Filters of 1 or 3 channels have a colour. Received: filters of shape {filters.shape}"
+            "`filters` must have 1 or 3 channels, to be plotted in grey or colour. Select 1 or 3. "
+            f"Received: filters of shape {filters.shape}"
         )
     lowest, highest = (
         filters.min(axis=(1, 2, 3), keepdims=True),
@@ -219,17 +220,17 @@ def plot_filters(filters: Any, columns: int = 7) -> Any:
 
 
 def plot_position_similarity(similarity: Any) -> Any:
-    """Draws, for the position of each patch, how alike those of all others are, as
-    `position_similarity` returns it.
+    """Plots one map for each patch: the similarity of its position embedding to all others.
 
     Args:
-        similarity: array (rows, columns, rows, columns), from -1 to 1.
+        similarity: array (rows, columns, rows, columns), -1 to 1, as returned by
+            `position_similarity`.
 
     Returns:
-        `matplotlib.figure.Figure`; `figure.savefig(file)` writes it.
+        `matplotlib.figure.Figure`. Save it with `figure.savefig(path)`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: if matplotlib is not installed.
     """
     rows, columns = similarity.shape[:2]
     figure, axes = _figure(
@@ -242,8 +243,8 @@ def plot_position_similarity(similarity: Any) -> Any:
 
 
 def _figure(count, columns, width, height):
-    """(figure, its axes (rows, columns)), for `count` pictures of `width` times `height` inches."""
-    # A Figure of its own leaves the user's pyplot state and backend alone.
+    """Returns a figure for `count` images of `width` x `height` inches, and its axes."""
+    # Unlike `pyplot.figure`, this changes neither the user's current figure nor the backend.
     from matplotlib.figure import Figure
 
     rows = -(-count // columns)
@@ -255,17 +256,17 @@ def _figure(count, columns, width, height):
 
 
 def _tallest(images):
-    """The largest height / width."""
+    """The largest height / width of these images."""
     return max(image.shape[0] / image.shape[1] for image in images)
 
 
 def _rgb(image):
-    """(height, width, 1 or 3), 0 to 255, as uint8 (height, width, 3); a copy."""
+    """Returns a copy of an image (height, width, 1 or 3), 0 to 255, as uint8 (height, width, 3)."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] not in (1, 3):
         raise ValueError(
-            "An image must be (height, width, channels) of 1 or 3 channels. Received: shape "
-            f"{image.shape}"
+            "An image must have the shape (height, width, channels), with 1 or 3 channels. Select "
+            f"one image of a batch. Received: an image of shape {image.shape}"
         )
     levels = np.rint(image.clip(0, 255)).astype("uint8")
     return np.array(np.broadcast_to(levels, (*levels.shape[:2], 3)))

@@ -1,4 +1,4 @@
-"""What a trained backbone has learnt of patches and of where they are."""
+"""What the patch embedding and the position embeddings of a backbone have learned."""
 
 from typing import Any
 
@@ -7,18 +7,26 @@ import numpy as np
 
 
 def patch_filters(backbone: Any) -> np.ndarray:
-    """The principal components of the patch embedding: the patterns that tell patches apart, from
-    the strongest.
+    """Returns the principal components of the patch embedding's filters, strongest first.
 
-    They are the right singular vectors of the kernel (hidden_dim, patch values), its mean over
-    `hidden_dim` taken off. Of the filters themselves there are as many as the embedding is wide,
-    and most look alike.
+    They are the right singular vectors of the kernel (hidden_dim, patch values) after its mean over
+    `hidden_dim` is subtracted. The patch embedding has `hidden_dim` filters, and many look alike;
+    the first components summarize them.
 
     Args:
         backbone: `DeiTBackbone`.
 
     Returns:
-        float array (components, patch height, patch width, channels): orthogonal, each of length 1.
+        float array (components, patch height, patch width, channels). The components are orthogonal
+        unit vectors.
+
+    Example:
+
+    >>> backbone = keras_deit.models.DeiTBackbone.from_preset(
+    ...     "deit_nano_distilled_patch4_32_digits"
+    ... )
+    >>> keras_deit.visualization.patch_filters(backbone).shape
+    (16, 4, 4, 1)
 
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), figure 7, left.
     """
@@ -30,19 +38,27 @@ def patch_filters(backbone: Any) -> np.ndarray:
 
 
 def position_similarity(backbone: Any) -> np.ndarray:
-    """How alike the positions of any two patches are.
+    """Returns the cosine similarity of the position embeddings of all pairs of patches.
 
     Args:
         backbone: `DeiTBackbone`.
 
     Returns:
-        float array (rows, columns, rows, columns): `[i, j, k, l]` is the cosine, from -1 to 1, of
-        the position embeddings of the patches `(i, j)` and `(k, l)`.
+        float array (rows, columns, rows, columns), -1 to 1. `[i, j, k, l]` compares the patches
+        `(i, j)` and `(k, l)`.
+
+    Example:
+
+    >>> backbone = keras_deit.models.DeiTBackbone.from_preset(
+    ...     "deit_nano_distilled_patch4_32_digits"
+    ... )
+    >>> keras_deit.visualization.position_similarity(backbone).shape
+    (8, 8, 8, 8)
 
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), figure 7, centre.
     """
     rows, columns = backbone.grid_size
-    # Those of prefix tokens, where they have positions, come first.
+    # The positions of prefix tokens, if they have any, come first.
     positions = keras.ops.convert_to_numpy(backbone.token_position_embedding.positions)[
         -rows * columns :
     ].astype("float64")

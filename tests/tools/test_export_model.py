@@ -441,7 +441,8 @@ def test_error_without_the_runtime(tmp_path, monkeypatch):
     refused(why, format="onnx", preset=digits.PRESET, output=tmp_path / "deit.onnx")
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="of the others")
+@pytest.mark.backend
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow exports")
 def test_error_on_other_backends(tmp_path):
     why = "Keras exports from TensorFlow only. .* Received: KERAS_BACKEND=.*"
     refused(why, format="onnx", preset=digits.PRESET, output=tmp_path / "deit.onnx")

@@ -26,15 +26,16 @@ def test_each_head_of_a_block(distilled, rng):
 def test_errors(rng):
     scores = rng.random((2, 4, 7, 7))
     with raises(
-        'The model has no distillation token. Ask for `token="class"`. Received: '
+        'The model has no distillation token. Use `token="class"`. Received: '
         "token='distillation', num_prefix_tokens=1"
     ):
         attention_maps(scores, 1, (2, 3), token="distillation")
     with raises("`token` must be one of 'class', 'distillation'. Received: token='cls'"):
         attention_maps(scores, 1, (2, 3), token="cls")
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 8, 8): 2 prefix tokens "
-        "and 2 x 3 patches. Merged tokens have no "
-        "place in the image: use `num_merged_tokens=0`. Received: [(2, 4, 7, 7)]"
+        "The scores of each block must have the shape (batch, num_heads, 8, 8), for 2 prefix "
+        "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
+        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "scores of shapes [(2, 4, 7, 7)]"
     ):
         attention_maps(scores, 2, (2, 3))

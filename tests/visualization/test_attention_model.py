@@ -50,7 +50,7 @@ def composed():
 
 
 def expected_scores(model, x):
-    """Layer by layer, eagerly."""
+    """The scores of each block, from eager calls."""
     scores = {}
     for layer in model.layers[1:]:
         if isinstance(layer, TransformerBlock):
@@ -61,9 +61,7 @@ def expected_scores(model, x):
 
 
 def test_a_composed_model_after_training(rng):
-    """What used to end in "Output with path ... is not connected to `inputs`", after the
-    training.
-    """
+    """This used to raise "Output with path ... is not connected to `inputs`" after training."""
     model = randomize(composed(), rng)
     model.compile("sgd", "mse", jit_compile=BACKEND == "jax")
     x = images(rng)
@@ -146,7 +144,7 @@ def test_the_error_of_keras_comes_early_and_names_the_way_out():
 
 
 def around(*inner):
-    """A user's model of models."""
+    """A user's model that contains other models."""
     inputs = keras.Input(IMAGES)
     parts = [model(keras.layers.Rescaling(0.5)(inputs)) for model in inner]
     parts = [
@@ -265,9 +263,8 @@ def test_says_what_it_cannot_look_into():
             return inputs
 
     message = (
-        "`attention_model` looks into functional and sequential models that are built. Of a model "
-        "of your own class give the functional "
-        "one inside. Received: model={!r}"
+        "`model` must be a functional model, or a sequential model that is built. If it is a "
+        "subclass of `keras.Model`, pass the functional model inside it. Received: model={!r}"
     )
     for model in (Own(), keras.Sequential([block("block_0")]), block("block_0"), None):
         with raises(message.format(model)):
@@ -275,8 +272,8 @@ def test_says_what_it_cannot_look_into():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     with raises(
-        "The model has no `TransformerBlock`, `MergingTransformerBlock` or "
-        "`MultiHeadSelfAttention` among its layers and those of the "
-        f"functional models inside, so there are no scores to return. Received: model={model!r}"
+        "`model` must contain a `TransformerBlock`, `MergingTransformerBlock` or "
+        "`MultiHeadSelfAttention` layer: directly, or inside a functional model. Use these layers "
+        f"of `keras_deit.layers`. Received: model={model!r}"
     ):
         attention_model(model)

@@ -14,7 +14,7 @@ def scores_of(rng, blocks=3, batch=2, heads=4, tokens=8):
 
 
 def test_is_the_product_over_blocks_of_attention_with_the_residual(rng):
-    """Sample by sample with loops, as Abnar & Zuidema write it."""
+    """The formula of Abnar & Zuidema, in loops over samples and blocks."""
     scores = scores_of(rng)
     found = attention_rollout(list(scores), num_prefix_tokens=2, grid_size=(2, 3))
     assert found.shape == (2, 2, 3)
@@ -28,9 +28,9 @@ def test_is_the_product_over_blocks_of_attention_with_the_residual(rng):
         np.testing.assert_allclose(found[sample].ravel(), rollout[0, 2:], atol=1e-12)
 
 
-def test_is_that_of_the_seed_project(rng):
-    """The notebook `classification.ipynb` of sayakpaul/deit-tf at 79cc91d, in its float32: one
-    image, one prefix token.
+def test_equals_the_rollout_of_deit_tf(rng):
+    """The rule of `classification.ipynb` in sayakpaul/deit-tf at 79cc91d: one image in float32, one
+    prefix token.
     """
     scores = scores_of(rng, batch=1, tokens=10).astype("float32")
     attention = scores[:, 0].mean(axis=1)
@@ -86,7 +86,7 @@ def test_takes_the_scores_of_a_backbone(distilled, rng):
 
 
 def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
-    """JAX sorts the keys of a dict that a model returns: block_10 comes before block_2."""
+    """JAX sorts the keys of a dict that a model returns, so block_10 comes before block_2."""
     scores = scores_of(rng, blocks=12)
     named = {f"block_{i}": scores[i] for i in range(12)}
     by_key = dict(sorted(named.items()))
@@ -98,20 +98,24 @@ def test_a_dict_is_read_in_the_order_of_the_blocks_not_of_its_keys(rng):
 
 def test_errors(rng):
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens "
-        "and 2 x 3 patches. "
-        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: [(2, 4, 8, "
-        "8)]"
+        "The scores of each block must have the shape (batch, num_heads, 7, 7), for 1 prefix "
+        "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
+        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "scores of shapes [(2, 4, 8, 8)]"
     ):
         attention_rollout(list(scores_of(rng, blocks=1)), 1, (2, 3))
     with raises(
-        "`scores` must have, for each block, an array (batch, num_heads, 7, 7): 1 prefix tokens "
-        "and 2 x 3 patches. "
-        "Merged tokens have no place in the image: use `num_merged_tokens=0`. Received: []"
+        "The scores of each block must have the shape (batch, num_heads, 7, 7), for 1 prefix "
+        "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
+        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "scores of shapes []"
     ):
         attention_rollout({}, 1, (2, 3))
 
-    with raises("`scores` must have the scores of every block, ['block_0']. Received: ['block_2']"):
+    with raises(
+        "`scores` must have one entry for each block, ['block_0']. Pass the scores of all blocks, "
+        "or a list in the order of the blocks. Received: ['block_2']"
+    ):
         attention_rollout({"block_2": scores_of(rng)[0]}, 2, (2, 3))
     with raises("`head_fusion` must be one of 'mean', 'max', 'min'. Received: head_fusion='sum'"):
         attention_rollout(list(scores_of(rng)), 2, (2, 3), head_fusion="sum")
@@ -121,7 +125,7 @@ def test_errors(rng):
     ):
         attention_rollout(list(scores_of(rng)), 2, (2, 3), discard_ratio=1)
     with raises(
-        'The model has no distillation token. Ask for `token="class"`. Received: '
+        'The model has no distillation token. Use `token="class"`. Received: '
         "token='distillation', num_prefix_tokens=1"
     ):
         attention_rollout(list(scores_of(rng)), 1, (7, 1), token="distillation")

@@ -14,7 +14,7 @@ from tests.helpers import raises
 
 
 def size(figure, path):
-    """Pixels of a figure that is saved: (width, height)."""
+    """The (width, height) in pixels of a saved figure."""
     from PIL import Image
 
     figure.savefig(path, dpi=100)
@@ -24,7 +24,7 @@ def size(figure, path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_overlay_is_brightest_where_the_model_looks(channels):
-    """At the image's own size, and rows and columns as they stand."""
+    """The result has the size of the image, and rows and columns are not swapped."""
     shares = np.zeros((3, 4))
     shares[2, 1] = 0.1
     found = overlay(np.zeros((60, 120, channels)), shares)
@@ -45,23 +45,22 @@ def test_outside_the_box_the_image_stays_as_it_is(rng):
     outside = np.ones((50, 80), bool)
     outside[10:40, 20:60] = False
     np.testing.assert_array_equal(found[outside], image[outside])
-    # Inside it is the map's colour, and near the box's edges, as that of a twentieth of its length,
-    # part of the image.
+    # Inside the box the map covers the image, and fades out over a twentieth of the box.
     assert len(np.unique(found[12:38, 22:58].reshape(-1, 3), axis=0)) == 1
     assert not np.array_equal(found[10:40, 20], found[10:40, 30])
     whole = overlay(image, np.ones((2, 2)), strength=1.0)
-    # At the edge of the image nothing fades
+    # Nothing fades at the edge of the image.
     assert len(np.unique(whole.reshape(-1, 3), axis=0)) == 1
 
 
 def test_attention_that_is_almost_even_is_drawn_so(rng):
-    """Stretched over all colours, it would look sharp."""
+    """If it used all colours, noise would look like a peak."""
     black, even = np.zeros((60, 60, 3)), 1 / 9 + rng.normal(0, 1e-4, (3, 3))
     assert np.ptp(overlay(black, even).astype(int), axis=(0, 1)).max() <= 1
     peak = np.full((3, 3), 1 / 90)
     peak[1, 1] = 1 - 8 / 90
     assert np.ptp(overlay(black, peak).astype(int), axis=(0, 1)).max() > 100
-    # What is drawn brightest can be another map's share.
+    # `largest` may come from another map.
     assert overlay(black, even, largest=1.0).sum() < overlay(black, even).sum()
 
 
@@ -126,7 +125,8 @@ def test_filters_are_stretched_over_all_levels(rng, tmp_path):
     assert [(image.min(), image.max()) for image in drawn] == [(0, 255)] * 5
     size(figure, tmp_path / "filters.png")
     with raises(
-        "Filters of 1 or 3 channels have a colour. Received: filters of shape (5, 4, 8, 2)"
+        "`filters` must have 1 or 3 channels, to be plotted in grey or colour. Select 1 or 3. "
+        "Received: filters of shape (5, 4, 8, 2)"
     ):
         plot_filters(np.zeros((5, 4, 8, 2)))
 
@@ -139,11 +139,12 @@ def test_position_similarity_has_a_picture_for_each_patch(rng, tmp_path):
 
 def test_errors():
     with raises(
-        "An image must be (height, width, channels) of 1 or 3 channels. Received: shape (4, 4)"
+        "An image must have the shape (height, width, channels), with 1 or 3 channels. Select one "
+        "image of a batch. Received: an image of shape (4, 4)"
     ):
         overlay(np.zeros((4, 4)), np.zeros((2, 2)))
     with raises(
-        "`shares` must be one map, (rows, columns): take one image's, and one head's. Received: "
-        "shape (1, 2, 2)"
+        "`shares` must have the shape (rows, columns). Select one image, and one head. Received: "
+        "shares of shape (1, 2, 2)"
     ):
         overlay(np.zeros((4, 4, 3)), np.zeros((1, 2, 2)))

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.backend
 
 
 def test_filters_are_the_directions_in_which_the_embedding_varies(rng):
-    """As scikit-learn has them, up to their sign."""
+    """The components of scikit-learn's PCA, up to their sign."""
     from sklearn.decomposition import PCA
 
     backbone = randomize(tiny_backbone(), rng)
@@ -17,15 +17,13 @@ def test_filters_are_the_directions_in_which_the_embedding_varies(rng):
     assert found.shape == (8, 4, 8, 3)
     kernel = numpy(backbone.patch_embedding.projection.kernel).T
     expected = PCA().fit(kernel.astype("float64")).components_
-    # The last of eight is of no variance, its mean taken off
+    # Eight filters minus their mean span seven dimensions, so the last component is arbitrary.
     for ours, theirs in zip(found[:7], expected):
         np.testing.assert_allclose(abs(ours.ravel() @ theirs), 1, atol=1e-6)
 
 
 def test_filters_are_pictures_of_patches():
-    """The strongest pattern of an embedding that sees only the left half of a patch is in the left
-    half.
-    """
+    """If the kernel is 0 in the right half of a patch, so is the strongest component."""
     backbone = tiny_backbone()
     kernel = np.random.default_rng(0).normal(size=(4, 8, 3, 8)).astype("float32")
     kernel[:, 4:] = 0
@@ -49,9 +47,7 @@ def test_similarity_is_the_cosine_of_two_positions(overrides, rng):
 
 
 def test_the_digits_model_has_learnt_where_patches_are():
-    """A neighbour's position is more alike than that of the far corner: an untrained model's is
-    not.
-    """
+    """Training makes the positions of neighbours more similar than those of distant patches."""
     similarity = position_similarity(
         DeiTBackbone.from_preset("deit_nano_distilled_patch4_32_digits")
     )
