@@ -286,4 +286,7 @@ def make_case(folder, preset, backend, image_size=None, num_layers=None):
 
 def describe(request):
     jit = "jit" if request.jit else "no jit"
-    return f"{request.subject} on {request.backend}, {request.dtype}, {jit}, {request.mode}, batch {request.batch_size}"
+    return (
+        f"{request.subject} on {request.backend}, {request.dtype}, {jit}, {request.mode}, batch "
+        f"{request.batch_size}"
+    )

@@ -33,7 +33,8 @@ LOADS = {
     "keras_hub": "keras_hub.models.DeiTImageClassifier.from_preset(f'{folder}/transformers', "
     "preprocessor=None)",
     "timm": "timm.create_model(preset, checkpoint_path=f'{folder}/timm.safetensors')",
-    "transformers": "transformers.DeiTForImageClassificationWithTeacher.from_pretrained(f'{folder}/transformers')",
+    "transformers": "transformers.DeiTForImageClassificationWithTeacher.from_pretrained("
+    "f'{folder}/transformers')",
 }
 PROGRAM = """
 import sys, time

@@ -35,7 +35,9 @@ import numpy as np, keras
 from benchmarks.environment import peak_memory_bytes
 from keras_deit.models import DeiTImageClassifier
 preset, batch_size, remat, steps, jit, updates = sys.argv[1], *map(int, sys.argv[2:])
-model = DeiTImageClassifier.from_preset(preset, load_weights=False, preprocessor=None, remat=bool(remat))
+model = DeiTImageClassifier.from_preset(
+    preset, load_weights=False, preprocessor=None, remat=bool(remat)
+)
 options = {"gradient_accumulation_steps": steps} if steps > 1 else {}
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(keras.optimizers.AdamW(**options), loss, jit_compile=bool(jit))

@@ -2,8 +2,6 @@
 
 import re
 
-from keras_deit.atomic import atomic_file
-
 
 def write_section(page, name, text):
     """Puts `text` between `<!-- name -->` and `<!-- end of name -->` (or `<!-- /name -->`).
@@ -16,6 +14,9 @@ def write_section(page, name, text):
     Raises:
         ValueError: if the page does not have the two marks exactly once.
     """
+    # Imported here, because it imports Keras: benchmarks.report does not need that to print.
+    from keras_deit.atomic import atomic_file
+
     updated = with_section(page.read_text(encoding="utf-8"), name, text, page)
     with atomic_file(page) as file:
         file.write_text(updated, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Rows of results, made up."""
+"""Made-up rows of results."""
 
 from benchmarks.precision import precision
 from benchmarks.subjects import package_of, runtime_of

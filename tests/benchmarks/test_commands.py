@@ -1,4 +1,4 @@
-"""The smaller measurements run, and print tables of figures."""
+"""The smaller benchmarks run and print tables of numbers."""
 
 import keras
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.process
 
 
 def table(module, *arguments):
-    """{first cell: the others} of what a command prints."""
+    """{first cell: other cells} of a printed table."""
     result = run(module, *arguments)
     assert result.returncode == 0, result.stderr
     lines = [

@@ -1,6 +1,4 @@
-"""What is read out of compiled programs, and the command that compiles them for devices that are
-not there.
-"""
+"""Reading compiled programs, and the command that compiles for other devices."""
 
 import dataclasses
 import importlib.util
@@ -161,8 +159,8 @@ def test_layers_of_all_blocks_have_one_name(op_name, path):
     assert hlo.layer_path(op_name) == path
 
 
-def test_text_that_is_no_program():
-    with pytest.raises(ValueError, match="one line that starts with ENTRY"):
+def test_error_on_other_text():
+    with pytest.raises(ValueError, match="with a line that starts with ENTRY"):
         hlo.Program("HloModule nothing")
 
 
@@ -188,8 +186,7 @@ def test_text_that_is_no_program():
         (
             ("--mesh", "4"),
             "--mesh must have the axes batch or model, such as batch=32,model=8 or batch=256. "
-            "Received: "
-            "4",
+            "Received: 4",
         ),
         (
             ("--subject", "torch"),
@@ -201,7 +198,7 @@ def test_text_that_is_no_program():
         ),
     ],
 )
-def test_arguments_that_cannot_be(arguments, message, tmp_path):
+def test_errors_name_the_flag(arguments, message, tmp_path):
     result = run("compile_for", "--output", tmp_path / "rows.jsonl", *arguments)
     assert result.returncode != 0
     assert message in " ".join((result.stdout + result.stderr).split())
@@ -254,7 +251,7 @@ def compiled_row(request, **changes):
 
 @pytest.mark.process
 @pytest.mark.tpu
-def test_what_is_there_is_not_compiled_again(tmp_path):
+def test_existing_rows_are_skipped(tmp_path):
     output = tmp_path / "rows.jsonl"
     results.append(output, [compiled_row(request())])
     before = output.read_bytes()
@@ -266,15 +263,15 @@ def test_what_is_there_is_not_compiled_again(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.tpu
-def test_rows_of_what_cannot_be_compiled(tmp_path):
-    """A peer without the mode is a row, and so is a library that is not there."""
+def test_rows_of_failures(tmp_path):
+    """A peer without the mode is a row, and so is a missing library."""
     output = tmp_path / "rows.jsonl"
     arguments = ("--subject", "keras_hub", "--mode", "attention", "--output", output)
     result = run("compile_for", *TINY, *arguments)
     assert result.returncode == 0, result.stderr
     (row,) = compile_programs.read(output)
     assert row["status"] in ("not supported", "not installed")
-    assert "The compiler's estimate, not a measured time." in result.stdout
+    assert "Estimates of the compiler, not measured times." in result.stdout
 
 
 @pytest.mark.backend
@@ -293,7 +290,7 @@ def test_rows_of_what_cannot_be_compiled(tmp_path):
     ],
 )
 def test_plain_jax_has_the_same_numbers(config, form, rng):
-    """What this package is measured against computes what it computes, on the same weights."""
+    """The plain JAX model computes the same as the Keras model with the same weights."""
     from benchmarks.subjects import plain_jax
 
     classifier = randomize(tiny_classifier(config), rng)
@@ -404,7 +401,7 @@ def test_tables(tmp_path):
 
 
 @pytest.mark.process
-def test_no_table_without_rows(tmp_path):
+def test_error_without_rows(tmp_path):
     result = run("compile_report", "--input", tmp_path / "none.jsonl")
     assert result.returncode != 0
     assert "has no rows. Measure some: python -m benchmarks.compile_for" in result.stderr

@@ -1,4 +1,4 @@
-"""What a row says of the device, with devices that are not here."""
+"""What rows record about devices, tested without the devices."""
 
 import os
 
@@ -23,7 +23,7 @@ def nvidia_smi(tmp_path, monkeypatch):
     return file
 
 
-def test_name_driver_and_clocks(nvidia_smi, monkeypatch):
+def test_gpu(nvidia_smi, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert environment.gpu() == {
         "name": "NVIDIA H100 80GB HBM3",
@@ -35,7 +35,7 @@ def test_name_driver_and_clocks(nvidia_smi, monkeypatch):
     }
 
 
-def test_what_nvidia_smi_does_not_say(nvidia_smi, monkeypatch):
+def test_gpu_without_values(nvidia_smi, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     nvidia_smi.write_text(NVIDIA_SMI.replace("700.00", "[N/A]"))
     assert environment.gpu()["power_limit_watts"] is None
@@ -94,7 +94,7 @@ def test_precision_is_named():
 
 
 def test_float32_is_float32_and_tf32_is_set(monkeypatch):
-    """Without the switches TPUs take bfloat16 passes, and recent GPUs TF32."""
+    """Otherwise TPUs would use bfloat16 passes and recent GPUs TF32."""
     import importlib
 
     name = keras.backend.backend()
@@ -121,7 +121,7 @@ def test_float32_is_float32_and_tf32_is_set(monkeypatch):
         assert not enabled()
 
 
-def test_an_error_is_found_among_what_follows_it():
+def test_last_error():
     log = "Traceback\nValueError: the kernel\n\nArguments received by call():\n  - images\n"
     assert errors.last_error(log) == "ValueError: the kernel"
     assert errors.last_error("Killed\n") == "Killed"

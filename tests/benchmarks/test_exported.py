@@ -1,6 +1,4 @@
-"""The exported model in its own runtimes. They come with the `export` extra, and .ci/run brings
-them.
-"""
+"""Exported models in their runtimes, which .ci/run installs with the `export` extra."""
 
 import importlib.util
 
@@ -71,7 +69,7 @@ NEEDS = {
         pytest.param("keras_hub_openvino", marks=pytest.mark.peer),
     ],
 )
-def test_answers_are_those_of_keras(subject, dtype, case):
+def test_outputs_equal_keras(subject, dtype, case):
     # Not imported: timm would want torchvision in this process
     for module in NEEDS.get(subject, ()):
         if importlib.util.find_spec(module) is None:
@@ -82,7 +80,7 @@ def test_answers_are_those_of_keras(subject, dtype, case):
     assert np.isfinite(prepared.step()).all()
 
 
-def test_what_an_export_lacks_is_said(case):
+def test_missing_exports_are_reported(case):
     for mode, dtype, message in (
         ("training", "float32", "keras_deit_openvino: inference alone"),
         ("inference", "mixed_bfloat16", "keras_deit_openvino: no mixed precision"),

@@ -1,4 +1,4 @@
-"""The borrowed hour, driven on the CPU."""
+"""The program for a borrowed accelerator, run on the CPU."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def listed(plan, names, device="gpu"):
     return list(requests(plan, device, names, pathlib.Path("cases"), {}))
 
 
-def test_the_dearest_comes_first_and_peers_on_another_backend_last():
+def test_order_of_the_plan():
     found = listed(PLAN, ["jax", "torch"])
     assert len(set(found)) == len(found)
     first = [(request.subject, request.backend) for request in found[:5]]
@@ -62,9 +62,7 @@ def test_backends_are_those_installed():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Takes the measurements' place: a list of what was measured, and a clock that each row takes a
-    minute of.
-    """
+    """Replaces measuring: a list of what was measured, and a clock that adds a minute per row."""
     found, now = [], [0.0]
     monkeypatch.setattr(first_accelerator.time, "monotonic", lambda: now[0])
 
@@ -89,7 +87,7 @@ def measured(monkeypatch):
 COMMON = {"machine": "a machine", "timing": "exclusive"}
 
 
-def test_it_stops_when_the_minutes_are_spent_and_goes_on_where_it_stopped(measured, tmp_path):
+def test_it_stops_in_time_and_resumes(measured, tmp_path):
     file, plan = tmp_path / "rows.jsonl", listed(PLAN[:2], ["jax"])
     assert len(plan) == 5
     left = measure_all(plan, file, COMMON, Clock(3.5), 20.0, lambda request: None)
@@ -101,7 +99,7 @@ def test_it_stops_when_the_minutes_are_spent_and_goes_on_where_it_stopped(measur
     assert len(results.read(file)) == 5
 
 
-def test_what_does_not_compile_in_pytorch_is_measured_as_it_is(measured, tmp_path):
+def test_without_compilation_if_that_fails(measured, tmp_path):
     plan = [request for request in listed(PLAN[:1], ["torch"]) if request.subject == "timm"]
     measure_all(plan, tmp_path / "rows.jsonl", COMMON, Clock(25), 20.0, lambda request: None)
     assert [request.jit for request in measured] == [True, False]
@@ -111,7 +109,7 @@ def test_what_does_not_compile_in_pytorch_is_measured_as_it_is(measured, tmp_pat
     ]
 
 
-def test_a_row_that_the_clock_cuts_off_is_no_failure(measured, tmp_path):
+def test_interruption_by_the_clock_is_no_failure(measured, tmp_path):
     plan = [request for request in listed(PLAN[:1], ["torch"]) if request.subject == "timm"]
     left = measure_all(
         plan, tmp_path / "rows.jsonl", COMMON, Clock(0.9), 20.0, lambda request: None
@@ -124,7 +122,7 @@ def test_a_row_that_the_clock_cuts_off_is_no_failure(measured, tmp_path):
 @pytest.mark.skipif(
     BACKEND == "tensorflow", reason="an accelerator's machine, with JAX or PyTorch alone"
 )
-def test_all_of_it_without_tensorflow(tmp_path):
+def test_without_tensorflow(tmp_path):
     (tmp_path / "without").mkdir()
     (tmp_path / "without" / "tensorflow.py").write_text(
         "raise ImportError('TensorFlow is not here')"

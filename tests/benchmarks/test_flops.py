@@ -8,7 +8,7 @@ from tests.helpers import images, tiny_classifier
 
 
 class Counting(np.ndarray):
-    """Arrays that count the operations of the matrix products they are in."""
+    """Arrays that count the operations of their matrix products."""
 
     flops = 0
 
@@ -25,7 +25,7 @@ class Counting(np.ndarray):
 
 
 @pytest.mark.parametrize("distilled", [True, False])
-def test_the_formula_equals_a_count_of_the_witness_products(distilled, rng):
+def test_flops_equal_a_count_of_products(distilled, rng):
     classifier = tiny_classifier({"use_distillation_token": distilled})
     config = classifier.backbone.get_config()
     weights = {

@@ -1,4 +1,4 @@
-"""What the table of parts says of times that are given."""
+"""The table of parts, for given times."""
 
 from benchmarks import digits
 from keras_deit.models import DeiTImageClassifier

@@ -1,4 +1,4 @@
-"""Who counts in the headline, and what the pages say."""
+"""Which rows count for the headlines, and the contents of the pages."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def test_each_package_counts_in_its_fastest_runtime():
 
 
 def test_a_runtime_in_which_no_peer_was_measured_makes_no_ratio():
-    """'bfloat16 in OpenVINO beside float32 in PyTorch' was a headline once."""
+    """A headline used to compare bfloat16 in OpenVINO with float32 in PyTorch."""
     rows = [
         row("keras_deit", "torch", 40.0),
         row("keras_deit_openvino", "torch", 66.0),
@@ -58,7 +58,7 @@ def test_a_framework_that_a_peer_does_not_have_counts():
     assert headlines(rows)[0]["ratio"] == pytest.approx(1.2)
 
 
-def test_one_table_a_device():
+def test_one_table_per_device():
     gpu = {
         "machine": "host",
         "device": "gpu",
@@ -105,7 +105,7 @@ def test_one_table_a_device():
     )
 
 
-def test_the_csv_has_every_row_and_why_one_has_no_figure():
+def test_csv_has_every_row_and_the_reasons_of_failures():
     rows = [
         row("timm", "torch", 0.0, status="not installed", message="No module named 'timm'"),
         row("keras_deit", "torch", 40.0),
@@ -127,7 +127,7 @@ def test_the_csv_has_every_row_and_why_one_has_no_figure():
     )
 
 
-def test_the_chart_has_one_case_and_a_panel_a_device(tmp_path):
+def test_chart_has_one_case_and_a_panel_per_device(tmp_path):
     rows = [
         row("keras_deit", "torch", 40.0),
         row("timm", "torch", 50.0),
@@ -142,13 +142,13 @@ def test_the_chart_has_one_case_and_a_panel_a_device(tmp_path):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_of_results_has_one_machine_and_its_table(file):
+def test_result_files(file):
     rows = results.read(file)
     assert len({content["machine"] for content in rows}) == 1
     assert file.with_suffix(".csv").read_text(encoding="utf-8") == report.table_of_all(rows)
 
 
-def test_the_page_has_every_file_of_results_and_links_lead_somewhere():
+def test_page_has_every_result_file_and_valid_links():
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     for file in FILES:
         assert f"(results/{file.name})" in page

@@ -1,4 +1,4 @@
-"""The benchmarks as a user runs them, on a model that takes seconds."""
+"""The benchmarks as a user runs them, with a model that takes seconds."""
 
 import json
 import os
@@ -38,9 +38,7 @@ def run(module, *arguments):
 
 @pytest.mark.process
 def test_smoke(tmp_path):
-    """Ours with scores, a peer that is not there or cannot, the table and the chart; and a second
-    run that finds all done.
-    """
+    """Measures, skips missing peers, writes table and chart; a second run skips everything."""
     output, markdown, chart = (
         tmp_path / "rows.jsonl",
         tmp_path / "README.md",
@@ -99,10 +97,8 @@ def test_smoke(tmp_path):
 
 
 @pytest.mark.process
-def test_one_after_the_other(tmp_path):
-    """The CPU as a device that admits one process: latency, then throughput; and what is missing is
-    measured alone.
-    """
+def test_exclusive(tmp_path):
+    """Latency and throughput on the CPU, one process at a time; missing rows are measured alone."""
     output = tmp_path / "rows.jsonl"
     arguments = (
         "--smoke",
@@ -142,7 +138,7 @@ def test_one_after_the_other(tmp_path):
 
 
 @pytest.mark.process
-def test_a_device_that_is_not_there_is_a_row(tmp_path):
+def test_missing_device_is_a_row(tmp_path):
     output = tmp_path / "rows.jsonl"
     result = run(
         "run", "--smoke", "--device", "gpu", "--backend", BACKEND, "--jit", "on", "--output", output
@@ -205,7 +201,7 @@ def test_int8_without_a_kernel_is_refused(case):
         worker.prepare(request)
 
 
-def test_wrong_answers_are_not_timed(case, tmp_path):
+def test_wrong_outputs_are_not_timed(case, tmp_path):
     shutil.copytree(case, tmp_path / "case")
     with np.load(case / "case.npz") as content:
         np.savez(
@@ -228,9 +224,9 @@ def test_wrong_answers_are_not_timed(case, tmp_path):
         worker.prepare(request)
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, capsys):
+def test_too_large_batch_is_halved_and_recorded(monkeypatch, capsys):
     class Small:
-        """A machine for batches of three."""
+        """A machine with memory for batches of three."""
 
         def __init__(self, request, startup_seconds):
             self.request, self.seconds, self.last = request, [], {}
@@ -270,7 +266,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_recorded(monkeypatch, c
     assert row["images_per_second"] == 6.0
 
 
-def test_what_never_fits_is_a_row(monkeypatch, capsys):
+def test_model_that_never_fits_is_a_row(monkeypatch, capsys):
     class Full:
         def __init__(self, request, startup_seconds):
             self.request, self.seconds, self.last, self.is_ready = request, [], {}, False
@@ -367,7 +363,7 @@ def test_wrong_flags(arguments, message, tmp_path):
 
 
 @pytest.mark.process
-def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
+def test_file_of_another_version_is_kept(tmp_path):
     output = tmp_path / "rows.jsonl"
     output.write_text(json.dumps({"format": 0}) + "\n")
     result = run("run", "--smoke", "--backend", BACKEND, "--output", output)
@@ -377,7 +373,7 @@ def test_a_file_that_another_version_wrote_stays_as_it_is(tmp_path):
     assert output.read_text() == json.dumps({"format": 0}) + "\n"
 
 
-def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
+def test_later_row_of_a_measurement_counts(tmp_path):
     results.append(
         tmp_path / "rows.jsonl", [row("keras_deit", "jax", 1.0), row("timm", "torch", 2.0)]
     )
@@ -388,7 +384,7 @@ def test_of_a_measurement_taken_twice_the_later_counts(tmp_path):
     ]
 
 
-def test_a_file_has_the_rows_of_one_machine(tmp_path):
+def test_error_on_rows_of_another_machine(tmp_path):
     output = tmp_path / "rows.jsonl"
     here = row("keras_deit", "jax", 1.0)
     results.append(output, [here])
@@ -398,7 +394,7 @@ def test_a_file_has_the_rows_of_one_machine(tmp_path):
         results.of_machine(output, "another")
 
 
-def test_what_failed_is_measured_again_if_asked():
+def test_retry():
     rows = [row("keras_deit", "jax", 1.0), row("timm", "torch", 0.0, status="failed")]
     rows.append(row("keras_hub", "jax", 0.0, status="not supported"))
     keys = [results.key(content) for content in rows]
@@ -406,7 +402,7 @@ def test_what_failed_is_measured_again_if_asked():
     assert results.done(rows, retry=True) == {keys[0], keys[2]}
 
 
-def test_processes_that_fill_the_memory_are_mentioned(capsys, monkeypatch):
+def test_warning_of_short_memory(capsys, monkeypatch):
     workers = [
         unittest.mock.Mock(last={"peak_host_memory_bytes": 3 * 2**30}),
         unittest.mock.Mock(last={}),

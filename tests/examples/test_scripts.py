@@ -1,4 +1,4 @@
-"""The examples run as a user runs them: in a process of their own, in a directory of the user's."""
+"""The examples run as a user runs them: in their own process and directory."""
 
 import os
 import pathlib
@@ -71,7 +71,7 @@ def test_quickstart(tmp_path):
 
 @pytest.mark.slow
 def test_the_model_that_ships_reads_digits():
-    """Held down to what was printed when it was trained: a change in any layer would show here."""
+    """The accuracies when it was trained. A change in any layer would show here."""
     images, labels = unseen_digits()
     classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
     assert (classifier.predict(images, verbose=0).argmax(axis=-1) == labels).mean() >= 0.97

@@ -1,6 +1,4 @@
-"""The page of tools/attention_explorer.py, in a real browser. `.ci/run` brings Gradio, Selenium
-and Chromium.
-"""
+"""The page of tools/attention_explorer.py in a real browser, which .ci/run installs."""
 
 import io
 import os
@@ -85,7 +83,7 @@ def wait(browser, condition):
 
 
 def picture_is(expected):
-    """Whether the page shows this picture, pixel by pixel."""
+    """Whether the page shows exactly this picture."""
 
     def shown(browser):
         for image in browser.find_elements(By.TAG_NAME, "img"):
@@ -137,7 +135,7 @@ def test_the_page_opens_with_an_example(browser, look):
     assert not slider(browser, "Head").is_enabled()
 
 
-def test_an_image_its_labels_and_where_each_head_looks(browser, digit, classifier, look, tmp_path):
+def test_predictions_and_attention_of_each_head(browser, digit, classifier, look, tmp_path):
     Image.fromarray(digit[..., 0]).save(tmp_path / "digit.png")
     found = look(digit)
     scores, drawn = found["attention_scores"], enlarge(digit)
@@ -169,7 +167,7 @@ def test_an_image_its_labels_and_where_each_head_looks(browser, digit, classifie
     wait(browser, lambda browser: not slider(browser, "Block").is_enabled())
 
 
-def test_what_is_no_image_is_said(browser, digit, tmp_path):
+def test_error_on_a_broken_image(browser, digit, tmp_path):
     stream = io.BytesIO()
     Image.fromarray(np.kron(digit[..., 0], np.ones((32, 32), "uint8"))).save(stream, "JPEG")
     (tmp_path / "half.jpg").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
@@ -180,7 +178,7 @@ def test_what_is_no_image_is_said(browser, digit, tmp_path):
     )
 
 
-def test_a_preset_that_is_not_there(tmp_path):
+def test_error_on_an_unknown_preset(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / "tools" / "attention_explorer.py", "--preset=deit_gigantic"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: files of three layouts to presets, and back to timm, bit for bit."""
+"""tools/convert_checkpoint.py: three PyTorch layouts to presets and back, bit for bit."""
 
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ NAME = "deit_tiny_distilled_patch16_224"
 
 @pytest.fixture
 def classifier(monkeypatch, rng):
-    """A published architecture, two pixels wide."""
+    """A published architecture with tiny sizes."""
     monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
     return randomize(DeiTImageClassifier.from_preset(NAME, load_weights=False), rng)
 
@@ -39,7 +39,7 @@ def facebook_names(tensors):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("layout", ["timm", "facebookresearch", "transformers 4", "transformers 5"])
-def test_a_file_to_a_preset_and_back(layout, classifier, tmp_path):
+def test_round_trip(layout, classifier, tmp_path):
     tensors = timm_tensors(classifier)
     written = {
         "timm": tensors,
@@ -60,7 +60,7 @@ def test_a_file_to_a_preset_and_back(layout, classifier, tmp_path):
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["back.safetensors"]
 
 
-def test_a_tilde_is_the_home_directory(classifier, tmp_path, monkeypatch):
+def test_home_directory(classifier, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
@@ -73,7 +73,7 @@ def test_a_tilde_is_the_home_directory(classifier, tmp_path, monkeypatch):
     ]
 
 
-def test_other_numbers_of_classes_and_none(classifier, rng, tmp_path):
+def test_any_number_of_classes(classifier, rng, tmp_path):
     tensors = timm_tensors(classifier)
     x = images(rng, batch=1, shape=(224, 224, 3))
     for head in ("head", "head_dist"):
@@ -110,7 +110,7 @@ def test_one_head_on_a_distilled_model(classifier, rng, tmp_path):
     )
 
 
-def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
+def test_checksum_in_the_file_name(classifier, tmp_path):
     save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
     content = (tmp_path / "file.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -130,13 +130,16 @@ def test_the_hash_in_the_name_is_checked(classifier, tmp_path):
         tool.convert(NAME, tmp_path / "preset", checkpoint=bad)
 
 
-def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_path):
+def test_error_names_the_matching_architecture(classifier, monkeypatch, tmp_path):
     save_file(timm_tensors(classifier), tmp_path / "file.safetensors")
     size = sum(tensor.size for tensor in timm_tensors(classifier).values())
     rows = dict(DeiTImageClassifier.presets)
     rows[NAME] = {**rows[NAME], "parameters": size}
     monkeypatch.setattr(DeiTImageClassifier, "presets", rows)
-    words = f"file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it is {NAME}: use that as --preset."
+    words = (
+        "file.safetensors does not fit --preset deit_tiny_patch16_224. By its number of weights it "
+        f"is {NAME}: use that as --preset."
+    )
     with pytest.raises(ValueError, match=words):
         tool.convert(
             "deit_tiny_patch16_224", tmp_path / "preset", checkpoint=tmp_path / "file.safetensors"
@@ -145,7 +148,7 @@ def test_a_file_of_another_architecture_is_named(classifier, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
-def test_nothing_is_replaced_unasked(tmp_path):
+def test_existing_output_is_kept(tmp_path):
     (tmp_path / "mine").mkdir()
     program = [
         sys.executable,
@@ -203,7 +206,7 @@ def test_pth_files(classifier, tmp_path):
         tool.read_checkpoint(tmp_path / "list.pth")
 
 
-def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
+def test_errors_on_reading_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "file.pth").write_bytes(b"")
     with raises("Reading it needs PyTorch: `pip install torch`."):
@@ -219,7 +222,7 @@ def test_torch_is_asked_for_only_then(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path, capsys):
+def test_all_continues_after_a_failure(hub, monkeypatch, rng, tmp_path, capsys):
     monkeypatch.setitem(catalog.SIZES, "tiny", (2, 2, 8))
     monkeypatch.setitem(catalog.SIZES, "small", (2, 2, 8))
     names = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit3_small_patch16_224"]
@@ -254,7 +257,7 @@ def test_all_goes_on_after_a_failure_and_reports(hub, monkeypatch, rng, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
-def test_what_timm_does_not_have():
+def test_errors_on_models_that_timm_lacks():
     with raises(
         'timm\'s DeiT needs `pooling="token"`, and a distillation head if the backbone has a '
         "distillation token. Received: pooling='token', use_distillation_head=False, "
@@ -270,7 +273,7 @@ def test_what_timm_does_not_have():
         timm_tensors(quantized)
 
 
-def test_what_transformers_does_not_have():
+def test_errors_on_models_that_transformers_lacks():
     with raises(
         "transformers has no DeiT III: its models need `layer_scale_init_value=None` and "
         "`position_scope=\"all\"`. Received: layer_scale_init_value=0.1, position_scope='patches'"

@@ -1,8 +1,6 @@
-"""tools/export_model.py: files in the runtimes they are for, and what it says to what it cannot
-export.
+"""tools/export_model.py: exported models in their runtimes, and errors.
 
-SavedModel is tested with TensorFlow alone. The other runtimes come with the `export` extra, and
-.ci/run brings them.
+The runtimes other than TensorFlow come with the `export` extra, which .ci/run installs.
 """
 
 import os
@@ -74,7 +72,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(photographs, folder):
-    """Photographs, of one pixel and of 20,000 in a row, too."""
+    """Photographs, including sizes of 1 x 1 and 40 x 20,000."""
     paths = []
     long = np.resize(photographs[1], (40, 20000, 3))
     for index, photograph in enumerate(
@@ -93,7 +91,7 @@ def format(request):
 
 
 def refused(message, **options):
-    """Status 1 and this message, and nothing is left."""
+    """Asserts that the program exits with this message and leaves no files."""
     output = pathlib.Path(options["output"])
     before = sorted(output.parent.rglob("*")) if output.parent.is_dir() else []
     with pytest.raises(SystemExit) as caught:
@@ -147,7 +145,7 @@ def test_raw_images_in_its_own_runtime(format, folder, files, photographs, tmp_p
     )
 
 
-def test_labels_are_a_file_beside_it(format, rng, tmp_path, capsys):
+def test_labels_file(format, rng, tmp_path, capsys):
     labels = ["Zürich", "two\nlines", "c", "d", "e"]
     tiny_classifier({"num_layers": 1}, labels=labels).save_to_preset(tmp_path / "labelled")
     output = tmp_path / "deep" / NAMES[format]
@@ -193,7 +191,7 @@ def test_scores_at_any_batch_size(format, folder, rng, tmp_path):
             np.testing.assert_allclose(found[name], numpy(scores), rtol=0, atol=1e-5)
 
 
-def test_a_fixed_batch_of_another_layout(format, folder, rng, tmp_path):
+def test_fixed_batch_in_channels_first(format, folder, rng, tmp_path):
     output = tmp_path / NAMES[format]
     run_script(
         tool,
@@ -343,7 +341,7 @@ def test_litert_has_neither_flex_operators_nor_ranks_above_4(tmp_path):
 
 @needs_tensorflow
 @pytest.mark.parametrize("wrong", [2e-4, np.nan])
-def test_another_answer_is_not_shipped(wrong, folder, tmp_path, monkeypatch):
+def test_wrong_outputs_are_not_exported(wrong, folder, tmp_path, monkeypatch):
     def load(path):
         run = saved_model.load(path)
         return lambda images: {"logits": run(images)["logits"] + wrong}
@@ -359,7 +357,7 @@ def test_another_answer_is_not_shipped(wrong, folder, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
-    """The system refuses to let any file grow, as on a full disk."""
+    """The system limits the size of files, as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
     try:
@@ -395,7 +393,7 @@ def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
         ("--preset .*backbone.*", {"preset": "{folder}/backbone"}),
     ],
 )
-def test_what_cannot_be_exported(message, options, folder, tmp_path):
+def test_errors_name_the_flag(message, options, folder, tmp_path):
     (tmp_path / "taken").write_text("here before")
     tiny_backbone().save_to_preset(tmp_path / "backbone")
     options = {
@@ -423,7 +421,7 @@ def test_what_cannot_be_exported(message, options, folder, tmp_path):
     ],
 )
 @needs_tensorflow
-def test_what_cannot_be_a_file(message, options, tmp_path, monkeypatch):
+def test_errors_on_the_output_file(message, options, tmp_path, monkeypatch):
     monkeypatch.setattr(tool.importlib.util, "find_spec", lambda package: package)
     (tmp_path / "deit.bin").write_text("here before")
     refused(
@@ -436,7 +434,7 @@ def test_what_cannot_be_a_file(message, options, tmp_path, monkeypatch):
 
 
 @needs_tensorflow
-def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
+def test_error_without_the_runtime(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     why = re.escape('--format onnx needs tf2onnx and onnxruntime: `pip install ".[export]"`.')
@@ -445,7 +443,7 @@ def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
 
 @pytest.mark.backend
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow exports")
-def test_other_backends_are_told_where_to_go(tmp_path):
+def test_error_on_other_backends(tmp_path):
     why = "Keras exports from TensorFlow only. .* Received: KERAS_BACKEND=.*"
     refused(why, format="onnx", preset=digits.PRESET, output=tmp_path / "deit.onnx")
 

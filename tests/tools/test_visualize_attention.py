@@ -1,6 +1,4 @@
-"""tools/visualize_attention.py: pictures of real models and photographs, and what it says to what
-it cannot draw.
-"""
+"""tools/visualize_attention.py: pictures of real models and photographs, and errors."""
 
 import os
 import subprocess
@@ -27,7 +25,7 @@ def photograph(photographs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Presets of one token and of two, DeiT III, of grids that are not square."""
+    """Presets of one and two prefix tokens and of DeiT III, with grids that are not square."""
     folder = tmp_path_factory.mktemp("presets")
     for name, distilled, scope in (
         ("plain", False, "all"),
@@ -60,7 +58,7 @@ def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tilde_is_the_home_directory(folder, photograph, tmp_path, monkeypatch):
+def test_home_directory(folder, photograph, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "china.jpg").write_bytes(photograph.read_bytes())
@@ -69,7 +67,7 @@ def test_a_tilde_is_the_home_directory(folder, photograph, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph, tmp_path):
+def test_options_change_the_picture(folder, photograph, tmp_path):
     drawn = []
     for options in (
         {},
@@ -101,15 +99,15 @@ def test_options_change_the_picture_and_a_picture_is_replaced(folder, photograph
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK"])
-def test_photographs_of_other_modes(mode, photographs, tmp_path):
-    """On a model of gray images, too."""
+def test_color_modes(mode, photographs, tmp_path):
+    """With a model of gray images."""
     Image.fromarray(photographs[0]).convert(mode).save(tmp_path / "in.tiff")
     run_script(tool, image=tmp_path / "in.tiff", preset=DIGITS, output=tmp_path / "out.pdf")
     assert (tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.slow
-def test_what_cannot_be_drawn(folder, photograph, tmp_path, monkeypatch):
+def test_errors_name_the_flag(folder, photograph, tmp_path, monkeypatch):
     truncated = tmp_path / "half.jpg"
     truncated.write_bytes(photograph.read_bytes()[:20_000])
     good = {"image": photograph, "preset": folder / "plain", "output": tmp_path / "out" / "out.png"}

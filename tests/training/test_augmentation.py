@@ -1,4 +1,4 @@
-"""Statistics of each augmentation: rates, ranges, and that labels mix as images do."""
+"""Statistics of each augmentation: rates, ranges, and mixed labels."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def noise_image(height=12, width=16):
     return tf.constant(np.random.default_rng(0).integers(0, 256, (height, width, 3)), tf.float32)
 
 
-def test_boxes_have_the_area_and_the_ratio_asked_for_and_lie_inside():
+def test_random_boxes():
     top, left, height, width, found = many(
         lambda seed: augmentation.random_box(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), seed),
         dtype=(tf.int32, tf.int32, tf.int32, tf.int32, tf.bool),
@@ -56,7 +56,7 @@ def test_boxes_have_the_area_and_the_ratio_asked_for_and_lie_inside():
     assert abs(np.log(width / height).mean()) < 4 * 2 * np.log(4 / 3) / np.sqrt(12 * N)
 
 
-def test_crop_of_everything_is_a_resize_and_of_a_panorama_its_centre(photographs):
+def test_crops_of_everything_and_of_a_panorama(photographs):
     photograph = tf.cast(photographs[0][:400, :400], tf.float32)
     cropped = augmentation.random_resized_crop(
         photograph, (32, 48), (1, 2), scale=(1.0, 1.0), ratio=(1.0, 1.0)
@@ -102,7 +102,7 @@ def test_three_augment_does_one_of_three():
         np.testing.assert_allclose(augmentation.gaussian_blur(image, sigma), expected, atol=1e-3)
 
 
-def test_color_jitter_changes_by_as_much_as_asked():
+def test_strength_of_color_jitter():
     image = noise_image()
     np.testing.assert_allclose(augmentation.color_jitter(image, 0.0, (1, 2)), image, atol=1e-3)
     gray = tf.fill((4, 6, 3), 100.0)  # contrast and saturation leave it as it is
@@ -116,7 +116,7 @@ def test_color_jitter_changes_by_as_much_as_asked():
     assert (0 <= many(lambda seed: augmentation.color_jitter(image, 1.0, seed), 50)).all()
 
 
-def test_erasing_fills_a_box_with_noise_in_its_share_of_images():
+def test_random_erasing():
     image = tf.fill((24, 32, 3), 7.0)
     results = many(lambda seed: augmentation.random_erasing(image, 0.25, seed))
     changed = (results != 7.0).all(-1)
@@ -135,7 +135,7 @@ def test_erasing_fills_a_box_with_noise_in_its_share_of_images():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
-def test_labels_mix_as_images_do(mixup, cutmix):
+def test_labels_are_mixed_like_images(mixup, cutmix):
     values = np.asarray([0.0, 1.0, 4.0, 9.0], "float32")
     images = tf.constant(np.broadcast_to(values[:, None, None, None], (4, 16, 24, 3)))
     mixed, labels = many(

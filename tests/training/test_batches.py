@@ -76,7 +76,7 @@ def test_processes_share_the_images_of_a_batch():
             np.testing.assert_array_equal(shards[shard][index][1], labels[shard::2])
 
 
-def test_each_process_reads_its_images_alone():
+def test_each_process_reads_only_its_images():
     files = tf.data.Dataset.range(240)
     was_read = []
 
@@ -169,7 +169,7 @@ def test_errors_on_unsuitable_datasets():
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
-def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
+def test_evaluation_batches_have_one_size_and_every_image_once(num_shards):
     converter = DeiTImageConverter((12, 16))
     images = np.stack([image for image, _ in dataset_of().as_numpy_iterator()])
     expected = keras.ops.convert_to_numpy(converter(images))
@@ -197,7 +197,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_size(num_shards):
         (0.0, -1, "Labels must be from 0 to 4."),
     ],
 )
-def test_bad_images_and_labels_end_the_training(level, label, message):
+def test_errors_on_bad_images_and_labels(level, label, message):
     dataset = tf.data.Dataset.from_tensor_slices(
         (np.full((4, 9, 9, 3), level, "float32"), [0, 1, 2, label])
     )

@@ -109,7 +109,7 @@ def test_unreadable_files(red, tmp_path):
         np.testing.assert_array_equal(image, np.zeros((1, 1, 3), "uint8"))
 
 
-def test_without_a_place_for_the_reason_an_unreadable_image_is_an_error(tmp_path):
+def test_errors(tmp_path):
     (tmp_path / "a.png").touch()
     images = ImageFolder(tmp_path, (str(tmp_path / "a.png"),), (0,), ("only",))
     reader = image_reader(images)

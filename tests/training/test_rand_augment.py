@@ -1,6 +1,4 @@
-"""Each operation against Pillow, the draw by its statistics, and the whole against timm where it is
-installed.
-"""
+"""Each operation against Pillow, the random draw by its statistics, and everything against timm."""
 
 import importlib.util
 from pathlib import Path
@@ -21,7 +19,7 @@ N = 60000
 
 @pytest.fixture(scope="module")
 def images(photographs):
-    """(48, 40, 3) each. Flat and almost flat channels are what histograms stumble over."""
+    """Images (48, 40, 3). Flat and almost flat channels are difficult for histograms."""
     rng = np.random.default_rng(0)
     images = {
         "noise": rng.integers(0, 256, (48, 40, 3)),
@@ -46,8 +44,8 @@ def assert_same(images, ours, theirs):
 
 
 def assert_close(images, ours, theirs):
-    """Equal but where a value that is cut to a level lies on the edge of it: there float32 and
-    float64 may differ by 1.
+    """Asserts equality, except for values at the edge of truncation, where float32 and float64 may
+    differ by 1.
     """
     for name, pixels in images.items():
         found, expected = levels_of_both(pixels, ours, theirs)
@@ -55,12 +53,12 @@ def assert_close(images, ours, theirs):
         assert (found != expected).mean() < 0.001, name
 
 
-def test_histogram_operations_are_pillows(images):
+def test_histogram_operations_equal_pillow(images):
     assert_same(images, module.auto_contrast, ImageOps.autocontrast)
     assert_same(images, module.equalize, ImageOps.equalize)
 
 
-def test_auto_contrast_is_cut_where_pillow_cuts_it():
+def test_auto_contrast_truncates_like_pillow():
     # For some ranges Pillow's scale and offset leave the highest level at 254.99..., which becomes
     # 254.
     ranges = [
@@ -89,7 +87,7 @@ def posterized(image, bits):
     return ImageOps.posterize(image, bits) if bits else Image.new("RGB", image.size)
 
 
-def test_posterize_is_pillows(images):
+def test_posterize_equals_pillow(images):
     for bits in (0, 1, 2, 4, 8):
         bits_of = tf.constant(float(bits))
         assert_same(
@@ -99,7 +97,7 @@ def test_posterize_is_pillows(images):
         )
 
 
-def test_solarize_is_pillows(images):
+def test_solarize_equals_pillow(images):
     for threshold in (0, 26, 128, 256):
         assert_same(
             images,
@@ -132,7 +130,7 @@ ENHANCERS = {
 
 
 @pytest.mark.parametrize("name", ENHANCERS)
-def test_enhancers_are_pillows(images, name):
+def test_enhancers_equal_pillow(images, name):
     for factor in np.float32((0.1, 0.1913, 0.77, 1.0, 1.8137)):
         assert_close(
             images,
@@ -159,7 +157,7 @@ GEOMETRIC = {
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
-def test_geometric_operations_are_pillows_bicubic(images, name):
+def test_geometric_operations_equal_pillow_bicubic(images, name):
     # Of rounder amounts many values would fall on the edges of levels.
     for amount in np.float32((-0.2837, 0.0, 0.0131, 0.2469, 0.4043)) * (
         100 if name == "rotate" else 1
@@ -182,7 +180,7 @@ def assert_share(found, expected, n):
     assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
 
 
-def test_each_operation_is_drawn_as_often_and_half_are_applied():
+def test_operations_are_drawn_uniformly_and_half_are_applied():
     choices, levels, signs = draw()
     counts = np.bincount(choices, minlength=16)
     assert len(counts) == len(OPERATIONS) + 1 == 16
@@ -206,7 +204,7 @@ def test_each_operation_is_drawn_as_often_and_half_are_applied():
         assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 4 / np.sqrt(N)
 
 
-def test_levels_are_normal_and_cut_at_the_ends():
+def test_magnitudes_are_normal_and_clipped():
     levels = draw()[1]
     assert levels.max() == 1.0
     assert_share((levels == 1.0).mean(), 0.02275, N)  # 2 sigma over the mean
@@ -252,12 +250,12 @@ EXPECTED = {
 
 
 def augmented(pixels, seeds, **kwargs):
-    """One image with each of the seeds."""
+    """One image for each of the seeds."""
     image = tf.constant(pixels, tf.float32)
     return np.stack([rand_augment(image, seed, FILL, **kwargs) for seed in seeds])
 
 
-def test_drawn_operations_are_applied_in_turn(images):
+def test_drawn_operations_are_applied_in_order(images):
     pixels = images["photograph"]
     seeds = [(seed, 5) for seed in range(60)]
     seen = set()
@@ -274,8 +272,8 @@ def test_drawn_operations_are_applied_in_turn(images):
 
 
 @pytest.mark.peer
-def test_operations_and_their_ranges_are_timms(images, monkeypatch):
-    """A witness of the ranges that this file does not restate."""
+def test_operations_and_ranges_equal_timm(images, monkeypatch):
+    """timm itself is the reference, so that this file need not repeat the ranges."""
     timm = importlib.util.find_spec("timm")
     if timm is None:
         pytest.skip("timm is not installed")
@@ -304,7 +302,7 @@ def test_operations_and_their_ranges_are_timms(images, monkeypatch):
     np.testing.assert_array_equal(branches[-1](), pixels)
 
 
-def test_the_seed_decides(images):
+def test_seed(images):
     pixels = images["photograph"]
     seeds = [(seed, seed + 1) for seed in range(60)]
     first, again = augmented(pixels, seeds), augmented(pixels, seeds)

@@ -28,7 +28,7 @@ def rates(schedule, steps):
         ("deit3_base_fine_tune_384", 512, 1e-5, 1e-5),
     ],
 )
-def test_learning_rate_rises_in_a_line_and_falls_by_a_cosine(name, batch_size, highest, last):
+def test_schedule(name, batch_size, highest, last):
     recipe = RECIPES[name]
     schedule = recipe.build_schedule(STEPS, batch_size=batch_size)
     warmup, steps = recipe.warmup_epochs * STEPS, recipe.epochs * STEPS
@@ -72,7 +72,7 @@ def test_biases_norms_scales_positions_and_prefix_tokens_do_not_decay(distilled)
     np.testing.assert_allclose(numpy(kernel), start[kernel.path] * (1 - 1e-3 * 0.05), rtol=1e-6)
 
 
-def test_optimizers_are_those_of_the_recipe():
+def test_optimizers():
     model = tiny_classifier({"num_layers": 1})
     kinds = {
         name: type(recipe.build_optimizer(model, STEPS)).__name__
@@ -157,7 +157,7 @@ def test_a_new_head_learns_faster_than_the_backbone(distilled):
         )
 
 
-def test_a_rate_of_the_head_needs_a_head():
+def test_error_without_a_head():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="other")], name="mine")
     with raises(
         "This recipe has a separate learning rate for the head, but the model has no trainable "
@@ -169,7 +169,7 @@ def test_a_rate_of_the_head_needs_a_head():
 
 
 @pytest.mark.slow
-def test_two_rates_go_through_a_file(tmp_path, rng):
+def test_two_learning_rates_are_saved(tmp_path, rng):
     model = tiny_classifier({"num_layers": 1}, preprocessor=None)
     recipe = RECIPES["new_classes"]
     model.compile(

@@ -72,7 +72,7 @@ def test_errors_name_the_flag(val, tmp_path):
             output,
             "",
         ),
-        "is a backbone without a head.": (val, output, tmp_path / "backbone"),
+        "has no head. Use `num_classes=`": (val, output, tmp_path / "backbone"),
         "The preset must have a `DeiTImageConverter` as its preprocessor. Save it again with ": (
             val,
             output,
