@@ -246,7 +246,7 @@ def test_errors_name_the_flag(train, given, tmp_path):
         f"KERAS_BACKEND={backend}"
     )
     for shape, classes, message in (
-        ((32, 32, 3), 3, "The teacher must give logits of shape (batch, 2)"),
+        ((32, 32, 3), 3, "The teacher must return logits (batch, 2)"),
         (
             (64, 64, 3),
             2,
