@@ -195,10 +195,10 @@ def test_an_override_that_the_trained_weights_cannot_take(saved):
         DeiTImageClassifier.from_preset(directory, use_distillation_token=False)
     message = str(caught.value)
     assert message.startswith(
-        f"The weights of preset {str(directory)!r} do not fit the model. Trained weights adapt to "
-        "another `image_shape` and `num_classes`, and to another `dtype` unless they are "
-        "quantized. Keep the preset's other arguments, or use `load_weights=False` for random "
-        "weights.\nMissing: none\nUnexpected: none\nWrong shape: "
+        f"The weights of preset {str(directory)!r} do not fit the model. They adapt to another "
+        "`image_shape`, and to another `dtype` unless they are quantized; another `num_classes` "
+        "gets a new head. Keep the preset's other arguments, or use `load_weights=False` for "
+        "random weights.\nMissing: none\nUnexpected: none\nWrong shape: "
         "token_position_embedding/prefix_tokens is (2, 8), not (1, 8); "
     )
     assert (
@@ -322,8 +322,8 @@ def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
         DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling
     )
     with raises(
-        "The preset's preprocessor is a Rescaling, which cannot adapt to {'image_size': (8, 16), "
-        "'data_format': 'channels_last'}. Use `preprocessor=` as well."
+        "The preset's preprocessor is a Rescaling, which does not accept {'image_size': (8, 16), "
+        "'data_format': 'channels_last'}. Use your own `preprocessor=` with these overrides."
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
     assert (
