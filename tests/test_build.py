@@ -13,7 +13,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FOLDERS = (".ci", "benchmarks", "docs", "examples", "keras_deit", "tests", "tools")
 # What working in the repository leaves behind.
-PRODUCTS = ("keras_deit/__pycache__/a.pyc", "tests/__pycache__/a.pyc", "docs/api/keras_deit.layers.rst")
+PRODUCTS = (
+    "keras_deit/__pycache__/a.pyc",
+    "tests/__pycache__/a.pyc",
+    "docs/api/keras_deit.layers.rst",
+)
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 

@@ -307,9 +307,8 @@ class DeiTBackbone(PresetModel):
 
         `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
         `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
-        rounded: `"P4"` for patches of 16 or 14 pixels, `"P2"` for 4. A backbone that merges tokens
-            has no
-        feature map.
+        rounded, such as `"P4"` for patches of 16 or 14 pixels and `"P2"` for 4. A backbone that
+        merges tokens has no feature map.
         """
         if self.num_merged_tokens:
             return _NoFeatureMaps(self.num_merged_tokens)

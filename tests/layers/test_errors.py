@@ -226,7 +226,8 @@ def test_numbers_above_zero(name, make, value):
 
 def test_converter_arguments():
     with raises(
-        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the resized image. Received: crop_ratio=1.1"
+        "`crop_ratio` must be in (0, 1]: the crop cannot be larger than the resized image. "
+        "Received: crop_ratio=1.1"
     ):
         layers.DeiTImageConverter(32, crop_ratio=1.1)
     with raises(
@@ -235,7 +236,8 @@ def test_converter_arguments():
     ):
         layers.DeiTImageConverter(32, interpolation="lanczos")
     with raises(
-        "`mean` and `std` must each be one number, or one for each channel. Received: mean=(0.1, 0.2), std=(0.1, 0.2, 0.3)"
+        "`mean` and `std` must each be one number, or one for each channel. Received: mean=(0.1, "
+        "0.2), std=(0.1, 0.2, 0.3)"
     ):
         layers.DeiTImageConverter(32, mean=(0.1, 0.2), std=(0.1, 0.2, 0.3))
 

@@ -181,9 +181,7 @@ def test_raw_images_from_a_loader_of_pytorch(rng):
         classifier.predict(of_unknown_length, steps=3, verbose=0), expected, atol=1e-5
     )
     wrong = data.DataLoader(torch.as_tensor(x.transpose(0, 3, 1, 2).copy()), batch_size=4)
-    with pytest.raises(
-        ValueError, match=r"Images must come in batches of shape \(batch, height, width, 3\)."
-    ):
+    with pytest.raises(ValueError, match=r"Images must have shape \(batch, height, width, 3\)."):
         classifier.predict(wrong)
     with pytest.raises(
         ValueError, match="Labels must be whole numbers from 0 to 4, the classes of the model."

@@ -268,7 +268,7 @@ def test_errors_on_models_that_timm_lacks():
     quantized.quantize("int8")
     with pytest.raises(
         ValueError,
-        match="The model's weights do not match a DeiT in PyTorch. Convert it before `quantize`.",
+        match="The model's weights do not match a DeiT in PyTorch. Convert the model before `quantize`.",
     ):
         timm_tensors(quantized)
 
