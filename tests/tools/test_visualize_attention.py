@@ -132,7 +132,7 @@ def test_errors_name_the_flag(folder, photograph, tmp_path, monkeypatch):
         ),
         (
             {"token": "distillation"},
-            'The model has no distillation token. Ask for `token="class"`.',
+            'The model has no distillation token. Use `token="class"`.',
         ),
         ({"kind": "heads", "block": 3}, "--block must be an index of the 3 blocks, 0 to 2."),
         ({"output": tmp_path / "out" / "out.bmp"}, "--output must end in one of ."),
