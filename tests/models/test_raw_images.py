@@ -184,7 +184,8 @@ def test_raw_images_from_a_loader_of_pytorch(rng):
     with pytest.raises(ValueError, match=r"Images must have shape \(batch, height, width, 3\)."):
         classifier.predict(wrong)
     with pytest.raises(
-        ValueError, match="Labels must be whole numbers from 0 to 4, the class indices of the model."
+        ValueError,
+        match="Labels must be whole numbers from 0 to 4, the class indices of the model.",
     ):
         classifier.fit(
             data.DataLoader(
