@@ -128,9 +128,6 @@ def _text(text):
     # Code first: the links are written with backticks, too.
     text = _CODE.sub(_code, text)
     text = _LINK.sub(lambda found: f"`{' '.join(found[1].split())} <{found[2]}>`__", text)
-    # An entry of a section is one paragraph, however its lines are indented.
-    text = re.sub(r"(?m)^ {9,}(?!>>>|\.\.\.)", " " * 8, text)
-    text = re.sub(r"(?m)^( {8}.*[^.:;)])\n {4}(?! )", r"\1\n        ", text)
     return "\n".join(
         line if line.lstrip().startswith((">>>", "...")) else _STAR.sub(r"\*", line)
         for line in text.split("\n")

@@ -4,14 +4,13 @@ import os
 import pathlib
 import sys
 import warnings
-from typing import Any
 
 import numpy as np
 
 from keras_deit.arguments import check_choice
 
 
-def read_photograph(path: str | os.PathLike, channels: int = 3) -> Any:
+def read_photograph(path: str | os.PathLike, channels: int = 3) -> np.ndarray:
     """Reads an image file as an array.
 
     The image is rotated as its EXIF tag says. Transparent pixels become white, CMYK becomes RGB,

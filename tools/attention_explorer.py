@@ -51,7 +51,7 @@ class Explorer:
         if file is None:
             return None, None
         try:
-            image = visualization.read_photograph(file, self.backbone.image_shape[-1])
+            image = visualization.read_photograph(file, self.backbone.num_channels)
         except ValueError as error:
             raise gradio.Error(str(error)) from error
         found = self.model.predict_on_batch(self.classifier.preprocessor(image[None]))
@@ -160,7 +160,7 @@ def main(_):
     except (ValueError, OSError) as error:
         raise SystemExit(f"Nothing to explore. --preset {FLAGS.preset}: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
-        examples = write_examples(folder, classifier.backbone.image_shape[-1])
+        examples = write_examples(folder, classifier.backbone.num_channels)
         page = build_page(Explorer(classifier), FLAGS.preset, examples)
         page.launch(
             server_port=FLAGS.port,

@@ -51,6 +51,7 @@ from exporting.sizes import ANY, read_size
 from flag_errors import of_flag
 from keras import ops
 
+from keras_deit.data_formats import join_image_shape
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
 
@@ -154,7 +155,7 @@ def exported_model(classifier, model, size):
         images = keras.Input(shape, FLAGS.batch_size, "float32", name="images")
         return keras.Model(images, model(images))
     sides = (None, None) if size == ANY else size
-    shape = (shape[0], *sides) if converter.data_format == "channels_first" else (*sides, shape[2])
+    shape = join_image_shape(sides, classifier.backbone.num_channels, converter.data_format)
     images = keras.Input(shape, FLAGS.batch_size, "uint8", name="images")
     converted = converter(images) if size == ANY else converter.for_size(*size)(images)
     return keras.Model(images, model(converted))

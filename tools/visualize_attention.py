@@ -88,11 +88,10 @@ def draw_attention():
             f"--block must be an index of the {backbone.num_layers} blocks, 0 to "
             f"{backbone.num_layers - 1}. Received: {FLAGS.block}"
         )
-    channels_last = backbone.data_format == "channels_last"
-    num_channels = backbone.image_shape[-1 if channels_last else 0]
     with of_flag("image", FLAGS.image):
-        image = visualization.read_photograph(FLAGS.image, num_channels)
-    raw = image[None] if channels_last else image[None].transpose(0, 3, 1, 2)
+        image = visualization.read_photograph(FLAGS.image, backbone.num_channels)
+    is_channels_first = backbone.data_format == "channels_first"
+    raw = image[None].transpose(0, 3, 1, 2) if is_channels_first else image[None]
     model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
     found = model.predict(converter(raw), verbose=0)
     image = visualization.enlarge(image)

@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -322,7 +322,7 @@ class DeiTBackbone(PresetModel):
     @classmethod
     def from_preset(
         cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
-    ) -> Any:
+    ) -> Self:
         """Creates a backbone from a preset.
 
         Args:

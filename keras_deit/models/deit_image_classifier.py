@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -98,9 +98,9 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     def __init__(
         self,
-        backbone: Any,
+        backbone: DeiTBackbone,
         num_classes: int,
-        preprocessor: Any = None,
+        preprocessor: keras.layers.Layer | None = None,
         pooling: str = "token",
         use_distillation_head: bool | None = None,
         dropout_rate: float = 0.0,
@@ -232,7 +232,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     @classmethod
     def from_preset(
         cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
-    ) -> Any:
+    ) -> Self:
         """Creates a classifier from a preset, with its preprocessor and labels.
 
         Args:

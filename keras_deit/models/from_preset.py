@@ -49,7 +49,9 @@ _CONVERTER_ARGUMENTS = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "
 def load_backbone(cls, handle, load_weights, overrides):
     """`DeiTBackbone.from_preset`."""
     _check_names(overrides, _argument_names(cls))
-    return _build_backbone(cls, find_preset(handle), load_weights, overrides, _name(handle))
+    preset = find_preset(handle)
+    saved_config = preset.backbone_config(cls)
+    return _build_backbone(cls, preset, saved_config, load_weights, overrides, _name(handle))
 
 
 def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
@@ -69,7 +71,9 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
     if _adds_distillation_token(saved_backbone, for_backbone):
         config["use_distillation_head"] = own.get("use_distillation_head", True)
 
-    backbone = _build_backbone(backbone_cls, preset, load_weights, for_backbone, source)
+    backbone = _build_backbone(
+        backbone_cls, preset, saved_backbone, load_weights, for_backbone, source
+    )
     if "preprocessor" not in own:
         config["preprocessor"] = _preprocessor(
             preset.preprocessor_config(), backbone, for_backbone, for_converter
@@ -131,8 +135,7 @@ def _check_names(overrides, allowed):
         )
 
 
-def _build_backbone(cls, preset, load_weights, overrides, source):
-    saved_config = preset.backbone_config(cls)
+def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
     config = {**saved_config, "dtype": _loaded_dtype(saved_config), **overrides}
     if "image_shape" not in overrides and "data_format" in overrides:
         size_and_channels = split_image_shape(

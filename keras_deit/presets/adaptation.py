@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from keras_deit.presets.architecture import grid_size, num_channels
+from keras_deit.presets import architecture
 
 KERNEL = "patch_embedding/projection/kernel"
 PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
@@ -34,13 +34,12 @@ def adapt_backbone(state, saved_config, backbone, source):
     state[POSITIONS] = resample_positions(
         state[POSITIONS],
         num_prefix_tokens if has_prefix_positions else 0,
-        grid_size(saved_config),
+        architecture.grid_size(saved_config),
         backbone.grid_size,
     )
-    if num_channels(saved_config) != backbone.num_channels:
-        state[KERNEL] = _adapt_channels(
-            state[KERNEL], num_channels(saved_config), backbone.num_channels
-        )
+    num_channels = architecture.num_channels(saved_config)
+    if num_channels != backbone.num_channels:
+        state[KERNEL] = _adapt_channels(state[KERNEL], num_channels, backbone.num_channels)
     if num_prefix_tokens == 1 and backbone.use_distillation_token:
         logging.warning(
             "The distillation token is not trained: the %s has none, so it starts as a copy of "

@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import keras
 
@@ -50,7 +49,7 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         self.directory = pathlib.Path(directory)
         self._global_generators: list = []
 
-    def restore(self, model: Any) -> Any:
+    def restore(self, model: keras.Model) -> int:
         """Restores a built and compiled model.
 
         Returns:

@@ -118,7 +118,7 @@ class Recipe:
 
     def build_schedule(
         self, steps_per_epoch: int, epochs: int | None = None, batch_size: int | None = None
-    ) -> Any:
+    ) -> keras.optimizers.schedules.LearningRateSchedule:
         """Builds the learning-rate schedule: linear warm-up, then cosine decay.
 
         A shorter training has a shorter warm-up, in proportion. In timm the cosine starts at the
@@ -154,12 +154,12 @@ class Recipe:
 
     def build_optimizer(
         self,
-        model: Any,
+        model: keras.Model,
         steps_per_epoch: int,
         epochs: int | None = None,
         batch_size: int | None = None,
         **kwargs: Any,
-    ) -> Any:
+    ) -> keras.optimizers.Optimizer:
         """Builds the optimizer with the schedule of `build_schedule`.
 
         Weight decay excludes positions, prefix tokens and weights with one axis: biases, LayerNorm
@@ -215,7 +215,7 @@ class Recipe:
         names = ("learning_rate", "warmup_learning_rate", "final_learning_rate")
         return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
 
-    def build_loss(self) -> Any:
+    def build_loss(self) -> keras.losses.Loss:
         """Builds the loss of logits and one-hot or mixed labels."""
         if self.loss == "mixed_label_binary_crossentropy":
             return MixedLabelBinaryCrossentropy()

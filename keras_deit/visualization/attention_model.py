@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-from typing import Any
 
 import keras
 
@@ -13,7 +12,7 @@ from keras_deit.layers.transformer_block import TransformerBlock
 ATTENTION = (TransformerBlock, MultiHeadSelfAttention, ScoredAttention)
 
 
-def attention_model(model: Any) -> Any:
+def attention_model(model: keras.Model) -> keras.Model:
     """Returns a model that outputs the attention scores of every block, too.
 
     The new model shares the layers of `model`, so training one trains both. It includes the blocks

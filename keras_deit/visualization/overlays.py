@@ -1,9 +1,12 @@
 """Plots: images, attention maps over images, patch filters, position similarity."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:  # matplotlib is imported where a picture is drawn
+    from matplotlib.figure import Figure
 
 _PALETTE = "viridis"  # no orange or red, which many photographs contain
 
@@ -93,7 +96,7 @@ def enlarge(image: Any, least: int = 256) -> np.ndarray:
     return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int = 4) -> Any:
+def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int = 4) -> "Figure":
     """Plots images side by side. Each keeps its aspect ratio.
 
     Args:
@@ -120,7 +123,7 @@ def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int =
 
 def plot_overlays(
     images: Any, maps: Any, titles: Sequence[str] | None = None, box: Any = None, columns: int = 4
-) -> Any:
+) -> "Figure":
     """Plots images side by side with attention maps over them. All share one colour bar.
 
     Args:
@@ -147,7 +150,7 @@ def plot_overlays(
     return figure
 
 
-def plot_rollouts(images: Any, rollouts: Any, titles: Sequence[str], columns: int = 8) -> Any:
+def plot_rollouts(images: Any, rollouts: Any, titles: Sequence[str], columns: int = 8) -> "Figure":
     """Plots each image, and below it the image with its rollout. All share one colour bar.
 
     Args:
@@ -190,7 +193,7 @@ def _add_colour_bar(figure, largest):
     bar.ax.tick_params(labelsize=8)
 
 
-def plot_filters(filters: Any, columns: int = 7) -> Any:
+def plot_filters(filters: Any, columns: int = 7) -> "Figure":
     """Plots patch filters, each scaled to the full range of brightness.
 
     Args:
@@ -219,7 +222,7 @@ def plot_filters(filters: Any, columns: int = 7) -> Any:
     return figure
 
 
-def plot_position_similarity(similarity: Any) -> Any:
+def plot_position_similarity(similarity: Any) -> "Figure":
     """Plots one map for each patch: the similarity of its position embedding to all others.
 
     Args:

@@ -94,10 +94,9 @@ def load_classifier(handle, options):
 def _reader(classifier, images, unreadable):
     """`image_reader` with labels of the classifier instead of the folders."""
     positions = class_positions(classifier.labels, images.class_names)
-    channel_axis = 0 if classifier.backbone.data_format == "channels_first" else -1
     read_image = image_reader(
         images,
-        classifier.backbone.image_shape[channel_axis],
+        classifier.backbone.num_channels,
         # The published accuracies ignore EXIF.
         upright=images.class_names != presets.imagenet_synsets(),
         unreadable=unreadable,

@@ -27,7 +27,7 @@ def images_to_compare(classifier, size, paths, batch_size):
     """
     shape, converter = classifier.backbone.image_shape, classifier.preprocessor
     channels_first = classifier.backbone.data_format == "channels_first"
-    channels = shape[0 if channels_first else 2]
+    channels = classifier.backbone.num_channels
     if converter is None:
         images = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
         return _batches(images, batch_size)

@@ -42,7 +42,7 @@ class Model:
 
     @property
     def num_channels(self):
-        return self.classifier.backbone.image_shape[-1]
+        return self.classifier.backbone.num_channels
 
 
 def choose_recipe(options, class_names):

@@ -18,7 +18,7 @@ from keras_deit.presets.pytorch.tensor_names import (
 
 def assign_tensors(
     model: Any, tensors: dict[str, np.ndarray], source: str, origin: Any = None
-) -> Any:
+) -> None:
     """Assigns the weights of a PyTorch checkpoint to a model.
 
     Args:
