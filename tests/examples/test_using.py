@@ -157,6 +157,9 @@ def test_plain_keras_model(run):
 def torchvision(monkeypatch):
     """A stand-in where torchvision is not installed: timm imports it for its transforms."""
     if importlib.util.find_spec("torchvision") is None:
+        if importlib.util.find_spec("transformers") is not None:
+            # Asks once whether torchvision is installed: it must not find the stand-in.
+            importlib.import_module("transformers")
         for name in (
             "",
             ".transforms",
