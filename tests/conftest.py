@@ -23,6 +23,14 @@ import pytest  # noqa: E402
 BACKEND = keras.backend.backend()
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz-cases",
+        type=int,
+        help="cases of each test in tests/fuzz. By default 200, the same in every run.",
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def imports_are_not_collected():
     """Loading a preset collects garbage: 0.3 s, nearly all of it spent on the objects of Keras'
