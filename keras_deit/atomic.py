@@ -1,10 +1,25 @@
-"""Atomic writes: the target is never a partly written file or directory, even after a crash."""
+"""Atomic writes: the target is never a partly written file or directory, even after a crash.
+
+New content is written to a hidden directory beside the target and renamed. A lock on the hidden
+directory says that its process is alive; the next write removes what dead processes left.
+"""
 
 import contextlib
+import ctypes
+import errno
 import os
 import pathlib
+import re
 import shutil
 import tempfile
+
+try:
+    import fcntl
+except ImportError:  # on Windows, what a killed process left stays
+    fcntl = None  # type: ignore[assignment]
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
+_ATTEMPTS = 100  # to replace a directory that other processes replace, too
 
 
 @contextlib.contextmanager
@@ -14,81 +29,210 @@ def atomic_file(path):
     If the block raises, `path` keeps its old content and the temporary file is removed.
 
     Args:
-        path: the file to write. Missing parent directories are created.
+        path: the file to write. Missing parent directories are created. A symbolic link stays, and
+            the file that it points to is replaced.
 
     Example:
 
     >>> with atomic_file("results/table.md") as file:
     ...     file.write_text("| model | accuracy |")
     """
-    path = pathlib.Path(path).absolute()
+    path = resolved(path)
     with _work_directory(path) as work:
         new = work / path.name
         yield new
         _sync(new)
         os.replace(new, path)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_directory(directory, replaceable):
     """Yields an empty directory that replaces `directory` when the block ends.
 
-    If the block raises, `directory` keeps its old content. If the process is killed, it keeps its
-    old content or is missing, and a hidden directory beside it may remain.
+    If the block raises or the process is killed, `directory` keeps its old content. Of several
+    processes that write at once, the last one wins. Where the system cannot exchange two
+    directories in one step (other than Linux, some network file systems), a process that is killed
+    between two renames leaves no directory; then `recover_directory` and the next write restore it.
 
     Args:
-        directory: the directory to write. Missing parent directories are created.
+        directory: the directory to write. Missing parent directories are created. A symbolic link
+            stays, and the directory that it points to is replaced.
         replaceable: names of the files that an existing directory may contain.
 
     Raises:
-        ValueError: if `directory` is a file or contains anything that is not in `replaceable`.
+        ValueError: if `directory` is a file, contains anything that is not in `replaceable`, or
+            contains the current directory.
     """
-    directory = pathlib.Path(directory).absolute()
+    directory = resolved(directory)
     _check_replaceable(directory, replaceable)
     with _work_directory(directory) as work:
-        new, old = work / "new", work / "old"
+        new = work / "new"
         new.mkdir()
         yield new
         for file in new.iterdir():
             _sync(file)
-        if directory.exists():
-            os.rename(directory, old)
-        try:
-            os.rename(new, directory)
-        except OSError:
-            if old.exists():
-                os.rename(old, directory)
-            raise
+        _sync(new)
+        _swap(new, directory, work / "old")
+        _sync(directory.parent)
+
+
+def recover_directory(directory):
+    """Restores a directory that a process moved away before it was killed.
+
+    If the process is alive, this waits for it.
+    """
+    directory = resolved(directory)
+    for work in _work_directories(directory):
+        with _locked(work, wait=True) as is_mine:
+            if is_mine:
+                _restore(work, directory)
+
+
+def resolved(path):
+    """`path` as an absolute `pathlib.Path`, with `~` and symbolic links followed.
+
+    Raises:
+        ValueError: if `path` is not a path.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(
+            f"A path must be a non-empty string or a `pathlib.Path`. Received: {path!r}"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"A path must be valid UTF-8. Received: {path!r}") from error
+    return pathlib.Path(os.path.realpath(os.path.expanduser(text)))
 
 
 @contextlib.contextmanager
 def _work_directory(target):
-    """A hidden directory beside `target`, so that moving its content to `target` is a rename."""
+    """A locked, hidden directory beside `target`, so that moving its content there is a rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    for work in _work_directories(target):
+        with _locked(work) as is_mine:
+            if is_mine:
+                _restore(work, target)
+                shutil.rmtree(work, ignore_errors=True)
+    while True:
+        work = pathlib.Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        with _locked(work, wait=True):
+            if not work.exists():
+                continue  # another process took it for abandoned before it was locked
+            try:
+                yield work
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            return
+
+
+def _prefix(target):
+    return f".{target.name}.saving-"
+
+
+def _work_directories(target):
+    name = re.compile(re.escape(_prefix(target)) + r"\w{8}")
+    if not target.parent.is_dir():
+        return []
+    return [entry for entry in target.parent.iterdir() if name.fullmatch(entry.name)]
+
+
+@contextlib.contextmanager
+def _locked(directory, wait=False):
+    """Whether the block holds the lock of `directory`. A process that dies gives its locks back."""
     try:
-        yield work
+        descriptor = None if fcntl is None else os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = None
+    if descriptor is None:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            is_mine = True
+        except OSError:  # held by another process, or a file system without locks
+            is_mine = False
+        yield is_mine
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _sync(file):
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
+def _restore(work, directory):
+    if (work / "old").is_dir() and not directory.exists():
+        os.rename(work / "old", directory)
+
+
+def _swap(new, directory, old):
+    """Renames `new` to `directory`, and moves what was there into the work directory."""
+    for _ in range(_ATTEMPTS):
+        if _exchanged(new, directory):
+            return
+        try:
+            if directory.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(directory, old)
+            os.rename(new, directory)
+            return
+        except OSError as error:
+            _restore(old.parent, directory)
+            # Another process has written the directory since, or moved it away: once more.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+            failure = error
+    raise failure
+
+
+def _exchanged(first, second):
+    """Exchanges two directories in one step. Returns `False` where that is not possible."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, TypeError):  # not Linux
+        return False
+    paths = os.fsencode(first), os.fsencode(second)
+    return renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0
+
+
+def _sync(path):
+    """Waits until a file, or the names in a directory, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no directories
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_replaceable(directory, replaceable):
-    if not directory.exists():
+    if _contains_current_directory(directory):
+        raise ValueError(
+            "Saving replaces the whole directory, so it cannot be the current directory or one "
+            f"above it. Use the path of a new directory. Received: {directory}"
+        )
+    try:
+        entries = list(directory.iterdir())
+        others = sorted(
+            entry.name for entry in entries if entry.name not in replaceable or entry.is_dir()
+        )
+    except FileNotFoundError:
         return
-    if not directory.is_dir():
-        raise ValueError(f"A preset is a directory, but {directory} is a file. Use another path.")
-    others = sorted(
-        entry.name
-        for entry in directory.iterdir()
-        if entry.name not in replaceable or not entry.is_file()
-    )
+    except NotADirectoryError as error:
+        raise ValueError(
+            f"Saving writes a directory, but {directory} is a file. Use another path."
+        ) from error
     if others:
         raise ValueError(
-            f"Saving would replace the directory {directory}, which contains files that do not "
-            f"belong to a preset: {', '.join(others[:5])}. Use another path or an empty directory."
+            f"Saving would replace the directory {directory}, which contains other files: "
+            f"{', '.join(others[:5])}. Use another path or an empty directory."
         )
+
+
+def _contains_current_directory(directory):
+    try:
+        here = pathlib.Path.cwd()
+    except FileNotFoundError:  # it was removed
+        return False
+    return directory == here or directory in here.parents

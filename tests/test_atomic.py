@@ -1,12 +1,25 @@
+import concurrent.futures
+import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from keras_deit import atomic
 from keras_deit.atomic import atomic_directory, atomic_file
 from tests.helpers import raises
+
+
+@pytest.fixture(params=["exchange", "two renames"], autouse=True)
+def both_ways(request, monkeypatch):
+    """Linux exchanges directories in one step; other systems rename twice."""
+    if request.param == "two renames":
+        monkeypatch.setattr(atomic, "_exchanged", lambda first, second: False)
+    elif sys.platform != "linux":
+        pytest.skip("needs renameat2")
+    return request.param
 
 
 def write(directory, text):
@@ -39,6 +52,7 @@ def test_a_failure_leaves_the_old_directory_and_no_trace(tmp_path):
 
 
 def test_a_failed_swap_puts_the_old_directory_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchanged", lambda first, second: False)
     target = tmp_path / "preset"
     write(target, "old")
     rename = atomic.os.rename
@@ -54,26 +68,129 @@ def test_a_failed_swap_puts_the_old_directory_back(tmp_path, monkeypatch):
     assert texts(target) == {"a.txt": "old", "b.txt": "old"}
 
 
-@pytest.mark.parametrize("existing", [True, False])
-def test_a_process_killed_half_way_leaves_the_old_directory_or_none(existing, tmp_path):
-    target = tmp_path / "preset"
-    if existing:
-        write(target, "old")
+def killed(tmp_path, when, both_ways):
+    """Runs a process that dies with SIGKILL while it writes `tmp_path / "preset"`."""
     script = f"""
 import os, signal, sys
 sys.path.insert(0, {str(pathlib.Path(atomic.__file__).parent)!r})
-from atomic import atomic_directory
-with atomic_directory({str(target)!r}, replaceable=("a.txt", "b.txt")) as folder:
-    (folder / "a.txt").write_text("new")
+import atomic
+if {both_ways!r} == "two renames":
+    atomic._exchanged = lambda first, second: False
+def kill():
     os.kill(os.getpid(), signal.SIGKILL)
+if {when!r} == "between the renames":
+    rename = os.rename
+    os.rename = lambda source, target: kill() if source.name == "new" else rename(source, target)
+with atomic.atomic_directory({str(tmp_path / "preset")!r}, replaceable=("a.txt", "b.txt")) as folder:
+    (folder / "a.txt").write_text("new")
+    if {when!r} == "while writing":
+        kill()
 """
-    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    return subprocess.run([sys.executable, "-c", script]).returncode == -9
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_process_killed_while_it_writes_leaves_the_old_directory_or_none(
+    existing, tmp_path, both_ways
+):
+    target = tmp_path / "preset"
+    if existing:
+        write(target, "old")
+    assert killed(tmp_path, "while writing", both_ways)
     if existing:
         assert texts(target) == {"a.txt": "old", "b.txt": "old"}
     else:
         assert not target.exists()
+    assert len(list(tmp_path.iterdir())) == 1 + existing
     write(target, "new")
     assert texts(target) == {"a.txt": "new", "b.txt": "new"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["preset"]
+
+
+@pytest.mark.parametrize("next_step", ["recover", "write"])
+def test_a_process_killed_between_two_renames_loses_nothing(next_step, tmp_path, both_ways):
+    target = tmp_path / "preset"
+    write(target, "old")
+    was_killed = killed(tmp_path, "between the renames", both_ways)
+    assert was_killed == (both_ways == "two renames")
+    if both_ways == "exchange":
+        return  # there are no two renames
+    assert not target.exists()
+    if next_step == "recover":
+        atomic.recover_directory(target)
+    else:
+        with pytest.raises(OSError, match="disk full"):
+            with atomic_directory(target, replaceable=("a.txt", "b.txt")):
+                raise OSError("disk full")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["preset"]
+    assert texts(target) == {"a.txt": "old", "b.txt": "old"}
+
+
+def test_recovering_waits_for_a_process_that_is_alive(tmp_path, both_ways):
+    target = tmp_path / "preset"
+    write(target, "old")
+    with atomic_directory(target, replaceable=("a.txt", "b.txt")) as folder:
+        (folder / "a.txt").write_text("new")
+        os.rename(target, folder.parent / "old")  # the moment between two renames
+        waiting = threading.Thread(target=atomic.recover_directory, args=[target])
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive() and not target.exists()
+    waiting.join()
+    assert texts(target) == {"a.txt": "new"}
+
+
+def test_the_directory_of_a_process_that_is_alive_stays(tmp_path):
+    target = tmp_path / "preset"
+    with atomic_directory(target, replaceable=("a.txt", "b.txt")) as folder:
+        (folder / "a.txt").write_text("first")
+        write(target, "second")
+        assert folder.exists()
+    assert texts(target) == {"a.txt": "first"}
+
+
+def test_of_many_writers_at_once_one_wins_and_none_fails(tmp_path):
+    target = tmp_path / "preset"
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, target, str(text)) for text in range(100)]:
+            done.result()
+    content = texts(target)
+    assert content["a.txt"] == content["b.txt"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["preset"]
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    write(tmp_path / "v1", "old")
+    (tmp_path / "latest").symlink_to("v1")
+    write(tmp_path / "latest", "new")
+    assert (tmp_path / "latest").is_symlink()
+    assert texts(tmp_path / "v1") == {"a.txt": "new", "b.txt": "new"}
+    (tmp_path / "link.md").symlink_to("table.md")
+    with atomic_file(tmp_path / "link.md") as file:
+        file.write_text("new")
+    assert (tmp_path / "link.md").is_symlink() and (tmp_path / "table.md").read_text() == "new"
+
+
+def test_the_current_directory_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path, meant in ((".", tmp_path / "here"), ("..", tmp_path), ("/", pathlib.Path("/"))):
+        with raises(
+            "Saving replaces the whole directory, so it cannot be the current directory or one "
+            f"above it. Use the path of a new directory. Received: {meant}"
+        ):
+            write(path, "new")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", b"preset", 5, None, pathlib.PurePath])
+def test_only_a_path_is_a_path(path):
+    with raises(f"A path must be a non-empty string or a `pathlib.Path`. Received: {path!r}"):
+        write(path, "new")
+
+
+def test_a_path_that_is_not_utf_8_is_refused():
+    with raises("A path must be valid UTF-8. Received: 'pre\\udcffset'"):
+        write("pre\udcffset", "new")
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):
@@ -93,14 +210,14 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path):
 def test_nothing_of_the_users_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with raises(
-        f"Saving would replace the directory {tmp_path}, which contains files that do not "
-        "belong to a preset: thesis.tex. Use another path or an empty directory."
+        f"Saving would replace the directory {tmp_path}, which contains other files: thesis.tex. "
+        "Use another path or an empty directory."
     ):
         write(tmp_path, "new")
     (tmp_path / "folder" / "a.txt").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"files that do not belong to a preset: a\.txt"):
+    with pytest.raises(ValueError, match=r"contains other files: a\.txt"):
         write(tmp_path / "folder", "new")
     file = tmp_path / "thesis.tex"
-    with raises(f"A preset is a directory, but {file} is a file. Use another path."):
+    with raises(f"Saving writes a directory, but {file} is a file. Use another path."):
         write(file, "new")
     assert file.read_text() == "years of work"
