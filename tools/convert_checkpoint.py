@@ -116,7 +116,11 @@ def check_hash(path):
 def load_model(preset, checkpoint):
     if checkpoint is None:
         with of_flag("preset", preset):
-            cls = DeiTImageClassifier if presets.find_preset(preset).has_head else DeiTBackbone
+            cls = (
+                DeiTImageClassifier
+                if presets.find_preset(preset, load_weights=False).has_head
+                else DeiTBackbone
+            )
             return cls.from_preset(preset)
     with of_flag("checkpoint", checkpoint):
         origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None

@@ -121,7 +121,7 @@ def run():
         raise ValueError("--preset must list one or more models. Received: none")
     for handle in handles:
         with of_flag("preset", handle):  # before hours of work on the others
-            presets.find_preset(handle)
+            presets.find_preset(handle, load_weights=False)
     output = pathlib.Path(os.path.expanduser(FLAGS.output))
     with of_flag("data_dir", FLAGS.data_dir):
         images = open_images(FLAGS.data_dir)

@@ -129,7 +129,7 @@ def prepare(scratch):
     with of_flag("dtype_policy", FLAGS.dtype_policy):
         keras.dtype_policies.get(FLAGS.dtype_policy)
     with of_flag("preset", FLAGS.preset):
-        find_preset(FLAGS.preset)
+        find_preset(FLAGS.preset, load_weights=False)
     keras.utils.set_random_seed(FLAGS.seed)
 
     training, validation = open_images(FLAGS, devices)

@@ -4,6 +4,7 @@ The classes call `load_backbone` and `load_classifier`; `keras_deit.presets` fin
 files.
 """
 
+import contextlib
 import difflib
 import inspect
 import numbers
@@ -49,7 +50,7 @@ _CONVERTER_ARGUMENTS = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "
 def load_backbone(cls, handle, load_weights, overrides):
     """`DeiTBackbone.from_preset`."""
     _check_names(overrides, _argument_names(cls))
-    preset = find_preset(handle)
+    preset = find_preset(handle, load_weights)
     saved_config = preset.backbone_config(cls)
     return _build_backbone(cls, preset, saved_config, load_weights, overrides, _name(handle))
 
@@ -62,7 +63,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
             "`preprocessor=` replaces the preset's preprocessor, so its arguments cannot be "
             f"overridden too. Received: preprocessor={own['preprocessor']!r} and {for_converter}"
         )
-    preset, source = find_preset(handle), _name(handle)
+    preset, source = find_preset(handle, load_weights), _name(handle)
     saved = preset.task_config(cls, STORED_APART)
     if saved is None and "num_classes" not in own:
         raise ValueError(f"The {source} has no head. Use `num_classes=` for a new one.")
@@ -76,7 +77,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
     )
     if "preprocessor" not in own:
         config["preprocessor"] = _preprocessor(
-            preset.preprocessor_config(), backbone, for_backbone, for_converter
+            preset.preprocessor_config(), backbone, for_backbone, for_converter, source
         )
     same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
     if same_classes and "labels" not in own:
@@ -86,7 +87,8 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
     else:  # a new head is neither quantized nor frozen
         config["dtype"] = own_policy(own.get("dtype") or backbone.dtype_policy)
         config["trainable"] = own.get("trainable", True)
-    classifier = cls(backbone, **config)
+    with _of_file("task.json", source, own):
+        classifier = cls(backbone, **config)
     if load_weights and same_classes:
         _load_head(classifier, preset, saved, saved_backbone, source)
     if load_weights:
@@ -97,6 +99,17 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
 def _name(handle):
     """The preset in messages."""
     return f"preset {str(handle)!r}"
+
+
+@contextlib.contextmanager
+def _of_file(file, source, overrides):
+    """Says which file has the arguments that a constructor refuses, unless the caller gave some."""
+    try:
+        yield
+    except ValueError as error:
+        if overrides:
+            raise
+        raise ValueError(f"The {source} has an invalid {file}: {error}") from error
 
 
 def _argument_names(cls):
@@ -148,11 +161,13 @@ def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
         # train.
         config["dtype"] = own_policy(overrides.get("dtype"))
         config["trainable"] = overrides.get("trainable", True)
-        return cls.from_config(config)
+        with _of_file("config.json", source, overrides):
+            return cls.from_config(config)
     _check_as_trained(cls, saved_config, overrides, source)
     with weights_follow():
         state = preset.backbone_state(lambda: cls.from_config(saved_config))
-        backbone = cls.from_config(config)
+        with _of_file("config.json", source, overrides):
+            backbone = cls.from_config(config)
     weights.assign(adapt_backbone(state, saved_config, backbone, source), backbone, source)
     backbone._origin = preset.origin
     return backbone
@@ -208,7 +223,7 @@ def _adds_distillation_token(saved_config, overrides):
     )
 
 
-def _preprocessor(config, backbone, for_backbone, for_converter):
+def _preprocessor(config, backbone, for_backbone, for_converter, source):
     """The preset's preprocessor with its overrides and the backbone's image size."""
     if config is None:
         if for_converter:
@@ -221,15 +236,8 @@ def _preprocessor(config, backbone, for_backbone, for_converter):
     if "image_shape" in for_backbone or "data_format" in for_backbone:
         changes["image_size"] = backbone.image_size
         changes["data_format"] = backbone.data_format
-    is_ours = config.get("registered_name") == keras.saving.get_registered_name(DeiTImageConverter)
-    if changes and not is_ours:
-        raise ValueError(
-            f"The preset's preprocessor is a {config.get('class_name')}, which does not accept "
-            f"{changes}. Use your own `preprocessor=` with these overrides."
-        )
-    return keras.saving.deserialize_keras_object(
-        {**config, "config": {**config["config"], **changes}}
-    )
+    with _of_file("preprocessor.json", source, for_converter):
+        return DeiTImageConverter.from_config({**config, **changes})
 
 
 def _load_head(classifier, preset, saved, saved_backbone, source):

@@ -1,7 +1,12 @@
 """What the arguments of a backbone and a classifier imply about the shapes of their weights."""
 
+import math
+
 from keras_deit.arguments import as_pair
 from keras_deit.data_formats import split_image_shape
+
+# Far above any published vision transformer
+_MOST_PARAMETERS = 2**33
 
 
 def grid_size(backbone_config):
@@ -26,3 +31,39 @@ def has_two_heads(classifier_config, backbone_config):
 
 def _split(config):
     return split_image_shape(config["image_shape"], config.get("data_format"))
+
+
+def refuse_large(backbone_config, where, size=None):
+    """Refuses a config that asks for more memory than its model needs, before it is built.
+
+    Args:
+        backbone_config: dict, the arguments of a `DeiTBackbone`.
+        where: string, the config's file.
+        size: int. How many numbers the weights file has, if it was read.
+    """
+    parameters = num_parameters(backbone_config)
+    # Quantized weights may have two parameters in one number.
+    if parameters > (_MOST_PARAMETERS if size is None else 2 * size):
+        allowed = (
+            f"at most {_MOST_PARAMETERS:,} are read"
+            if size is None
+            else f"the weights have {size:,}"
+        )
+        raise ValueError(
+            f"{where} must describe a backbone of the size of its weights. Restore the file. "
+            f"Received: {parameters:,} parameters, and {allowed}"
+        )
+
+
+def num_parameters(config):
+    """How many parameters a backbone has. Quantized weights have scales beside them."""
+    dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
+    prefix_tokens = 2 if config.get("use_distillation_token") else 1
+    prefix_positions = prefix_tokens if config.get("position_scope", "all") == "all" else 0
+    patch = math.prod(as_pair(config["patch_size"])) * num_channels(config) + 1
+    tokens = prefix_tokens + prefix_positions + math.prod(grid_size(config))
+    attention = 4 * dim * (dim + 1)
+    mlp = 2 * dim * intermediate_dim + intermediate_dim + dim
+    norms_and_scales = 4 * dim + (2 * dim if config.get("layer_scale_init_value") else 0)
+    block = attention + mlp + norms_and_scales
+    return dim * (patch + tokens + 2) + config["num_layers"] * block

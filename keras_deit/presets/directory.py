@@ -4,9 +4,9 @@
     model.safetensors      weights of the backbone
     task.json              the classifier's own arguments
     head.safetensors       weights of the head, apart so that `num_classes=` can replace it
-    preprocessor.json      the serialized preprocessor
+    preprocessor.json      the preprocessor's arguments
     labels.json            class names
-    metadata.json          versions, and a checksum for each weights file
+    metadata.json          versions, and a checksum for each of the other files
     README.md              model card
 
 A backbone alone has config.json, model.safetensors, metadata.json and README.md. Version 0.1 wrote
@@ -16,33 +16,36 @@ the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load
 import gc
 import inspect
 import json
-import os
-import pathlib
-import shutil
+import math
 
 import keras
+from absl import logging
 
-from keras_deit.atomic import atomic_directory
-from keras_deit.presets import weights
+from keras_deit.atomic import atomic_directory, resolved
+from keras_deit.presets import schema, weights
+from keras_deit.presets.architecture import refuse_large
 from keras_deit.presets.card import model_card
 from keras_deit.presets.catalog import published
+from keras_deit.presets.kinds import check_values, short
+from keras_deit.presets.metadata import (
+    CARD,
+    CONFIG,
+    FILES,
+    HDF5,
+    HEAD_WEIGHTS,
+    LABELS,
+    METADATA,
+    PREPROCESSOR,
+    TASK,
+    WEIGHTS,
+    create_metadata,
+    sha256,
+)
 from keras_deit.presets.preset import Preset
-from keras_deit.presets.sources import Folder, read_json
+from keras_deit.presets.snapshot import Snapshot
+from keras_deit.presets.sources import Folder
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-TASK = "task.json"
-HEAD_WEIGHTS = "head.safetensors"
-PREPROCESSOR = "preprocessor.json"
-LABELS = "labels.json"
-METADATA = "metadata.json"
-CARD = "README.md"
-# The weights files of version 0.1
-HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}
-FILES = (CONFIG, WEIGHTS, TASK, HEAD_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD, *HDF5.values())
-
-FORMAT = 2
-HDF5_FORMAT = 1
+_ALL_WEIGHTS = (WEIGHTS, HEAD_WEIGHTS, *HDF5.values())
 
 
 def write_preset(
@@ -59,139 +62,126 @@ def write_preset(
         preprocessor: Keras layer or `None`.
         labels: sequence of strings or `None`.
         origin: handle of the preset that the weights come from, or `None`.
+
+    Raises:
+        ValueError: if the preset could not be loaded, because a weight is NaN or a setting is not
+            one that a preset keeps.
     """
-    directory = pathlib.Path(os.path.expanduser(directory)).absolute()
-    replaced = _existing_preset(directory)
+    directory = resolved(directory)
+    edited_card = _edited_card(directory)
+    contents = {CONFIG: _class_and_config(backbone)}
+    check_values(backbone.get_config(), schema.BACKBONE, "the backbone")
+    if task_config is not None:
+        check_values(task_config, schema.CLASSIFIER, "the classifier")
+        contents[TASK] = task_config
+    if preprocessor is not None:
+        contents[PREPROCESSOR] = _serialized_preprocessor(preprocessor)
+    if labels is not None:
+        check_values({"labels": labels}, {"labels": schema.LABELS}, "the classifier")
+        contents[LABELS] = list(labels)
+    parameters = backbone.count_params() + (0 if head is None else head.count_params())
+    card = model_card(
+        directory.name,
+        backbone.get_config(),
+        task_config,
+        parameters,
+        preprocessor is not None,
+        origin,
+    )
     with atomic_directory(directory, replaceable=FILES) as folder:
-        files = {WEIGHTS: weights.save_weights(backbone, folder / WEIGHTS)}
-        _write_json(folder / CONFIG, _class_and_config(backbone))
-        if task_config is not None:
-            files[HEAD_WEIGHTS] = weights.save_weights(head, folder / HEAD_WEIGHTS)
-            _write_json(folder / TASK, task_config)
-        if preprocessor is not None:
-            _write_json(folder / PREPROCESSOR, keras.saving.serialize_keras_object(preprocessor))
-        if labels is not None:
-            _write_json(folder / LABELS, list(labels))
-        names = sorted(file.name for file in folder.iterdir())
-        parameters = backbone.count_params() + (0 if head is None else head.count_params())
-        card = model_card(
-            directory.name,
-            backbone.get_config(),
-            task_config,
-            parameters,
-            preprocessor is not None,
-            origin,
-        )
+        weights.save_weights(backbone, folder / WEIGHTS)
+        if head is not None:
+            weights.save_weights(head, folder / HEAD_WEIGHTS)
+        for name, content in contents.items():
+            _write_json(folder / name, content)
         (folder / CARD).write_text(card, encoding="utf-8")
-        metadata = {
-            "format": FORMAT,
-            "keras_version": keras.__version__,
-            "origin": origin,
-            "files": names,
-            "weights": files,
-            "card_sha256": weights.checksum(folder / CARD),
-        }
-        if replaced is not None and replaced.card_is_edited():
-            shutil.copyfile(directory / CARD, folder / CARD)
-        _write_json(folder / METADATA, metadata)
+        _write_json(folder / METADATA, create_metadata(folder, origin))
+        if edited_card is not None:
+            (folder / CARD).write_bytes(edited_card)
 
 
-def _existing_preset(directory):
-    """The preset that a save replaces, or `None` for a missing or empty directory."""
+def _edited_card(directory):
+    """The model card of the preset that a save replaces, if its owner has edited it."""
     if not directory.is_dir() or not any(directory.iterdir()):
         return None
     try:
-        return DirectoryPreset(Folder(directory))
+        snapshot = Snapshot(Folder(directory), without=_ALL_WEIGHTS)
     except ValueError as error:
         raise ValueError(
             f"Saving replaces only a preset or an empty directory. Use another path. {error}"
         ) from error
+    card = Folder(directory).read(CARD)
+    is_edited = card is not None and sha256(card) != snapshot.metadata.card_checksum
+    return card if is_edited else None
 
 
 class DirectoryPreset(Preset):
-    """A preset in this package's own format, in a local folder or on the hub."""
+    """A preset in this package's own format, in a local folder or on the hub.
 
-    def __init__(self, files):
+    Args:
+        files: `Folder` or `Repository`.
+        load_weights: bool. `False` leaves the weights unread.
+    """
+
+    def __init__(self, files, load_weights=True):
         self._files = files
-        if files.find(CONFIG) is None or files.find(METADATA) is None:
-            raise ValueError(
-                f"{files} is not a preset. A preset has {CONFIG} and {METADATA}, as "
-                f"`save_to_preset` writes them, or the {CONFIG} of timm or transformers. "
-                f"Found: {files.listing()}"
-            )
-        metadata = self._read(METADATA)
-        if not _is_metadata(metadata):
-            raise ValueError(
-                f'{self._files.where(METADATA)} must have "format" {HDF5_FORMAT} or {FORMAT}, '
-                '"files", and '
-                '"weights" with their checksums. The file was changed, or a newer version of '
-                "keras_deit wrote it: save the preset again, or upgrade."
-            )
-        self._weights = metadata["weights"]
-        self._is_hdf5 = metadata["format"] == HDF5_FORMAT
-        self._card_sha256 = metadata.get("card_sha256")
-        origin = metadata.get("origin")
+        self._snapshot = Snapshot(files, without=() if load_weights else _ALL_WEIGHTS)
+        origin = self._snapshot.metadata.origin
         self.origin = origin if published(origin) else files.handle or origin
-        self._lists_labels = LABELS in metadata["files"]
-        for name in metadata["files"]:
-            # Without its head or preprocessor this would silently be another model. `labels=` can
-            # replace missing labels: see `labels`.
-            if name in (TASK, PREPROCESSOR) and self._files.find(name) is None:
-                raise ValueError(
-                    f"The preset is incomplete: {self._files.where(name)} does not exist. Copy "
-                    "the preset again."
-                )
 
     @property
     def has_head(self):
-        return self._files.find(TASK) is not None
+        return TASK in self._snapshot
 
     def backbone_config(self, cls):
-        content = self._read(CONFIG)
-        name = keras.saving.get_registered_name(cls)
-        if (
-            not isinstance(content, dict)
-            or content.get("class_name") != name
-            or "config" not in content
-        ):
+        name, where = keras.saving.get_registered_name(cls), self._files.where(CONFIG)
+        content = self._snapshot.json(CONFIG)
+        if not isinstance(content, dict) or content.get("class_name") != name:
             raise ValueError(
-                f"{self._files.where(CONFIG)} must contain the `config` of a {name}. Received: "
-                f"{content.get('class_name') if isinstance(content, dict) else content!r}"
+                f"{where} must contain the `config` of a {name}. Received: {short(content)}"
             )
-        _check_arguments(content["config"], cls, self._files.where(CONFIG))
-        return content["config"]
+        config = content.get("config")
+        _check_arguments(config, cls, schema.BACKBONE, where)
+        refuse_large(config, where)
+        self._backbone_config = config
+        return config
 
     def task_config(self, cls, stored_apart):
-        config = self._read(TASK)
+        config = self._snapshot.json(TASK)
         if config is not None:
-            _check_arguments(config, cls, self._files.where(TASK), stored_apart)
+            _check_arguments(config, cls, schema.CLASSIFIER, self._files.where(TASK), stored_apart)
         return config
 
     def preprocessor_config(self):
-        config = self._read(PREPROCESSOR)
-        if config is not None and not (
-            isinstance(config, dict) and isinstance(config.get("config"), dict)
-        ):
+        content, where = self._snapshot.json(PREPROCESSOR), self._files.where(PREPROCESSOR)
+        if content is None:
+            return None
+        name = content.get("registered_name") if isinstance(content, dict) else content
+        if name != schema.CONVERTER_CLASS:
+            # A class that a file names could do anything, so files name one class alone.
             raise ValueError(
-                f"{self._files.where(PREPROCESSOR)} must contain a serialized Keras layer. "
-                f"Received: {config!r}"
+                f"{where} may contain only a `DeiTImageConverter`. Use `preprocessor=` with your "
+                f"own layer, or `preprocessor=None`. Received: {_class_in_words(content)}"
             )
+        config = content.get("config")
+        check_values(config, schema.CONVERTER, where)
         return config
 
     def labels(self, num_classes):
-        labels = self._read(LABELS)
-        if labels is None and self._lists_labels:
+        where = self._files.where(LABELS)
+        try:
+            labels = self._snapshot.json(LABELS)
+            if labels is not None:
+                check_values({"labels": labels}, {"labels": schema.LABELS}, where)
+                if len(labels) != num_classes:
+                    raise ValueError(
+                        f"{where} must have one label for each of the {num_classes} classes in "
+                        f"{TASK}. Received: {len(labels)}."
+                    )
+        except ValueError as error:
             raise ValueError(
-                f"The preset is incomplete: {self._files.where(LABELS)} does not exist. Copy the "
-                "preset again, or use `labels=[...]`, or `labels=None` for none."
-            )
-        if labels is not None and (not isinstance(labels, list) or len(labels) != num_classes):
-            count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
-            raise ValueError(
-                f"{self._files.where(LABELS)} must have one label for each of the {num_classes} "
-                f"classes in {TASK}. Correct the list, or use `labels=[...]`, or `labels=None` "
-                f"for none. Received: {count}"
-            )
+                f"{str(error).removesuffix('.')}. Or use `labels=[...]`, or `labels=None` for none."
+            ) from error
         return labels
 
     def backbone_state(self, build_saved):
@@ -201,67 +191,32 @@ class DirectoryPreset(Preset):
         return self._state(HEAD_WEIGHTS, build_saved)
 
     def _state(self, name, build_saved):
-        name = HDF5[name] if self._is_hdf5 else name
-        if name not in self._weights:
+        hdf5_shapes = self._snapshot.metadata.hdf5_shapes
+        name = HDF5[name] if hdf5_shapes else name
+        where = self._files.where(name)
+        if name not in self._snapshot:
             raise ValueError(
-                f"{self._files.where(METADATA)} has no checksum for {name}. Save the preset again."
+                f"The preset has no weights: {self._files.where(METADATA)} does not list {name}. "
+                "Copy the preset again, or use `load_weights=False` for random weights."
             )
-        entry, source = self._weights[name], self._files.where(name)
-        if not self._is_hdf5:
-            return weights.read_weights(self._files.find(name), entry, source)
-        saved = build_saved()
-        weights.load_hdf5_weights(saved, self._files.find(name), entry, source)
-        state = weights.state_of(saved)
-        del saved
+        content = self._snapshot.take(name)
+        if not hdf5_shapes:
+            state = weights.read_weights(content, where)
+            self._check_size(name, sum(array.size for array in state.values()))
+            return state
+        self._check_size(name, sum(map(math.prod, hdf5_shapes[name].values())))
+        state = weights.read_hdf5_weights(content, hdf5_shapes[name], build_saved, where)
         gc.collect()  # a model has reference cycles, and the next one needs its memory
         return state
 
-    def card_is_edited(self):
-        """Whether the model card differs from what `write_preset` wrote."""
-        card = self._files.find(CARD)
-        return card is not None and weights.checksum(card) != self._card_sha256
-
-    def _read(self, name):
-        return read_json(self._files, name)
+    def _check_size(self, name, size):
+        if name in (WEIGHTS, HDF5[WEIGHTS]):
+            refuse_large(self._backbone_config, self._files.where(CONFIG), size)
 
 
-def _is_metadata(content):
-    if not isinstance(content, dict) or content.get("format") not in (FORMAT, HDF5_FORMAT):
-        return False
-    files, entries = content.get("files"), content.get("weights")
-    if not isinstance(files, list) or not isinstance(entries, dict):
-        return False
-    return all(_is_entry(entry, content["format"] == HDF5_FORMAT) for entry in entries.values())
-
-
-def _is_entry(entry, is_hdf5):
-    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-        return False
-    if not is_hdf5:
-        return True
-    variables = entry.get("variables")
-    return isinstance(variables, dict) and all(
-        isinstance(shape, list) for shape in variables.values()
-    )
-
-
-def _class_and_config(model):
-    return {
-        "class_name": keras.saving.get_registered_name(type(model)),
-        "config": model.get_config(),
-    }
-
-
-def _write_json(file, content):
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_arguments(config, cls, file, stored_apart=()):
-    """Refuses a config that lacks arguments of `cls` or has unknown ones."""
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{file} must contain the arguments of {cls.__name__}. Received: {config!r}"
-        )
+def _check_arguments(config, cls, kinds, file, stored_apart=()):
+    """Refuses a config with missing or unknown arguments of `cls`, or a value of another kind."""
+    check_values(config, kinds, file)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
@@ -277,3 +232,29 @@ def _check_arguments(config, cls, file, stored_apart=()):
             f"preset again. Missing: {', '.join(missing) or 'none'}. "
             f"Unknown: {', '.join(unknown) or 'none'}."
         )
+
+
+def _serialized_preprocessor(preprocessor):
+    content = keras.saving.serialize_keras_object(preprocessor)
+    if content["registered_name"] != schema.CONVERTER_CLASS:
+        logging.warning(
+            "`from_preset` builds no preprocessor but `DeiTImageConverter` from a file. It will "
+            "need `preprocessor=` with your %s.",
+            type(preprocessor).__name__,
+        )
+    return content
+
+
+def _class_in_words(content):
+    return content.get("class_name") if isinstance(content, dict) else short(content)
+
+
+def _class_and_config(model):
+    return {
+        "class_name": keras.saving.get_registered_name(type(model)),
+        "config": model.get_config(),
+    }
+
+
+def _write_json(file, content):
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

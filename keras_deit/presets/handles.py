@@ -4,6 +4,7 @@ import difflib
 import os
 import pathlib
 
+from keras_deit.atomic import recover_directory, resolved
 from keras_deit.presets.catalog import ARCHITECTURES, BUILT_IN, published
 from keras_deit.presets.directory import DirectoryPreset
 from keras_deit.presets.imagenet import imagenet_labels
@@ -16,13 +17,14 @@ from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_na
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
-def find_preset(handle: str | os.PathLike) -> Preset:
+def find_preset(handle: str | os.PathLike, load_weights: bool = True) -> Preset:
     """Finds the preset that a handle names.
 
     Args:
         handle: a name from `Cls.presets`, `"hf://owner/repo"`, or the path of a directory.
             Repositories and directories may be in the format of `save_to_preset`, timm or
             transformers; their config.json tells which.
+        load_weights: bool. `False` leaves the weights unread. Defaults to `True`.
 
     Returns:
         A `Preset`.
@@ -37,25 +39,27 @@ def find_preset(handle: str | os.PathLike) -> Preset:
         )
     if isinstance(handle, str):
         if handle in BUILT_IN:
-            return DirectoryPreset(Folder(_ASSETS / handle))
+            return DirectoryPreset(Folder(_ASSETS / handle), load_weights)
         if handle in ARCHITECTURES:
             row = ARCHITECTURES[handle]
             return _published(row, Repository(row.timm_repository, published=True), origin=handle)
         if handle.startswith(HUB):
-            return _from_hub(Repository(handle.removeprefix(HUB)))
-    path = os.path.expanduser(handle)
-    if not os.path.exists(path):
+            return _from_hub(Repository(handle.removeprefix(HUB)), load_weights)
+    path = resolved(handle)
+    if not path.exists():
+        recover_directory(path)
+    if not path.exists():
         raise ValueError(_unknown(os.fspath(handle)))
-    return _by_config(Folder(path))
+    return _by_config(Folder(path), load_weights)
 
 
-def _from_hub(files):
+def _from_hub(files, load_weights):
     row = published(files.handle)
     if row is not None and files.name == row.transformers_repository:
         # facebook's configs have another epsilon than the training used, and some have another
         # preprocessing, so the catalog's values are used.
         return _published(row, files, origin=files.handle)
-    return _by_config(files)
+    return _by_config(files, load_weights)
 
 
 def _published(row, files, origin):
@@ -69,7 +73,7 @@ def _published(row, files, origin):
     )
 
 
-def _by_config(files):
+def _by_config(files, load_weights):
     config = read_json(files, "config.json")
     # transformers first: its config of a wrapped timm model has both keys, and
     # `transformers_preset` explains why that does not load.
@@ -77,7 +81,7 @@ def _by_config(files):
         return transformers_preset(files, config)
     if isinstance(config, dict) and "architecture" in config:
         return timm_preset(files, config)
-    return DirectoryPreset(files)
+    return DirectoryPreset(files, load_weights)
 
 
 def _unknown(handle):

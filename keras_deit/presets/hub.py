@@ -3,18 +3,14 @@ offline mode and HF_ENDPOINT.
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 import re
 
-from keras_deit.presets.weights import checksum
-
 
 def download(repository, file, revision=None):
     """Returns the path of a repository's file in the local cache, after downloading it if needed.
-
-    Large files are cached under their SHA-256. The content is checked against it, and a file that
-    differs is removed from the cache.
 
     Args:
         repository: string, "owner/repo".
@@ -28,7 +24,6 @@ def download(repository, file, revision=None):
     Raises:
         ValueError: if there is no such repository, or you may not read it.
         ConnectionError: if the hub cannot be reached and the file is not in the cache.
-        OSError: if the content does not match the hub's checksum.
     """
     # Imported here so that `import keras_deit` stays fast.
     import huggingface_hub
@@ -68,7 +63,6 @@ def download(repository, file, revision=None):
         raise ConnectionError(
             f"The download of {where} failed: {error}. Load again: the download resumes."
         ) from error
-    _verify(path, where)
     return path
 
 
@@ -100,12 +94,22 @@ def revision_of(path):
     return pathlib.Path(path).parent.name
 
 
-def _verify(path, where):
+def verify(content, path, where):
+    """Checks the content of a cached file; the cache has large files under their SHA-256.
+
+    Args:
+        content: bytes.
+        path: what `download` returned. A file whose content differs is removed from the cache.
+        where: string, the file in errors.
+
+    Raises:
+        OSError: if the content does not match the hub's checksum.
+    """
     blob = os.path.realpath(path)
     promised = os.path.basename(blob)
     if not re.fullmatch(r"[0-9a-f]{64}", promised):
         return  # a small file, or a cache without symbolic links
-    found = checksum(blob)
+    found = hashlib.sha256(content).hexdigest()
     if found != promised:
         for name in (path, blob):
             pathlib.Path(name).unlink(missing_ok=True)  # another process may have removed it

@@ -12,12 +12,12 @@ def refuse_mismatches(found, expected, problem):
     ]
     if missing or unexpected or misshapen:
         raise ValueError(
-            f"{problem}\nMissing: {_listed(missing)}\nUnexpected: {_listed(unexpected)}\n"
-            f"Wrong shape: {_listed(misshapen)}"
+            f"{problem}\nMissing: {listed(missing)}\nUnexpected: {listed(unexpected)}\n"
+            f"Wrong shape: {listed(misshapen)}"
         )
 
 
-def _listed(items, most=8):
+def listed(items, most=8):
     """The first items, and how many more there are."""
     if not items:
         return "none"

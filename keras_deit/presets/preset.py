@@ -32,7 +32,7 @@ class Preset(abc.ABC):
 
     @abc.abstractmethod
     def preprocessor_config(self):
-        """The serialized preprocessor, or `None`."""
+        """The arguments of the `DeiTImageConverter`, or `None` for no preprocessor."""
 
     @abc.abstractmethod
     def labels(self, num_classes):

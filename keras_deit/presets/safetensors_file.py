@@ -3,7 +3,15 @@
 import hashlib
 import os
 
+import ml_dtypes
 import numpy as np
+
+_DTYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    "BOOL": "bool",
+}
 
 
 def write_tensors(file, tensors):
@@ -26,13 +34,34 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         ValueError: if the file is truncated or not a safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    with open(path, "rb") as stream:
+        return parse_tensors(stream.read(), path)
+
+
+def parse_tensors(content, where):
+    """{name: NumPy array} of the content of a safetensors file.
+
+    Args:
+        content: bytes.
+        where: the file in errors.
+    """
+    from safetensors import SafetensorError, deserialize
 
     try:
-        # "pread" copies: a memory-mapped file would stay in memory beside its tensors.
-        return load_file(path, backend="pread")
-    except SafetensorError as error:
+        return {
+            name: np.frombuffer(view["data"], _dtype(view["dtype"], name)).reshape(view["shape"])
+            for name, view in deserialize(content)
+        }
+    except (SafetensorError, ValueError) as error:
         raise ValueError(
-            f"{path} is truncated or not a safetensors file: {error}. Copy or download it again."
+            f"{where} is truncated or not a safetensors file: {error}. Copy or download it again."
         ) from error
+
+
+def _dtype(name, tensor):
+    """The NumPy dtype of a safetensors type. (`safetensors.numpy` reads no bfloat16 from bytes.)"""
+    if name == "BF16":
+        return ml_dtypes.bfloat16
+    if name not in _DTYPES:
+        raise ValueError(f"tensor {tensor} has type {name}, which no model has")
+    return _DTYPES[name]

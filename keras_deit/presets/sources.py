@@ -4,9 +4,12 @@ import json
 import pathlib
 import re
 
+from keras_deit.atomic import recover_directory
 from keras_deit.presets import hub
 
 HUB = "hf://"
+LARGEST_JSON = 2**24  # bytes: twenty times what the labels of ImageNet-21k take
+DEEPEST_JSON = 32  # values inside values
 
 
 class Folder:
@@ -20,10 +23,17 @@ class Folder:
     def __str__(self):
         return str(self.path)
 
-    def find(self, name):
-        """The path of a file, or `None` if it does not exist."""
+    def read(self, name):
+        """The content of a file as bytes, or `None` if it does not exist."""
         file = self.path / name
-        return file if file.is_file() else None
+        try:
+            return _content(file, self.where(name)) if file.is_file() else None
+        except FileNotFoundError:  # replaced since
+            return None
+
+    def recover(self):
+        """Restores what a save that was killed has moved away."""
+        recover_directory(self.path)
 
     def where(self, name):
         """The file, for error messages."""
@@ -56,20 +66,23 @@ class Repository:
         self.handle = f"{HUB}{name}"
         self._published = published
         self._revision = None
-        self._found = {}
 
     def __str__(self):
         return f"{self.name!r} on the Hugging Face Hub"
 
-    def find(self, name):
-        if name not in self._found:
-            if self._revision is None and self._published:
-                self._revision = hub.cached_revision(self.name, name)
-            path = hub.download(self.name, name, self._revision)
-            if path is not None:
-                self._revision = hub.revision_of(path)
-            self._found[name] = path and pathlib.Path(path)
-        return self._found[name]
+    def read(self, name):
+        if self._revision is None and self._published:
+            self._revision = hub.cached_revision(self.name, name)
+        path = hub.download(self.name, name, self._revision)
+        if path is None:
+            return None
+        self._revision = hub.revision_of(path)
+        content = _content(pathlib.Path(path), self.where(name))
+        hub.verify(content, path, self.where(name))
+        return content
+
+    def recover(self):
+        pass  # the hub replaces all files of a commit at once
 
     def where(self, name):
         return f"{name} of {self}"
@@ -84,21 +97,71 @@ def is_repository_name(name):
 
 
 def need(files, name, advice):
-    """The path of a file, or a ValueError with `advice` if it does not exist."""
-    path = files.find(name)
-    if path is None:
+    """The content of a file, or a ValueError with `advice` if it does not exist."""
+    content = files.read(name)
+    if content is None:
         raise ValueError(f"{files.where(name)} does not exist. {advice}")
-    return path
+    return content
 
 
 def read_json(files, name):
     """The content of a JSON file, or `None` if it does not exist."""
-    path = files.find(name)
-    if path is None:
-        return None
+    content = files.read(name)
+    return None if content is None else parse_json(content, files.where(name))
+
+
+def parse_json(content, where):
+    """The value that bytes in JSON stand for.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, is nested deeply, has a key twice, or has numbers
+            that JSON does not have.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(
+            content.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object
+        )
+        _check_depth(value)
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(
-            f"{files.where(name)} is not valid JSON: {error}. Restore it, or save the preset again."
+            f"{where} is not valid JSON: {problem}. Restore it, or save the preset again."
         ) from error
+    return value
+
+
+def _content(file, where):
+    largest = LARGEST_JSON if file.suffix == ".json" else -1
+    with open(file, "rb") as stream:
+        content = stream.read(largest + 1 if largest > 0 else -1)
+    if 0 < largest < len(content):
+        raise ValueError(
+            f"{where} is larger than {largest:,} bytes, the most that a JSON file of a preset may "
+            "have. Restore it, or save the preset again."
+        )
+    return content
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _object(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
+
+
+def _check_depth(value):
+    level = [value]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ValueError(f"it has more than {DEEPEST_JSON} values inside each other")

@@ -3,72 +3,67 @@
 Every variable must match an array and every array a variable; anything else is an error.
 """
 
-import hashlib
+import pathlib
+import tempfile
 
 import keras
 
-from keras_deit.presets.mismatches import refuse_mismatches
-from keras_deit.presets.safetensors_file import read_tensors, write_tensors
+from keras_deit.presets.hdf5_file import check_hdf5
+from keras_deit.presets.mismatches import listed, refuse_mismatches
+from keras_deit.presets.safetensors_file import parse_tensors, write_tensors
+from keras_deit.presets.tensor_values import is_float, refuse_non_finite
 
 
 def save_weights(model, file):
-    """Writes a safetensors file and returns its entry in `metadata.json`."""
-    return {"sha256": write_tensors(file, state_of(model))}
-
-
-def read_weights(file, entry, source):
-    """Reads {variable path: array} from a file that `save_weights` wrote.
-
-    Args:
-        file: path, or `None` if the file is missing.
-        entry: dict, what `save_weights` returned.
-        source: name of the file in errors.
+    """Writes a safetensors file.
 
     Raises:
-        ValueError: if the file is missing or its checksum is wrong.
+        ValueError: if a weight is NaN or infinite.
     """
-    _check_checksum(_existing(file, source), entry, source)
-    return read_tensors(file)
+    state = state_of(model)
+    refuse_non_finite(state, "the model")
+    write_tensors(file, state)
 
 
-def load_hdf5_weights(model, file, entry, source):
-    """Loads the HDF5 file of a preset that version 0.1 saved.
-
-    Args:
-        model: Keras model of the architecture that was saved.
-        file: path, or `None` if the file is missing.
-        entry: dict with "sha256" and "variables", {path: shape}.
-        source: name of the file in errors.
+def read_weights(content, where):
+    """{variable path: array} of the content of a file that `save_weights` wrote.
 
     Raises:
-        ValueError: if the file is missing, its checksum is wrong, or the model does not match.
+        ValueError: if it is not a safetensors file, or a weight is NaN or infinite.
     """
+    state = parse_tensors(content, where)
+    refuse_non_finite(state, where)
+    return state
+
+
+def read_hdf5_weights(content, saved_shapes, build_model, where):
+    """{variable path: array} of the content of a file that version 0.1 wrote.
+
+    Args:
+        content: bytes.
+        saved_shapes: {variable path: shape} from metadata.json.
+        build_model: function without arguments that builds a model of the saved architecture.
+        where: name of the file in errors.
+
+    Raises:
+        ValueError: if the model does not match, or the file has anything but plain arrays.
+    """
+    check_hdf5(content, saved_shapes.values(), where)
+    model = build_model()
     refuse_mismatches(
-        {path: tuple(shape) for path, shape in entry["variables"].items()},
+        {path: tuple(shape) for path, shape in saved_shapes.items()},
         shapes(model),
-        f"The weights of {source} do not fit the model. `config.json` or `task.json` has changed "
+        f"The weights of {where} do not fit the model. `config.json` or `task.json` has changed "
         "since the weights were written: restore it, or save the preset again.",
     )
-    _check_checksum(_existing(file, source), entry, source)
-    model.load_weights(file)
-
-
-def _existing(file, source):
-    if file is None:
-        raise ValueError(
-            f"The preset has no weights: {source} does not exist. Copy the file, or use "
-            "`load_weights=False` for random weights."
-        )
-    return file
-
-
-def _check_checksum(file, entry, source):
-    found = checksum(file)
-    if found != entry["sha256"]:
-        raise ValueError(
-            f"{source} is truncated or was changed: `metadata.json` has SHA-256 "
-            f"{entry['sha256']}, the file {found}. Copy the preset again, or save it again."
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        # Keras reads files alone, and these are the bytes that were checked.
+        file = pathlib.Path(folder) / "model.weights.h5"
+        file.write_bytes(content)
+        model.load_weights(file)
+    state = state_of(model)
+    refuse_non_finite(state, where)
+    return state
 
 
 def state_of(model):
@@ -90,7 +85,7 @@ def assign(state, model, source):
     its memory.
 
     Raises:
-        ValueError: if paths or shapes differ; the message lists them.
+        ValueError: if paths, shapes or kinds of numbers differ; the message lists them.
     """
     refuse_mismatches(
         {path: tuple(array.shape) for path, array in state.items()},
@@ -100,8 +95,26 @@ def assign(state, model, source):
         "gets a new head. Keep the preset's other arguments, or use `load_weights=False` for "
         "random weights.",
     )
-    for path, variable in variables_of(model).items():
+    variables = variables_of(model)
+    _refuse_other_numbers(state, variables, source)
+    for path, variable in variables.items():
         variable.assign(state.pop(path))
+
+
+def _refuse_other_numbers(state, variables, source):
+    """Floats may have another precision; the integers of quantized weights must be the same."""
+    wrong = []
+    for path, variable in variables.items():
+        found, expected = state[path].dtype, keras.backend.standardize_dtype(variable.dtype)
+        if found.name != expected and not (
+            is_float(found) and keras.backend.is_float_dtype(expected)
+        ):
+            wrong.append(f"{path} has {found.name}, not {expected}")
+    if wrong:
+        raise ValueError(
+            f"The weights of {source} have other kinds of numbers than the model. Copy the file "
+            f"again, or use `load_weights=False` for random weights: {listed(wrong)}"
+        )
 
 
 def shapes(model):
@@ -112,11 +125,6 @@ def variables_of(model):
     """{variable path: variable}, with paths relative to the model."""
     scope = _scope(model)
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
-
-
-def checksum(file):
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _scope(model):

@@ -96,9 +96,7 @@ def test_an_edited_card_is_kept_and_another_one_renewed(tmp_path):
         tiny_classifier().save_to_preset(directory)
         assert (directory / "README.md").read_text() == "Mine."
     (directory / "notes.txt").write_text("")
-    with pytest.raises(
-        ValueError, match="contains other files: notes.txt"
-    ):
+    with pytest.raises(ValueError, match="contains other files: notes.txt"):
         tiny_classifier().save_to_preset(directory)
 
 

@@ -1,6 +1,5 @@
 """save_to_preset, from_preset, and what a broken directory gets to hear."""
 
-import json
 import os
 import pathlib
 import subprocess
@@ -12,12 +11,14 @@ import pytest
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from tests.helpers import (
+    edit_json,
     images,
     numpy,
     raises,
     randomize,
     raw_images,
     same_arrays,
+    sign,
     tiny_backbone,
     tiny_classifier,
 )
@@ -34,12 +35,6 @@ FILES = {
     "metadata.json",
     "README.md",
 }
-
-
-def edit(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def test_round_trip(saved, rng):
@@ -163,7 +158,7 @@ def test_lost_labels(saved):
     (directory / "labels.json").unlink()
     with raises(
         f"The preset is incomplete: {directory / 'labels.json'} does not exist. Copy the preset "
-        "again, or use `labels=[...]`, or `labels=None` for none."
+        "again. Or use `labels=[...]`, or `labels=None` for none."
     ):
         DeiTImageClassifier.from_preset(directory)
     assert DeiTImageClassifier.from_preset(directory, labels=None).labels is None
@@ -192,22 +187,41 @@ def test_a_model_made_in_a_name_scope(rng, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda c: c.update(weights=[]),
-        lambda c: c.update(weights=None),
-        lambda c: c["weights"]["model.safetensors"].pop("sha256"),
-        lambda c: c.pop("files"),
+        (lambda c: c.pop("files"), "{file} lacks files. Restore the file."),
+        (
+            lambda c: c.update(format=4),
+            "A newer version of keras_deit wrote {file}. Upgrade with `pip install -U "
+            "keras_deit`. Received: format 4, and this version reads 1 to 3",
+        ),
+        (
+            lambda c: c.update(format="3"),
+            "'format' in {file} must be an integer from 1 to 1,000,000. Restore the file. "
+            "Received: '3'",
+        ),
+        (
+            lambda c: c.update(origin="hf://a/b\nlicense: mit"),
+            "'origin' in {file} must be a handle of a preset, or null. Restore the file. "
+            "Received: 'hf://a/b\\nlicense: mit'",
+        ),
+        (
+            lambda c: c["files"].update({"../secret.json": "0" * 64}),
+            "'files' in {file} must be the SHA-256 of files among config.json, model.safetensors, "
+            "task.json, head.safetensors, preprocessor.json, labels.json, metadata.json, "
+            "README.md, model.weights.h5, task.weights.h5. Restore the file. "
+            "Received: {{'../secret.json': "
+            "'0000000000000000000000000000000000000000000000000000000000000000', "
+            "'README.md': ",
+        ),
     ],
 )
-def test_metadata_of_another_form(saved, change):
+def test_metadata_of_another_form(saved, change, message):
     _, directory = saved
-    edit(directory / "metadata.json", change)
-    with pytest.raises(
-        ValueError,
-        match='must have "format" 1 or 2, "files", and "weights" with their checksums',
-    ):
+    edit_json(directory / "metadata.json", change)
+    with pytest.raises(ValueError) as caught:
         DeiTImageClassifier.from_preset(directory)
+    assert str(caught.value).startswith(message.format(file=directory / "metadata.json"))
 
 
 def test_a_directory_that_is_not_a_preset(tmp_path):
@@ -232,7 +246,7 @@ def test_damaged_weights(saved, name, damage):
     content = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
-        expected = f"The preset has no weights: {file} does not exist."
+        expected = f"The preset is incomplete: {file} does not exist."
     else:
         if damage == "truncated":
             content = content[: len(content) // 2]
@@ -248,7 +262,7 @@ def test_damaged_weights(saved, name, damage):
 
 def test_weights_of_another_architecture(saved):
     _, directory = saved
-    edit(
+    edit_json(
         directory / "config.json",
         lambda content: content["config"].update(num_layers=4, use_distillation_token=False),
     )
@@ -276,7 +290,7 @@ def test_weights_of_another_architecture(saved):
 )
 def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
     _, directory = saved
-    edit(directory / name, change)
+    edit_json(directory / name, change)
     cls = "DeiTBackbone" if name == "config.json" else "DeiTImageClassifier"
     with raises(
         f"{directory / name} must contain the arguments of {cls}. Correct the file, or save the "
@@ -285,41 +299,69 @@ def test_configs_with_missing_and_unknown_keys(saved, name, change, expected):
         DeiTImageClassifier.from_preset(directory)
 
 
-def test_files_that_are_not_what_they_should_be(saved):
-    classifier, directory = saved
-    (directory / "task.json").write_text("{")
-    with pytest.raises(
-        ValueError, match="task.json is not valid JSON: .* Restore it, or save the preset again."
-    ):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "{file} is not valid JSON: Expecting property name enclosed in "),
+        ("task.json", '{"num_classes": NaN}', "{file} is not valid JSON: NaN is not a number in "),
+        ("task.json", '{"a": 1, "a": 2}', "{file} is not valid JSON: 'a' is there twice. Restore "),
+        (
+            "labels.json",
+            "[" * 40 + "]" * 40,
+            "{file} is not valid JSON: it has more than 32 values ",
+        ),
+        ("labels.json", "[" * 9**5, "{file} is not valid JSON: nested too deeply. Restore it, or "),
+        ("labels.json", b"\xff", "{file} is not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+        (
+            "labels.json",
+            " " * 2**24 + "1",
+            "{file} is larger than 16,777,216 bytes, the most that ",
+        ),
+        (
+            "config.json",
+            '{"class_name": "ViT"}',
+            "{file} must contain the `config` of a keras_deit>DeiTBackbone. Received: "
+            "{{'class_name': 'ViT'}}",
+        ),
+        (
+            "labels.json",
+            '["ant"]',
+            "{file} must have one label for each of the 5 classes in task.json. Received: 1. Or "
+            "use `labels=[...]`, or `labels=None` for none.",
+        ),
+        (
+            "labels.json",
+            '["ant", 2, "cat", "dog", "eel"]',
+            "'labels' in {file} must be a list of 1 to 1,000,000 items, each text of at most 1,000 "
+            "characters. Restore the file. Received: ['ant', 2, 'cat', "
+            "'dog', 'eel']. Or use",
+        ),
+        (
+            "preprocessor.json",
+            "[]",
+            "{file} may contain only a `DeiTImageConverter`. Use `preprocessor=` with your own "
+            "layer, or `preprocessor=None`. Received: []",
+        ),
+    ],
+)
+def test_files_that_are_not_what_they_should_be(saved, name, content, message):
+    _, directory = saved
+    file = directory / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    sign(directory)
+    with pytest.raises(ValueError) as caught:
         DeiTImageClassifier.from_preset(directory)
-    classifier.save_to_preset(directory)
-    (directory / "config.json").write_text('{"class_name": "ViT"}')
-    with raises(
-        f"{directory / 'config.json'} must contain the `config` of a keras_deit>DeiTBackbone. "
-        "Received: 'ViT'"
-    ):
+    assert str(caught.value).startswith(message.format(file=file))
+
+
+@pytest.mark.parametrize("name", sorted(FILES - {"metadata.json", "README.md"}))
+def test_every_file_that_is_read_is_compared_with_its_checksum(saved, name):
+    _, directory = saved
+    file = directory / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(ValueError) as caught:
         DeiTImageClassifier.from_preset(directory)
-    classifier.save_to_preset(directory)
-    (directory / "labels.json").write_text('["ant"]')
-    with raises(
-        f"{directory / 'labels.json'} must have one label for each of the 5 classes in task.json. "
-        "Correct the list, or use `labels=[...]`, or `labels=None` for none. Received: 1"
-    ):
-        DeiTImageClassifier.from_preset(directory)
-    classifier.save_to_preset(directory)
-    (directory / "preprocessor.json").write_text("[]")
-    with raises(
-        f"{directory / 'preprocessor.json'} must contain a serialized Keras layer. Received: []"
-    ):
-        DeiTImageClassifier.from_preset(directory)
-    classifier.save_to_preset(directory)
-    edit(directory / "metadata.json", lambda c: c.update(format=3))
-    with raises(
-        f'{directory / "metadata.json"} must have "format" 1 or 2, "files", and "weights" with '
-        "their checksums. The file was changed, or a newer version of keras_deit wrote it: save "
-        "the preset again, or upgrade."
-    ):
-        DeiTImageClassifier.from_preset(directory)
+    assert str(caught.value).startswith(f"{file} is truncated or was changed: `metadata.json` has ")
 
 
 FULL_DISK = """

@@ -315,23 +315,23 @@ def test_a_preprocessor_and_overrides_of_it_exclude_each_other(saved):
         DeiTImageClassifier.from_preset(directory, preprocessor=None, crop_ratio=1.0)
 
 
-def test_another_preprocessor_cannot_follow_the_image_shape(rng, tmp_path):
+def test_another_preprocessor_is_saved_but_must_be_passed(tmp_path, caplog):
     classifier = tiny_classifier(preprocessor=keras.layers.Rescaling(1 / 255))
     classifier.save_to_preset(tmp_path / "preset")
-    assert isinstance(
-        DeiTImageClassifier.from_preset(tmp_path / "preset").preprocessor, keras.layers.Rescaling
+    assert (
+        "`from_preset` builds no preprocessor but `DeiTImageConverter` from a file. It will need "
+        "`preprocessor=` with your Rescaling." in caplog.text
     )
     with raises(
-        "The preset's preprocessor is a Rescaling, which does not accept {'image_size': (8, 16), "
-        "'data_format': 'channels_last'}. Use your own `preprocessor=` with these overrides."
+        f"{tmp_path / 'preset' / 'preprocessor.json'} may contain only a `DeiTImageConverter`. Use "
+        "`preprocessor=` with your own layer, or `preprocessor=None`. Received: Rescaling"
     ):
-        DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(8, 16, 3))
-    assert (
-        DeiTImageClassifier.from_preset(
-            tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=None
-        ).preprocessor
-        is None
-    )
+        DeiTImageClassifier.from_preset(tmp_path / "preset")
+    for own in (None, keras.layers.Rescaling(1 / 255)):
+        loaded = DeiTImageClassifier.from_preset(
+            tmp_path / "preset", image_shape=(8, 16, 3), preprocessor=own
+        )
+        assert loaded.preprocessor is own
 
 
 def test_one_of_two_heads_is_another_model(tmp_path):

@@ -63,7 +63,7 @@ def choose_recipe(options, class_names):
 def _knows(handle, class_names):
     """Whether a preset has a head for these classes, in this order."""
     try:
-        labels = tuple(find_preset(handle).labels(len(class_names)) or ())
+        labels = tuple(find_preset(handle, load_weights=False).labels(len(class_names)) or ())
     except ValueError:  # another number of classes
         return False
     is_imagenet = class_names == imagenet_synsets() and len(labels) == len(class_names)
@@ -123,7 +123,7 @@ def build_model(options, recipe, schedule, class_names):
 
 
 def _build_classifier(options, recipe, class_names):
-    config = find_preset(options.preset).backbone_config(DeiTBackbone)
+    config = find_preset(options.preset, load_weights=False).backbone_config(DeiTBackbone)
     overrides = {
         "num_classes": len(class_names),
         "labels": list(class_names),

@@ -1,5 +1,7 @@
 """Reading values from the configurations of other packages."""
 
+from keras_deit.presets.kinds import short
+
 
 def required(config, name, where):
     """The value of a key that must exist and not be `null`."""
@@ -22,7 +24,7 @@ def refuse_unsupported(problem, settings, supported):
         supported: {name: tuple of values}; a name that is missing has no supported value.
     """
     unsupported = [
-        f"{name}={value!r} (supported: "
+        f"{name}={short(value)} (supported: "
         f"{' or '.join(map(repr, supported[name])) if name in supported else 'none'})"
         for name, value in settings.items()
         if value not in supported.get(name, ())

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from keras_deit.presets.architecture import refuse_large
 from keras_deit.presets.preset import Preset
 from keras_deit.presets.pytorch.tensor_names import rules, to_keras, to_timm_names, without_pooler
-from keras_deit.presets.safetensors_file import read_tensors
+from keras_deit.presets.safetensors_file import parse_tensors
 from keras_deit.presets.sources import Folder, Repository, need
 
 WEIGHTS = "model.safetensors"
@@ -34,6 +35,7 @@ class PyTorchPreset(Preset):
         return self.classifier is not None
 
     def backbone_config(self, cls):
+        refuse_large(self.backbone, self.files.where("config.json"))
         return self.backbone
 
     def task_config(self, cls, stored_apart):
@@ -41,14 +43,7 @@ class PyTorchPreset(Preset):
 
     def preprocessor_config(self):
         converter = self.converter()
-        if converter is None:
-            return None
-        return {
-            "module": None,
-            "class_name": "DeiTImageConverter",
-            "registered_name": "keras_deit>DeiTImageConverter",
-            "config": {**converter, "data_format": "channels_last"},
-        }
+        return converter and {**converter, "data_format": "channels_last"}
 
     def labels(self, num_classes):
         return self.label_names
@@ -69,14 +64,15 @@ class PyTorchPreset(Preset):
 
     @functools.cached_property
     def _state(self):
-        path = need(
+        content = need(
             self.files,
             WEIGHTS,
             "Pickles (.bin, .pth) are not opened, because opening one can run code. Save the "
             "weights as safetensors (timm: `save_for_hf(..., safe_serialization=True)`), or "
             "convert the file once with tools/convert_checkpoint.py.",
         )
-        tensors = to_timm_names(read_tensors(path))
+        where = self.files.where(WEIGHTS)
+        tensors = to_timm_names(parse_tensors(content, where))
         if not self.has_head:
             tensors = without_pooler(tensors)
-        return to_keras(tensors, rules(self.backbone, self.classifier), self.files.where(WEIGHTS))
+        return to_keras(tensors, rules(self.backbone, self.classifier), where)

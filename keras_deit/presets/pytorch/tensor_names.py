@@ -16,6 +16,7 @@ from absl import logging
 from keras_deit.arguments import as_pair
 from keras_deit.presets.architecture import grid_size, has_two_heads, num_channels
 from keras_deit.presets.mismatches import refuse_mismatches
+from keras_deit.presets.tensor_values import refuse_non_finite, refuse_non_floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,16 @@ def to_keras(tensors, table, source):
     """Converts {tensor name: array} to {variable path: array}.
 
     Raises:
-        ValueError: unless every tensor is used exactly once; the message lists what differs.
+        ValueError: unless every tensor is used exactly once and has finite floats; the message
+            lists what differs.
     """
+    refuse_non_floats(tensors, source)
     refuse_mismatches(
         {name: tuple(array.shape) for name, array in tensors.items()},
         {name: shape for rule in table for name, shape in zip(rule.names, rule.shapes)},
         f"The tensors of {source} (here under timm's names) do not match the architecture.",
     )
+    refuse_non_finite(tensors, source)
     return {rule.path: rule.to_keras(*(tensors[name] for name in rule.names)) for rule in table}
 
 

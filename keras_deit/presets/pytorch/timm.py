@@ -4,6 +4,7 @@ Source: `save_for_hf` and `push_to_hf_hub` of timm 1.0.31 (timm/models/_hub.py).
 """
 
 from keras_deit.arguments import as_pair
+from keras_deit.presets import kinds
 from keras_deit.presets.catalog import ARCHITECTURES
 from keras_deit.presets.imagenet import imagenet_labels
 from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
@@ -23,6 +24,33 @@ _HARMLESS = (
 )
 
 
+_LABELS = kinds.either(kinds.list_of(kinds.TEXT), kinds.object_of(kinds.TEXT))
+_CONFIG = {
+    "architecture": kinds.TEXT,
+    "num_classes": kinds.whole(0, 10**6),
+    "model_args": kinds.OBJECT,
+    "pretrained_cfg": kinds.OBJECT,
+}
+_MODEL_ARGS = {
+    "img_size": kinds.SIZE,
+    "in_chans": kinds.CHANNELS,
+    "attn_drop_rate": kinds.RATE,
+    "drop_path_rate": kinds.RATE,
+}
+_DATA = {
+    "num_classes": kinds.whole(0, 10**6),
+    "input_size": kinds.list_of(kinds.PIXELS, 3, 3),
+    "crop_pct": kinds.number(0.01, 1),
+    "crop_mode": kinds.TEXT,
+    "interpolation": kinds.TEXT,
+    "mean": kinds.STATISTICS,
+    "std": kinds.STATISTICS,
+    "label_names": _LABELS,
+    "labels": _LABELS,
+    "label_descriptions": kinds.object_of(kinds.TEXT),
+}
+
+
 def timm_preset(files, config):
     """Returns a `PyTorchPreset`.
 
@@ -34,16 +62,19 @@ def timm_preset(files, config):
         ValueError: if the model is not a DeiT or has unsupported settings.
     """
     where = files.where("config.json")
-    name = str(config["architecture"]).partition(".")[0]
+    config = without_nulls(config)
+    kinds.check_values(config, {**_DATA, **_CONFIG}, where)
+    name = config["architecture"].partition(".")[0]
     if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
         known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
         raise ValueError(
             f"{where} has timm's architecture {name!r}, which is not supported. "
             f"Supported: {', '.join(known)}."
         )
-    config = without_nulls(config)
     arguments = without_nulls(config.get("model_args", {}))
+    kinds.check_values(arguments, _MODEL_ARGS, f"'model_args' of {where}")
     data = without_nulls(config.get("pretrained_cfg", config))
+    kinds.check_values(data, _DATA, f"'pretrained_cfg' of {where}")
     refuse_unsupported(
         f"{where} has unsupported settings",
         {key: value for key, value in arguments.items() if key not in (*_READ, *_HARMLESS)},
@@ -92,8 +123,5 @@ def _labels(config, num_classes):
     if isinstance(names, dict):
         names = [names.get(str(index), str(index)) for index in range(num_classes)]
     if names:
-        return [
-            str(descriptions.get(name, name) if isinstance(descriptions, dict) else name)
-            for name in names
-        ]
+        return [descriptions.get(name, name) for name in names]
     return list(imagenet_labels()) if num_classes == 1000 else None

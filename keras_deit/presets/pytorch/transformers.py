@@ -8,6 +8,7 @@ leave out default values.
 from absl import logging
 
 from keras_deit.arguments import as_pair
+from keras_deit.presets import kinds
 from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.sources import read_json
@@ -57,6 +58,41 @@ _PROCESSORS = {
 }
 
 
+_CONFIG = {
+    "model_type": kinds.TEXT,
+    "architectures": kinds.list_of(kinds.TEXT, 0, 8),
+    "image_size": kinds.SIZE,
+    "patch_size": kinds.SIZE,
+    "num_channels": kinds.CHANNELS,
+    "num_hidden_layers": kinds.LAYERS,
+    "num_attention_heads": kinds.WIDTH,
+    "hidden_size": kinds.WIDTH,
+    "intermediate_size": kinds.WIDTH,
+    "hidden_act": kinds.TEXT,
+    "hidden_dropout_prob": kinds.RATE,
+    "attention_probs_dropout_prob": kinds.RATE,
+    "layer_norm_eps": kinds.number(0, 1),
+    "qkv_bias": kinds.SWITCH,
+    "id2label": kinds.Kind(
+        "a JSON object from the class indices, 0 and up, to names",
+        lambda value: _is_id2label(value),
+    ),
+}
+_SIZE = kinds.either(kinds.SIZE, kinds.object_of(kinds.PIXELS))
+_PROCESSOR = {
+    "do_resize": kinds.SWITCH,
+    "do_rescale": kinds.SWITCH,
+    "do_normalize": kinds.SWITCH,
+    "do_center_crop": kinds.SWITCH,
+    "rescale_factor": kinds.number(0, 1),
+    "resample": kinds.whole(0, 5),
+    "size": _SIZE,
+    "crop_size": _SIZE,
+    "image_mean": kinds.STATISTICS,
+    "image_std": kinds.STATISTICS,
+}
+
+
 def transformers_preset(files, config):
     """Returns a `PyTorchPreset`.
 
@@ -68,9 +104,10 @@ def transformers_preset(files, config):
         ValueError: if the model is neither a DeiT nor a ViT, or has unsupported settings.
     """
     where = files.where("config.json")
+    config = {**_DEFAULTS, **without_nulls(config)}
+    kinds.check_values(config, _CONFIG, where)
     architecture = (config.get("architectures") or ["none"])[0]
     model_type = config["model_type"]
-    config = {**_DEFAULTS, **without_nulls(config)}
     refuse_unsupported(
         f"{where} has unsupported settings",
         {
@@ -84,7 +121,7 @@ def transformers_preset(files, config):
             "qkv_bias": (True,),
         },
     )
-    labels = _labels(config["id2label"], where)
+    labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
     if config["layer_norm_eps"] == 1e-12 and len(labels) == 1000:
         logging.warning(
             "layer_norm_epsilon is 1e-12, from %s. facebook's DeiT weights were trained with 1e-6: "
@@ -119,14 +156,12 @@ def transformers_preset(files, config):
     )
 
 
-def _labels(id2label, where):
-    """Class names in the order of the logits."""
-    try:
-        return [str(id2label[key]) for key in sorted(id2label, key=int)]
-    except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"{where} must map class indices to names in 'id2label'. Received: {id2label!r}"
-        ) from error
+def _is_id2label(value):
+    return (
+        kinds.is_object(value)
+        and set(value) == {str(index) for index in range(len(value))}
+        and all(kinds.is_text(name) for name in value.values())
+    )
 
 
 def _converter(files, model_type):
@@ -139,9 +174,9 @@ def _converter(files, model_type):
         f"{where} has preprocessing that `DeiTImageConverter` does not support, so "
         "use your own `preprocessor=`"
     )
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must be a JSON object. Received: {content!r}")
+    kinds.check_values(content, {}, where)
     config = {**_PROCESSORS[model_type], **without_nulls(content)}
+    kinds.check_values(config, _PROCESSOR, where)
     size, crops = config["size"], config["do_center_crop"]
     to_aspect_ratio = isinstance(size, dict) and "shortest_edge" in size
     refuse_unsupported(

@@ -237,49 +237,65 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("files", "problem"),
+    ("name", "change", "problem"),
     [
         (
-            {"config": {"id2label": ["a", "b"]}},
-            "must map class indices to names in 'id2label'. Received: ['a', 'b']",
+            "config",
+            {"id2label": ["a", "b"]},
+            "'id2label' in {file} must be a JSON object from the class indices, 0 and up, to "
+            "names. Restore the file. Received: ['a', 'b']",
         ),
-        ({"preprocessor_config": []}, "must be a JSON object. Received: []"),
         (
-            {"preprocessor_config": {"size": {"longest_edge": 256}}},
-            "must be a JSON object with 'height'. Restore the file.",
+            "config",
+            {"id2label": {"0": "a", "7": "b"}},
+            "'id2label' in {file} must be a JSON object from the class indices, 0 and up, to "
+            "names. Restore the file. Received: {{'0': 'a', '7': 'b'}}",
+        ),
+        (
+            "config",
+            {"num_hidden_layers": 10**9},
+            "'num_hidden_layers' in {file} must be an integer from 1 to 1,000. Restore the file. "
+            "Received: 1000000000",
+        ),
+        (
+            "config",
+            {"hidden_size": "768"},
+            "'hidden_size' in {file} must be an integer from 1 to 262,144. Restore the file. "
+            "Received: '768'",
+        ),
+        (
+            "config",
+            {"hidden_size": 2**18, "intermediate_size": 2**18},
+            "{file} must describe a backbone of the size of its weights. Restore the file. "
+            "Received: 4,948,087,799,808 parameters, and at most 8,589,934,592 are read",
+        ),
+        (
+            "config",
+            {"architectures": "ViTModel"},
+            "'architectures' in {file} must be a list of 0 to 8 items, each text of at most 1,000 "
+            "characters. Restore the file. Received: 'ViTModel'",
+        ),
+        ("preprocessor_config", [], "{file} must be a JSON object. Received: []"),
+        (
+            "preprocessor_config",
+            {"size": {"longest_edge": 256}},
+            "{file} must be a JSON object with 'height'. Restore the file.",
+        ),
+        (
+            "preprocessor_config",
+            {"image_mean": [None]},
+            "'image_mean' in {file} must be a number from -1,000 to 1,000, or a list of 1 to 4,096 "
+            "items, each a number from -1,000 to 1,000. Restore the file. Received: [None]",
         ),
     ],
 )
-def test_a_config_of_transformers_that_lacks_something(files, problem, tmp_path):
-    name = next(iter(files))
-    config = {
-        "model_type": "vit",
-        "architectures": ["ViTForImageClassification"],
-        **files.get("config", {}),
-    }
-    folder = write_folder(tmp_path / "mine", {}, **{**files, "config": config})
-    with raises(f"{folder / name}.json {problem}"):
+def test_a_config_of_transformers_that_lacks_something(name, change, problem, tmp_path):
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    files = {"config": config}
+    if name == "config":
+        config.update(change)
+    else:
+        files[name] = change
+    folder = write_folder(tmp_path / "mine", {}, **files)
+    with raises(problem.format(file=folder / f"{name}.json")):
         DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
-
-
-def test_processors_that_leave_their_defaults_out(tmp_path):
-    config = {
-        "model_type": "vit",
-        "architectures": ["ViTForImageClassification"],
-        "image_size": None,
-    }
-    processor = {
-        "image_processor_type": "ViTImageProcessorFast",
-        "crop_size": None,
-        "do_center_crop": None,
-    }
-    folder = write_folder(tmp_path / "mine", {}, config=config, preprocessor_config=processor)
-    converter = DeiTImageClassifier.from_preset(
-        folder, load_weights=False, num_layers=1
-    ).preprocessor
-    assert (converter.image_size, converter.crop_ratio, converter.interpolation) == (
-        (224, 224),
-        1.0,
-        "bilinear",
-    )
-    assert converter.mean == (0.5, 0.5, 0.5)

@@ -1,0 +1,140 @@
+"""What a value in a JSON file may be, and one error for everything else.
+
+A file from the hub may contain anything. Its values are checked here before any of them reaches a
+constructor, so that a wrong one is named with its file and its key, and no size in a file makes a
+program allocate more than a model can need.
+"""
+
+import dataclasses
+import json
+import math
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of values: what an error calls it, and the test for it."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+def check_values(content, kinds, where):
+    """Refuses a JSON object with a value of another kind.
+
+    Args:
+        content: the parsed content.
+        kinds: {key: `Kind`}. Keys that are missing in `content`, and keys of `content` that are not
+            in `kinds`, are left to the caller.
+        where: the file, and the place in it if it is not the top, for the error.
+
+    Raises:
+        ValueError: names the file, the key and the value.
+    """
+    if not is_object(content):
+        raise ValueError(f"{where} must be a JSON object. Received: {short(content)}")
+    for key, kind in kinds.items():
+        if key in content and not kind.accepts(content[key]):
+            raise ValueError(
+                f"{key!r} in {where} must be {kind.words}. Restore the file. "
+                f"Received: {short(content[key])}"
+            )
+
+
+def short(value):
+    """The value in an error, where a long one is cut."""
+    limited = reprlib.Repr()
+    limited.maxstring = limited.maxother = limited.maxlong = 80
+    return limited.repr(value)
+
+
+def is_object(value):
+    return isinstance(value, dict)
+
+
+def is_text(value):
+    """A string of at most 1,000 characters, all of which can be printed or written to a file."""
+    if not isinstance(value, str) or len(value) > 1000:
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:  # a half of a surrogate pair
+        return False
+    return True
+
+
+def whole(low, high):
+    return Kind(
+        f"an integer from {low:,} to {high:,}",
+        lambda value: type(value) is int and low <= value <= high,
+    )
+
+
+def number(low, high):
+    return Kind(f"a number from {low:,} to {high:,}", lambda value: _is_number(value, low, high))
+
+
+def one_of(*values):
+    return Kind(
+        " or ".join(map(json.dumps, values)),
+        # `1 == True` must not make 1 a bool.
+        lambda value: any(type(value) is type(each) and value == each for each in values),
+    )
+
+
+def list_of(kind, low=0, high=100_000):
+    length = f"{low}" if low == high else f"{low:,} to {high:,}"
+    return Kind(
+        f"a list of {length} items, each {kind.words}",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and low <= len(value) <= high
+            and all(map(kind.accepts, value))
+        ),
+    )
+
+
+def object_of(kind):
+    return Kind(
+        f"a JSON object whose values are each {kind.words}",
+        lambda value: (
+            is_object(value) and all(map(is_text, value)) and all(map(kind.accepts, value.values()))
+        ),
+    )
+
+
+def either(*kinds):
+    return Kind(
+        ", or ".join(kind.words for kind in kinds),
+        lambda value: any(kind.accepts(value) for kind in kinds),
+    )
+
+
+def or_null(kind):
+    return either(kind, one_of(None))
+
+
+TEXT = Kind("text of at most 1,000 characters", is_text)
+SWITCH = one_of(True, False)
+OBJECT = Kind("a JSON object", is_object)
+
+# No published vision transformer comes near these.
+LAYERS = whole(1, 1000)
+WIDTH = whole(1, 2**18)
+PIXELS = whole(1, 2**14)
+CHANNELS = whole(1, 2**12)
+CLASSES = whole(1, 10**6)
+RATE = number(0, 1)
+SIZE = either(PIXELS, list_of(PIXELS, 2, 2))
+STATISTICS = either(number(-1000, 1000), list_of(number(-1000, 1000), 1, 2**12))
+
+
+def _is_number(value, low, high):
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and math.isfinite(value)
+    )

@@ -1,0 +1,55 @@
+"""What config.json, task.json, preprocessor.json and labels.json of our own format may contain.
+
+The constructors check the rest: which numbers fit each other, and which names exist.
+"""
+
+from keras_deit.presets import kinds
+from keras_deit.presets.serialized import ACTIVATION, POLICY, QUANTIZATION, TRAINABLE
+
+_MODEL = {
+    "name": kinds.or_null(kinds.TEXT),
+    "dtype": POLICY,
+    "trainable": TRAINABLE,
+}
+BACKBONE = {
+    **_MODEL,
+    "quantization_config": QUANTIZATION,
+    "image_shape": kinds.list_of(kinds.PIXELS, 3, 3),
+    "patch_size": kinds.SIZE,
+    "num_layers": kinds.LAYERS,
+    "num_heads": kinds.WIDTH,
+    "hidden_dim": kinds.WIDTH,
+    "intermediate_dim": kinds.WIDTH,
+    "use_distillation_token": kinds.SWITCH,
+    "position_scope": kinds.TEXT,
+    "dropout_rate": kinds.RATE,
+    "attention_dropout_rate": kinds.RATE,
+    "drop_path_rate": kinds.RATE,
+    "drop_path_schedule": kinds.TEXT,
+    "layer_scale_init_value": kinds.or_null(kinds.number(0, 1000)),
+    "layer_norm_epsilon": kinds.number(0, 1),
+    "num_merged_tokens": kinds.whole(0, 2**20),
+    "remat": kinds.SWITCH,
+    "data_format": kinds.or_null(kinds.TEXT),
+}
+CLASSIFIER = {
+    **_MODEL,
+    "quantization_config": QUANTIZATION,
+    "num_classes": kinds.CLASSES,
+    "pooling": kinds.TEXT,
+    "use_distillation_head": kinds.or_null(kinds.SWITCH),
+    "dropout_rate": kinds.RATE,
+    "activation": ACTIVATION,
+}
+CONVERTER = {
+    **_MODEL,
+    "image_size": kinds.SIZE,
+    "crop_ratio": kinds.number(0.01, 1),
+    "interpolation": kinds.TEXT,
+    "mean": kinds.STATISTICS,
+    "std": kinds.STATISTICS,
+    "data_format": kinds.or_null(kinds.TEXT),
+    "crop_to_aspect_ratio": kinds.SWITCH,
+}
+CONVERTER_CLASS = "keras_deit>DeiTImageConverter"
+LABELS = kinds.list_of(kinds.TEXT, 1, 10**6)
