@@ -71,6 +71,12 @@ def read_checkpoint(path):
         import torch
     except ImportError as error:
         raise ValueError("Reading it needs PyTorch: `pip install torch`.") from error
+    if torch.__version__ < (2, 10):
+        # CVE-2026-24747: before, a pickle could run code in spite of `weights_only=True`.
+        raise ValueError(
+            "Reading a pickle safely needs PyTorch 2.10 or newer: `pip install -U torch`. "
+            f"Received: PyTorch {torch.__version__}"
+        )
     try:
         # facebookresearch/deit saves its command-line arguments beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):

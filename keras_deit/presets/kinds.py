@@ -44,10 +44,11 @@ def check_values(content, kinds, where):
 
 
 def short(value):
-    """The value in an error, where a long one is cut."""
+    """The value in an error, cut to 200 characters."""
     limited = reprlib.Repr()
     limited.maxstring = limited.maxother = limited.maxlong = 80
-    return limited.repr(value)
+    text = limited.repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def is_object(value):

@@ -96,6 +96,7 @@ def parse_metadata(content, where):
             lambda value: object_of(_SHA256).accepts(value) and set(value) <= set(FILES),
         )
         check_values(content, {**_KINDS, "files": files}, where)
+        _check_listed(content["files"], where)
         checksums = dict(content["files"])
         card_checksum = checksums.pop(CARD, None)
         return Metadata(checksums, card_checksum, content.get("origin"), {})
@@ -106,6 +107,7 @@ def parse_metadata(content, where):
         "card_sha256": or_null(_SHA256),
     }
     check_values({"weights": None, **content}, kinds, where)
+    _check_listed(content["files"], where)
     entries = content["weights"]
     is_hdf5 = content["format"] == _HDF5_FORMAT
     return Metadata(
@@ -117,6 +119,11 @@ def parse_metadata(content, where):
         content.get("origin"),
         {name: entry.get("variables", {}) for name, entry in entries.items()} if is_hdf5 else {},
     )
+
+
+def _check_listed(files, where):
+    if CONFIG not in files:
+        raise ValueError(f"{where} must list {CONFIG} in 'files'. Restore the file.")
 
 
 def sha256(content):

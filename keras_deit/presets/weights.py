@@ -68,9 +68,7 @@ def read_hdf5_weights(content, saved_shapes, build_model, where):
 
 def state_of(model):
     """{variable path: array} of a model's weights, with LoRA merged into the kernels."""
-    state = {
-        path: keras.ops.convert_to_numpy(variable) for path, variable in variables_of(model).items()
-    }
+    state = {path: _array(variable) for path, variable in variables_of(model).items()}
     scope = _scope(model)
     for layer in _leaves(model.layers):
         if getattr(layer, "lora_enabled", False):
@@ -127,6 +125,11 @@ def variables_of(model):
     return {v.path.removeprefix(scope): v for v in model.weights if "/lora_kernel_" not in v.path}
 
 
+def _array(variable):
+    # A tensor, because NumPy 2.4 warns of TensorFlow's variables.
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(variable))
+
+
 def _scope(model):
     """The prefix of variable paths if the model was built in a name scope; otherwise empty."""
     layer = next(layer for layer in model.layers if layer.weights)
@@ -153,5 +156,5 @@ def _without_lora(layer, path):
         {key: keras.ops.convert_to_numpy(value) for key, value in store.items()}
     )
     return {
-        f"{path}/{v.path.rpartition('/')[-1]}": keras.ops.convert_to_numpy(v) for v in twin.weights
+        f"{path}/{v.path.rpartition('/')[-1]}": _array(v) for v in twin.weights
     }

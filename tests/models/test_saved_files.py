@@ -54,9 +54,9 @@ def test_a_classifier_that_merges(load, folder, expected):
             lambda entry: entry.update(sha256="0" * 64),
             "is truncated or was changed: ",
         ),
-        (lambda entry: entry["variables"].popitem(), "do not fit the model"),
-        (lambda entry: entry.update(variables=[1]), 'must have "format" 1 or 2'),
-        (lambda entry: entry.update(variables={"a": 1}), 'must have "format" 1 or 2'),
+        (lambda entry: entry["variables"].popitem(), "are not those that `metadata.json` lists"),
+        (lambda entry: entry.update(variables=[1]), "'weights' in .* must be a JSON object with "),
+        (lambda entry: entry.update(variables={"a": 1}), "'weights' in .* must be a JSON object "),
     ],
 )
 def test_hdf5_of_version_0_1_that_does_not_fit_its_metadata(damage, expected_error, tmp_path):

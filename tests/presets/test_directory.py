@@ -414,3 +414,71 @@ def test_what_lora_adds_is_saved_in_the_kernels(quantized, rng, tmp_path):
     np.testing.assert_allclose(
         numpy(loaded(x)), numpy(classifier(x)), atol=0.1 if quantized else 1e-5
     )
+
+
+def test_a_link_to_a_preset_stays_one(saved, rng):
+    classifier, directory = saved
+    link = directory.parent / "latest"
+    link.symlink_to(directory.name)
+    randomize(classifier, rng).save_to_preset(link)
+    assert link.is_symlink() and not directory.is_symlink()
+    for path in (link, directory):
+        same_arrays(DeiTImageClassifier.from_preset(path).get_weights(), classifier.get_weights())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (".", "Saving replaces the whole directory, so it cannot be the current directory or one "),
+        ("", "A path must be a non-empty string or a `pathlib.Path`. Received: ''"),
+        ("a\0b", "A path must be a non-empty string or a `pathlib.Path`. Received: 'a\\x00b'"),
+        ("pre\udcffset", "A path must be valid UTF-8. Received: 'pre\\udcffset'"),
+        (5, "A path must be a non-empty string or a `pathlib.Path`. Received: 5"),
+    ],
+)
+def test_a_path_that_no_preset_can_have(path, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        tiny_backbone(num_layers=1).save_to_preset(path)
+    assert str(caught.value).startswith(message)
+    if path != "." and isinstance(path, str):
+        with pytest.raises(ValueError) as caught:
+            DeiTBackbone.from_preset(path)
+        assert str(caught.value).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+IN_ASCII = """
+from keras_deit.models import DeiTImageClassifier
+
+names = ["K\\u00e4fer", "\\u732b", "\\U0001f415"]
+preset = "deit_nano_distilled_patch4_32_digits"
+classifier = DeiTImageClassifier.from_preset(preset, num_classes=3, labels=names)
+for _ in range(2):
+    classifier.save_to_preset("digits")
+loaded = DeiTImageClassifier.from_preset("digits")
+assert loaded.labels == names
+print(ascii(loaded.decode_predictions([[1.0, 2.0, 3.0]], top=1)))
+"""
+
+
+@pytest.mark.process
+def test_a_system_without_unicode_and_with_warnings_as_errors(tmp_path):
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONUTF8": "0",
+        "PYTHONPATH": os.getcwd(),
+    }
+    # Warnings of TensorFlow's own imports are not ours.
+    script = f"import warnings, keras\nwarnings.simplefilter('error')\n{IN_ASCII}"
+    result = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "\\U0001f415" in result.stdout
