@@ -165,6 +165,7 @@ class DirectoryPreset(Preset):
             )
         config = content.get("config")
         check_values(config, schema.CONVERTER, where)
+        _check_keys(config, schema.CONVERTER, ["image_size"], "DeiTImageConverter", where)
         return config
 
     def labels(self, num_classes):
@@ -222,14 +223,19 @@ def _check_arguments(config, cls, kinds, file, stored_apart=()):
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
         if name != "self" and name not in stored_apart
     }
-    unknown = sorted(set(config) - set(parameters))
-    missing = [
-        name for name, p in parameters.items() if p.default is p.empty and name not in config
+    required = [
+        name for name, parameter in parameters.items() if parameter.default is parameter.empty
     ]
+    _check_keys(config, parameters, required, cls.__name__, file)
+
+
+def _check_keys(config, known, required, name, file):
+    missing = [key for key in required if key not in config]
+    unknown = sorted(set(config) - set(known))
     if unknown or missing:
         raise ValueError(
-            f"{file} must contain the arguments of {cls.__name__}. Correct the file, or save the "
-            f"preset again. Missing: {', '.join(missing) or 'none'}. "
+            f"{file} must contain the arguments of {name}. Correct the file, or save the preset "
+            f"again. Missing: {', '.join(missing) or 'none'}. "
             f"Unknown: {', '.join(unknown) or 'none'}."
         )
 

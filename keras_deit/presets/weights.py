@@ -155,6 +155,4 @@ def _without_lora(layer, path):
     twin.load_own_variables(
         {key: keras.ops.convert_to_numpy(value) for key, value in store.items()}
     )
-    return {
-        f"{path}/{v.path.rpartition('/')[-1]}": _array(v) for v in twin.weights
-    }
+    return {f"{path}/{v.path.rpartition('/')[-1]}": _array(v) for v in twin.weights}

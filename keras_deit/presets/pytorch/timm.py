@@ -64,7 +64,7 @@ def timm_preset(files, config):
     where = files.where("config.json")
     config = without_nulls(config)
     kinds.check_values(config, {**_DATA, **_CONFIG}, where)
-    name = config["architecture"].partition(".")[0]
+    name = required(config, "architecture", where).partition(".")[0]
     if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
         known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
         raise ValueError(

@@ -107,7 +107,7 @@ def transformers_preset(files, config):
     config = {**_DEFAULTS, **without_nulls(config)}
     kinds.check_values(config, _CONFIG, where)
     architecture = (config.get("architectures") or ["none"])[0]
-    model_type = config["model_type"]
+    model_type = required(config, "model_type", where)
     refuse_unsupported(
         f"{where} has unsupported settings",
         {
