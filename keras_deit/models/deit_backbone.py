@@ -359,7 +359,9 @@ class DeiTBackbone(PresetModel):
         edited it.
 
         Raises:
-            ValueError: if `directory` is a file or contains files that do not belong to a preset.
+            ValueError: if `directory` is a file, contains other files, or contains the current
+                directory; or if a weight is NaN or infinite.
+            OSError: if the disk is full or cannot be written. An existing preset stays.
         """
         write_preset(directory, self, origin=self._origin)
 

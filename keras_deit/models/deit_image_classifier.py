@@ -276,7 +276,9 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         edited it.
 
         Raises:
-            ValueError: if `directory` is a file or contains files that do not belong to a preset.
+            ValueError: if `directory` is a file, contains other files, or contains the current
+                directory; or if a weight is NaN or infinite.
+            OSError: if the disk is full or cannot be written. An existing preset stays.
         """
         config = self.get_config()
         write_preset(
