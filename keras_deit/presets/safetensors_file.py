@@ -50,7 +50,7 @@ def parse_tensors(content, where):
     try:
         return {
             name: np.frombuffer(view["data"], _dtype(view["dtype"], name)).reshape(view["shape"])
-            for name, view in deserialize(content)
+            for name, view in sorted(deserialize(content), key=lambda tensor: tensor[0])
         }
     except (SafetensorError, ValueError) as error:
         raise ValueError(
