@@ -5,14 +5,18 @@ Source: `save_for_hf` and `push_to_hf_hub` of timm 1.0.31 (timm/models/_hub.py).
 
 from keras_deit.arguments import as_pair
 from keras_deit.presets import kinds
-from keras_deit.presets.catalog import ARCHITECTURES
 from keras_deit.presets.imagenet import imagenet_labels
+from keras_deit.presets.pytorch import timm_architectures
 from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 
-# Arguments of timm's constructors that are read below, and those that change neither weights nor
-# outputs.
-_READ = ("img_size", "in_chans", "num_classes", "attn_drop_rate", "drop_path_rate")
+# Arguments of timm's constructors that are read, and those that change neither weights nor outputs
+_MODEL_ARGS = {
+    **timm_architectures.ARGUMENTS,
+    "img_size": kinds.SIZE,
+    "in_chans": kinds.CHANNELS,
+    "num_classes": kinds.whole(0, 10**6),
+}
 _HARMLESS = (
     "dynamic_img_size",
     "dynamic_img_pad",
@@ -27,15 +31,10 @@ _HARMLESS = (
 _LABELS = kinds.either(kinds.list_of(kinds.TEXT), kinds.object_of(kinds.TEXT))
 _CONFIG = {
     "architecture": kinds.TEXT,
+    "global_pool": kinds.TEXT,
     "num_classes": kinds.whole(0, 10**6),
     "model_args": kinds.OBJECT,
     "pretrained_cfg": kinds.OBJECT,
-}
-_MODEL_ARGS = {
-    "img_size": kinds.SIZE,
-    "in_chans": kinds.CHANNELS,
-    "attn_drop_rate": kinds.RATE,
-    "drop_path_rate": kinds.RATE,
 }
 _DATA = {
     "num_classes": kinds.whole(0, 10**6),
@@ -65,32 +64,43 @@ def timm_preset(files, config):
     config = without_nulls(config)
     kinds.check_values(config, {**_DATA, **_CONFIG}, where)
     name = required(config, "architecture", where).partition(".")[0]
-    if name not in ARCHITECTURES or ARCHITECTURES[name].in21k:
-        known = [name for name, row in ARCHITECTURES.items() if not row.in21k]
+    backbone = timm_architectures.architecture(name)
+    if backbone is None:
         raise ValueError(
             f"{where} has timm's architecture {name!r}, which is not supported. "
-            f"Supported: {', '.join(known)}."
+            f"Supported: {', '.join(timm_architectures.PATTERNS)}."
         )
     arguments = without_nulls(config.get("model_args", {}))
     kinds.check_values(arguments, _MODEL_ARGS, f"'model_args' of {where}")
     data = without_nulls(config.get("pretrained_cfg", config))
     kinds.check_values(data, _DATA, f"'pretrained_cfg' of {where}")
+    num_classes = config.get("num_classes", data.get("num_classes", 1000))
     refuse_unsupported(
         f"{where} has unsupported settings",
-        {key: value for key, value in arguments.items() if key not in (*_READ, *_HARMLESS)},
-        {"global_pool": ("token",)},
+        {
+            # Without a head, the pooling is not used.
+            **({"global_pool": config.get("global_pool", "token")} if num_classes else {}),
+            **{
+                key: value
+                for key, value in arguments.items()
+                if key not in (*_MODEL_ARGS, *_HARMLESS)
+            },
+        },
+        {
+            "global_pool": ("token",),
+            "class_token": (True,),
+            "qkv_bias": (True,),
+            "reg_tokens": (0,),
+        },
     )
     channels, height, width = required(data, "input_size", where)
     height, width = as_pair(arguments.get("img_size", (height, width)))
-    num_classes = config.get("num_classes", data.get("num_classes", 1000))
     return PyTorchPreset(
         files,
         origin=files.handle,
         backbone={
-            **ARCHITECTURES[name].backbone_config,
+            **timm_architectures.with_arguments(backbone, arguments),
             "image_shape": (height, width, arguments.get("in_chans", channels)),
-            "attention_dropout_rate": arguments.get("attn_drop_rate", 0.0),
-            "drop_path_rate": arguments.get("drop_path_rate", 0.0),
         },
         classifier={"num_classes": num_classes} if num_classes else None,
         converter=lambda: _converter(data, (height, width), where),

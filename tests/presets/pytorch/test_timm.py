@@ -99,11 +99,15 @@ def test_a_backbone_of_timm_and_one_channel(small_catalog, rng, tmp_path):
     ("changes", "problem"),
     [
         ({"model_args": {"global_pool": "avg"}}, "global_pool='avg' (supported: 'token')"),
-        ({"model_args": {"class_token": False}}, "class_token=False (supported: none)"),
+        ({"model_args": {"class_token": False}}, "class_token=False (supported: True)"),
         (
             {"model_args": {"dynamic_img_size": True, "img_size": None, "qkv_bias": False}},
-            "qkv_bias=False (supported: none)",
+            "qkv_bias=False (supported: True)",
         ),
+        ({"model_args": {"qk_norm": True}}, "qk_norm=True (supported: none)"),
+        ({"model_args": {"pre_norm": True}}, "pre_norm=True (supported: none)"),
+        ({"model_args": {"reg_tokens": 4}}, "reg_tokens=4 (supported: 0)"),
+        ({"global_pool": "map"}, "global_pool='map' (supported: 'token')"),
     ],
 )
 def test_a_timm_model_of_other_layers_is_refused(changes, problem, tmp_path):
@@ -114,11 +118,26 @@ def test_a_timm_model_of_other_layers_is_refused(changes, problem, tmp_path):
         DeiTBackbone.from_preset(folder)
 
 
-def test_another_architecture_of_timm(tmp_path):
-    folder = write_folder(tmp_path / "other", {}, config=timm_config("resnet50", (32, 48), 5))
-    with pytest.raises(
-        ValueError,
-        match="has timm's architecture 'resnet50', which is not supported. Supported: deit_tiny_patch16_224",
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet50",
+        "vit_base_patch16_siglip_224",
+        "vit_base_patch16_clip_224",
+        "vit_base_patch16_rpn_224",
+        "vit_base_patch16_plus_240",
+        "vit_giant_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_small_r26_s32_224",
+        "eva02_small_patch14_224",
+    ],
+)
+def test_an_architecture_of_other_layers_is_refused_by_name(name, tmp_path):
+    folder = write_folder(tmp_path / "other", {}, config=timm_config(name, (32, 48), 5))
+    with raises(
+        f"{folder / 'config.json'} has timm's architecture {name!r}, which is not supported. "
+        "Supported: vit_{tiny,small,base,large,huge}_patch{8,14,16,32}_{pixels}, "
+        "vit_{small,base,large}_patch14_dinov2, flexivit_{small,base,large}, deit_*, deit3_*."
     ):
         DeiTBackbone.from_preset(folder)
 
