@@ -49,7 +49,7 @@ class HubServer:
         repository, asks_for_file, rest = request.path.strip("/").partition("/resolve/")
         if asks_for_file:
             self.requests.append((request.command, request.path))
-        file = rest.partition("/")[2]
+        revision, _, file = rest.partition("/")
         fault = self.faults.get((repository, file))
         if fault == "together" and body:
             while sum(requested == ("HEAD", request.path) for requested in self.requests) < 2:
@@ -61,6 +61,8 @@ class HubServer:
         if repository not in {name for name, _ in self.files}:
             # The hub does not tell a private repository from one that is not there.
             return self._refuse(request, 401, "RepoNotFound")
+        if asks_for_file and revision not in ("main", "v1", COMMIT):
+            return self._refuse(request, 404, "RevisionNotFound")
         content = self.files.get((repository, file))
         if content is None:
             return self._refuse(request, 404, "EntryNotFound")

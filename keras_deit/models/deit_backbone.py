@@ -321,7 +321,11 @@ class DeiTBackbone(PresetModel):
 
     @classmethod
     def from_preset(
-        cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
+        cls,
+        handle: str | os.PathLike,
+        load_weights: bool = True,
+        revision: str | None = None,
+        **overrides: Any,
     ) -> Self:
         """Creates a backbone from a preset.
 
@@ -337,6 +341,8 @@ class DeiTBackbone(PresetModel):
                 transformers, with weights in safetensors. A preset of a classifier works too.
             load_weights: bool. `False` creates the architecture with random weights. Defaults to
                 `True`.
+            revision: commit, tag or branch of a repository on the hub. Defaults to `None`, the
+                newest commit of the main branch.
             **overrides: arguments of `DeiTBackbone` that differ from the preset. Another
                 `image_shape` resamples the position embeddings. Overriding only `data_format` also
                 reorders the axes of `image_shape`. `dtype` defaults to the global policy;
@@ -349,7 +355,7 @@ class DeiTBackbone(PresetModel):
             ConnectionError: if the hub cannot be reached and the weights are not in its cache.
             OSError: if a download does not match the hub's checksum.
         """
-        return load_backbone(cls, handle, load_weights, overrides)
+        return load_backbone(cls, handle, load_weights, revision, overrides)
 
     def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Saves the backbone as a directory of plain files.

@@ -231,7 +231,11 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     @classmethod
     def from_preset(
-        cls, handle: str | os.PathLike, load_weights: bool = True, **overrides: Any
+        cls,
+        handle: str | os.PathLike,
+        load_weights: bool = True,
+        revision: str | None = None,
+        **overrides: Any,
     ) -> Self:
         """Creates a classifier from a preset, with its preprocessor and labels.
 
@@ -248,6 +252,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
                 `num_classes=` and gets a new head.
             load_weights: bool. `False` creates the architecture with random weights. Defaults to
                 `True`.
+            revision: commit, tag or branch of a repository on the hub. Defaults to `None`, the
+                newest commit of the main branch.
             **overrides: arguments of `DeiTImageClassifier`, `DeiTBackbone` and
                 `DeiTImageConverter` that differ from the preset. `dropout_rate` is the
                 classifier's. `dtype` applies to backbone and head and defaults to the global
@@ -266,7 +272,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         """
         if "num_classes" in overrides:
             _check_num_classes(overrides["num_classes"])  # before anything is downloaded
-        return load_classifier(cls, DeiTBackbone, handle, load_weights, overrides)
+        return load_classifier(cls, DeiTBackbone, handle, load_weights, revision, overrides)
 
     def save_to_preset(self, directory: str | os.PathLike) -> None:
         """Saves the classifier as a directory of plain files, with its preprocessor and labels.

@@ -47,15 +47,15 @@ _ADAPTABLE = (
 _CONVERTER_ARGUMENTS = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "mean", "std")
 
 
-def load_backbone(cls, handle, load_weights, overrides):
+def load_backbone(cls, handle, load_weights, revision, overrides):
     """`DeiTBackbone.from_preset`."""
     _check_names(overrides, _argument_names(cls))
-    preset = find_preset(handle, load_weights)
+    preset = find_preset(handle, load_weights, revision)
     saved_config = preset.backbone_config(cls)
     return _build_backbone(cls, preset, saved_config, load_weights, overrides, _name(handle))
 
 
-def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
+def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides):
     """`DeiTImageClassifier.from_preset`."""
     own, for_backbone, for_converter = _split_overrides(cls, backbone_cls, overrides)
     if "preprocessor" in own and for_converter:
@@ -63,7 +63,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
             "`preprocessor=` replaces the preset's preprocessor, so its arguments cannot be "
             f"overridden too. Received: preprocessor={own['preprocessor']!r} and {for_converter}"
         )
-    preset, source = find_preset(handle, load_weights), _name(handle)
+    preset, source = find_preset(handle, load_weights, revision), _name(handle)
     saved = preset.task_config(cls, STORED_APART)
     if saved is None and "num_classes" not in own:
         raise ValueError(f"The {source} has no head. Use `num_classes=` for a new one.")
@@ -77,7 +77,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, overrides):
     )
     if "preprocessor" not in own:
         config["preprocessor"] = _preprocessor(
-            preset.preprocessor_config(), backbone, for_backbone, for_converter, source
+            preset.preprocessor_config(), backbone, for_converter, source
         )
     same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
     if same_classes and "labels" not in own:
@@ -223,7 +223,7 @@ def _adds_distillation_token(saved_config, overrides):
     )
 
 
-def _preprocessor(config, backbone, for_backbone, for_converter, source):
+def _preprocessor(config, backbone, for_converter, source):
     """The preset's preprocessor with its overrides and the backbone's image size."""
     if config is None:
         if for_converter:
@@ -232,12 +232,9 @@ def _preprocessor(config, backbone, for_backbone, for_converter, source):
                 f"`preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
             )
         return None
-    changes = dict(for_converter)
-    if "image_shape" in for_backbone or "data_format" in for_backbone:
-        changes["image_size"] = backbone.image_size
-        changes["data_format"] = backbone.data_format
+    size = {"image_size": backbone.image_size, "data_format": backbone.data_format}
     with _of_file("preprocessor.json", source, for_converter):
-        return DeiTImageConverter.from_config({**config, **changes})
+        return DeiTImageConverter.from_config({**config, **for_converter, **size})
 
 
 def _load_head(classifier, preset, saved, saved_backbone, source):

@@ -36,6 +36,10 @@ class Architecture:
     timm_top1: float
     distilled: bool = False
     in21k: bool = False  # pre-trained on ImageNet-21k
+    # Commit of timm's repository and SHA-256 of its model.safetensors, so that a changed upload is
+    # refused. `None` is unknown: the newest commit is loaded.
+    commit: str | None = None
+    sha256: str | None = None
 
     @property
     def name(self):

@@ -17,7 +17,9 @@ from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_na
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
-def find_preset(handle: str | os.PathLike, load_weights: bool = True) -> Preset:
+def find_preset(
+    handle: str | os.PathLike, load_weights: bool = True, revision: str | None = None
+) -> Preset:
     """Finds the preset that a handle names.
 
     Args:
@@ -25,12 +27,15 @@ def find_preset(handle: str | os.PathLike, load_weights: bool = True) -> Preset:
             Repositories and directories may be in the format of `save_to_preset`, timm or
             transformers; their config.json tells which.
         load_weights: bool. `False` leaves the weights unread. Defaults to `True`.
+        revision: commit, tag or branch of a repository on the hub. Defaults to `None`, the newest
+            commit of the main branch.
 
     Returns:
         A `Preset`.
 
     Raises:
-        ValueError: if there is no such preset.
+        ValueError: if there is no such preset, or `revision` is used with a preset that is not on
+            the hub.
     """
     if not isinstance(handle, (str, os.PathLike)):
         raise ValueError(
@@ -38,13 +43,20 @@ def find_preset(handle: str | os.PathLike, load_weights: bool = True) -> Preset:
             f"Received: {handle!r}"
         )
     if isinstance(handle, str):
-        if handle in BUILT_IN:
-            return DirectoryPreset(Folder(_ASSETS / handle), load_weights)
         if handle in ARCHITECTURES:
             row = ARCHITECTURES[handle]
-            return _published(row, Repository(row.timm_repository, published=True), origin=handle)
+            files = Repository(row.timm_repository, True, revision or row.commit)
+            return _published(row, files, origin=handle, sha256=None if revision else row.sha256)
         if handle.startswith(HUB):
-            return _from_hub(Repository(handle.removeprefix(HUB)), load_weights)
+            files = Repository(handle.removeprefix(HUB), revision=revision)
+            return _from_hub(files, load_weights)
+    if revision is not None:
+        raise ValueError(
+            "`revision` selects a commit of a preset on the Hugging Face Hub, and "
+            f"{os.fspath(handle)!r} is not there. Received: revision={revision!r}"
+        )
+    if isinstance(handle, str) and handle in BUILT_IN:
+        return DirectoryPreset(Folder(_ASSETS / handle), load_weights)
     path = resolved(handle)
     if not path.exists():
         recover_directory(path)
@@ -62,7 +74,7 @@ def _from_hub(files, load_weights):
     return _by_config(files, load_weights)
 
 
-def _published(row, files, origin):
+def _published(row, files, origin, sha256=None):
     return PyTorchPreset(
         files,
         origin,
@@ -70,6 +82,7 @@ def _published(row, files, origin):
         row.classifier_config,
         lambda: row.converter_config,
         list(imagenet_labels()),
+        sha256,
     )
 
 

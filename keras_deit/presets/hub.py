@@ -15,8 +15,8 @@ def download(repository, file, revision=None):
     Args:
         repository: string, "owner/repo".
         file: string, the file's name.
-        revision: string, a commit. A cached file of that commit is used without asking the hub.
-            Defaults to the newest commit.
+        revision: string, a commit, tag or branch. A cached file of a commit is used without asking
+            the hub. Defaults to the newest commit.
 
     Returns:
         The path, or `None` if the repository has no such file.
@@ -41,6 +41,11 @@ def download(repository, file, revision=None):
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{where} is gated. Request access on its page, then run `hf auth login`. {error}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(
+            f"Repository {repository!r} on the Hugging Face Hub has no revision {revision!r}. Use "
+            f"a commit, tag or branch that its page lists. {error}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ValueError(

@@ -51,12 +51,12 @@ class Folder:
 class Repository:
     """A repository on the Hugging Face Hub. Each file is downloaded on first use.
 
-    All files come from one commit, the newest when the first file is downloaded. The repositories
-    of the published weights do not change, so `published=True` reads the cache without asking the
-    hub.
+    All files come from one commit: that of `revision`, or the newest when the first file is
+    downloaded. The repositories of the published weights do not change, so `published=True` reads
+    the cache without asking the hub.
     """
 
-    def __init__(self, name, published=False):
+    def __init__(self, name, published=False, revision=None):
         if not is_repository_name(name):
             raise ValueError(
                 "A preset on the Hugging Face Hub is named by its owner and repository, "
@@ -65,7 +65,7 @@ class Repository:
         self.name = name
         self.handle = f"{HUB}{name}"
         self._published = published
-        self._revision = None
+        self._revision = revision
 
     def __str__(self):
         return f"{self.name!r} on the Hugging Face Hub"

@@ -1,6 +1,8 @@
 """Published weights by name, through the real client of the hub."""
 
 import ast
+import dataclasses
+import hashlib
 import os
 import re
 import socket
@@ -16,6 +18,7 @@ from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets import catalog, handles
 from tests.helpers import images, numpy, randomize, tiny_classifier
 from tests.hub_layouts import timm_tensors
+from tests.hub_server import COMMIT
 
 NAME, PLAIN = "deit_tiny_distilled_patch16_32", "deit3_tiny_patch16_32"
 
@@ -223,3 +226,18 @@ print(keras_deit.models.DeiTImageClassifier.from_preset("hf://someone/own").head
     assert outputs[0] == outputs[1]
     methods = [method for method, path in hub.requests if path.endswith("model.safetensors")]
     assert sorted(methods) == ["GET", "HEAD", "HEAD"]
+
+
+def test_a_pinned_upload_that_has_changed_is_refused(published, hub, monkeypatch):
+    rows = dict(handles.ARCHITECTURES)
+    weights = hub.files[(repository(NAME), "model.safetensors")]
+    pins = {"commit": COMMIT, "sha256": hashlib.sha256(weights).hexdigest()}
+    rows[NAME] = dataclasses.replace(rows[NAME], **pins)
+    monkeypatch.setattr(handles, "ARCHITECTURES", rows)
+    DeiTImageClassifier.from_preset(NAME)
+    assert all(f"/resolve/{COMMIT}/" in path for _, path in hub.requests)
+    rows[NAME] = dataclasses.replace(rows[NAME], sha256="0" * 64)
+    with pytest.raises(ValueError, match=f"its SHA-256 must be {'0' * 64}. If the repository has"):
+        DeiTImageClassifier.from_preset(NAME)
+    # Whoever names a revision wants that one.
+    DeiTImageClassifier.from_preset(NAME, revision="main")

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
-from tests.helpers import images, numpy, raises, randomize, tiny_classifier
+from tests.helpers import images, numpy, raises, randomize, same_arrays, tiny_classifier
 from tests.hub_layouts import (
     SIZES,
     classifier_of,
@@ -17,6 +17,7 @@ from tests.hub_layouts import (
     transformers_folder,
     write_folder,
 )
+from tests.hub_server import COMMIT
 
 
 def serve(hub, repository, folder):
@@ -140,3 +141,31 @@ def test_the_second_load_of_a_repository_asks_once(hub, tmp_path):
     hub.requests.clear()
     DeiTImageClassifier.from_preset("hf://someone/own")
     assert [method for method, _ in hub.requests] == ["HEAD"]
+
+
+@pytest.mark.parametrize("revision", ["v1", COMMIT])
+def test_a_revision(revision, hub, rng, tmp_path):
+    own = randomize(tiny_classifier(), rng)
+    own.save_to_preset(tmp_path / "own")
+    serve(hub, "someone/own", tmp_path / "own")
+    loaded = DeiTImageClassifier.from_preset("hf://someone/own", revision=revision)
+    same_arrays(loaded.get_weights(), own.get_weights())
+    first, *others = [path for method, path in hub.requests if method == "GET"]
+    assert f"/resolve/{revision}/" in first
+    assert all(f"/resolve/{COMMIT}/" in path for path in others)
+
+
+def test_a_revision_that_is_not_there(hub, rng, tmp_path):
+    tiny_classifier().save_to_preset(tmp_path / "own")
+    serve(hub, "someone/own", tmp_path / "own")
+    with pytest.raises(
+        ValueError,
+        match="Repository 'someone/own' on the Hugging Face Hub has no revision 'v2'. Use a commit, ",
+    ):
+        DeiTBackbone.from_preset("hf://someone/own", revision="v2")
+    for handle in (str(tmp_path / "own"), "deit_nano_distilled_patch4_32_digits"):
+        with raises(
+            "`revision` selects a commit of a preset on the Hugging Face Hub, and "
+            f"{handle!r} is not there. Received: revision='v1'"
+        ):
+            DeiTBackbone.from_preset(handle, revision="v1")

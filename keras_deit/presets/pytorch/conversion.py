@@ -7,12 +7,12 @@ import numpy as np
 from keras_deit.presets import weights
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.pytorch.tensor_names import (
+    of_backbone,
     rules,
     to_keras,
     to_timm,
     to_timm_names,
     to_transformers_names,
-    without_pooler,
 )
 
 
@@ -36,7 +36,7 @@ def assign_tensors(
     tensors = to_timm_names(tensors)
     backbone = _backbone(model)
     if model is backbone:
-        tensors = without_pooler(tensors)
+        tensors = of_backbone(tensors)
     weights.assign(to_keras(tensors, _table(model), source), model, source)
     backbone._origin = origin
 

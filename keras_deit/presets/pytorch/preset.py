@@ -2,15 +2,27 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 from keras_deit.presets.architecture import refuse_large
+from keras_deit.presets.kinds import Kind, check_values, is_text, object_of
+from keras_deit.presets.metadata import sha256
+from keras_deit.presets.mismatches import listed
 from keras_deit.presets.preset import Preset
-from keras_deit.presets.pytorch.tensor_names import rules, to_keras, to_timm_names, without_pooler
+from keras_deit.presets.pytorch.config_values import required
+from keras_deit.presets.pytorch.tensor_names import of_backbone, rules, to_keras, to_timm_names
 from keras_deit.presets.safetensors_file import parse_tensors
-from keras_deit.presets.sources import Folder, Repository, need
+from keras_deit.presets.sources import Folder, Repository, need, read_json
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
+_WEIGHT_MAP = object_of(
+    Kind(
+        "the name of a file like model-00001-of-00002.safetensors",
+        lambda value: is_text(value) and re.fullmatch(r"\w[\w.-]*\.safetensors", value) is not None,
+    )
+)
 
 
 @dataclasses.dataclass
@@ -29,6 +41,7 @@ class PyTorchPreset(Preset):
     # that cannot be represented is refused only where it is used.
     converter: Callable
     label_names: list | None
+    sha256: str | None = None  # what the weights file must have, if the catalog knows it
 
     @property
     def has_head(self):
@@ -64,15 +77,47 @@ class PyTorchPreset(Preset):
 
     @functools.cached_property
     def _state(self):
-        content = need(
-            self.files,
-            WEIGHTS,
-            "Pickles (.bin, .pth) are not opened, because opening one can run code. Save the "
-            "weights as safetensors (timm: `save_for_hf(..., safe_serialization=True)`), or "
-            "convert the file once with tools/convert_checkpoint.py.",
-        )
         where = self.files.where(WEIGHTS)
-        tensors = to_timm_names(parse_tensors(content, where))
+        tensors = to_timm_names(self._tensors())
         if not self.has_head:
-            tensors = without_pooler(tensors)
+            tensors = of_backbone(tensors)
         return to_keras(tensors, rules(self.backbone, self.classifier), where)
+
+    def _tensors(self):
+        """{tensor name: array} of one file, or of the shards that an index lists."""
+        content = self.files.read(WEIGHTS)
+        if content is not None:
+            self._check_sha256(content)
+            return parse_tensors(content, self.files.where(WEIGHTS))
+        index = read_json(self.files, INDEX)
+        if index is None:
+            raise ValueError(
+                f"{self.files.where(WEIGHTS)} does not exist. Pickles (.bin, .pth) are not opened, "
+                "because opening one can run code. Save the weights as safetensors (timm: "
+                "`save_for_hf(..., safe_serialization=True)`), or convert the file once with "
+                "tools/convert_checkpoint.py."
+            )
+        where = self.files.where(INDEX)
+        check_values(index, {"weight_map": _WEIGHT_MAP}, where)
+        weight_map = required(index, "weight_map", where)
+        tensors = {}
+        for shard in sorted(set(weight_map.values())):
+            advice = f"{where} lists it. Copy or download it again."
+            content = need(self.files, shard, advice)
+            tensors.update(parse_tensors(content, self.files.where(shard)))
+        if set(tensors) != set(weight_map):
+            differ = sorted(set(tensors) ^ set(weight_map))
+            raise ValueError(
+                f"{where} must list the tensors of its files, no more and no fewer. Copy or "
+                f"download all of them again. Different: {listed(differ)}"
+            )
+        return tensors
+
+    def _check_sha256(self, content):
+        found = sha256(content)
+        if self.sha256 not in (None, found):
+            raise ValueError(
+                f"{self.files.where(WEIGHTS)} is not the published file: its SHA-256 must be "
+                f"{self.sha256}. If the repository has replaced the file and you trust it, load "
+                f"'{self.files.handle}' instead. Received: {found}"
+            )

@@ -162,12 +162,18 @@ def to_timm_names(tensors):
     return renamed
 
 
-def without_pooler(tensors):
-    """Drops transformers' pooler, a layer that DeiT does not have, with a warning."""
-    pooler = [name for name in ("pooler.dense.weight", "pooler.dense.bias") if name in tensors]
-    if pooler:
-        logging.warning("Ignored, because DeiT has no pooler: %s", ", ".join(pooler))
-    return {name: array for name, array in tensors.items() if name not in pooler}
+_BASE = r"(?:deit\.|vit\.|dinov2\.)?"  # before the names of a backbone inside another model
+_ADDED = re.compile(rf"{_BASE}embeddings\.mask_token|(?:pooler\.dense|decoder\.0)\.(?:weight|bias)")
+
+
+def of_backbone(tensors):
+    """Drops what transformers adds to a backbone, with a warning: a pooler, the mask token of
+    pre-training, and its decoder.
+    """
+    added = [name for name in tensors if _ADDED.fullmatch(name)]
+    if added:
+        logging.warning("Ignored, because `DeiTBackbone` does not use them: %s", ", ".join(added))
+    return {name: array for name, array in tensors.items() if name not in added}
 
 
 def to_transformers_names(tensors):
@@ -187,28 +193,55 @@ def to_transformers_names(tensors):
 
 
 # timm's name of a module or tensor: transformers' names in version 4 (as in the files on the hub)
-# and in version 5, or facebookresearch's for LayerScale. # stands for the block's index.
+# and in version 5, and those of its DINOv2; for LayerScale, facebookresearch's too. # stands for
+# the block's index.
 _ALIASES = {
     "cls_token": ("embeddings.cls_token",),
     "dist_token": ("embeddings.distillation_token",),
     "pos_embed": ("embeddings.position_embeddings",),
     "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
-    "blocks.#.norm1": ("encoder.layer.#.layernorm_before", "layers.#.layernorm_before"),
+    "blocks.#.norm1": (
+        "encoder.layer.#.layernorm_before",
+        "layers.#.layernorm_before",
+        "encoder.layer.#.norm1",
+    ),
     "blocks.#.attn.query": (
         "encoder.layer.#.attention.attention.query",
         "layers.#.attention.q_proj",
+        "encoder.layer.#.attention.q_proj",
     ),
-    "blocks.#.attn.key": ("encoder.layer.#.attention.attention.key", "layers.#.attention.k_proj"),
+    "blocks.#.attn.key": (
+        "encoder.layer.#.attention.attention.key",
+        "layers.#.attention.k_proj",
+        "encoder.layer.#.attention.k_proj",
+    ),
     "blocks.#.attn.value": (
         "encoder.layer.#.attention.attention.value",
         "layers.#.attention.v_proj",
+        "encoder.layer.#.attention.v_proj",
     ),
-    "blocks.#.attn.proj": ("encoder.layer.#.attention.output.dense", "layers.#.attention.o_proj"),
-    "blocks.#.norm2": ("encoder.layer.#.layernorm_after", "layers.#.layernorm_after"),
-    "blocks.#.mlp.fc1": ("encoder.layer.#.intermediate.dense", "layers.#.mlp.fc1"),
-    "blocks.#.mlp.fc2": ("encoder.layer.#.output.dense", "layers.#.mlp.fc2"),
-    "blocks.#.ls1.gamma": ("blocks.#.gamma_1",),
-    "blocks.#.ls2.gamma": ("blocks.#.gamma_2",),
+    "blocks.#.attn.proj": (
+        "encoder.layer.#.attention.output.dense",
+        "layers.#.attention.o_proj",
+        "encoder.layer.#.attention.o_proj",
+    ),
+    "blocks.#.norm2": (
+        "encoder.layer.#.layernorm_after",
+        "layers.#.layernorm_after",
+        "encoder.layer.#.norm2",
+    ),
+    "blocks.#.mlp.fc1": (
+        "encoder.layer.#.intermediate.dense",
+        "layers.#.mlp.fc1",
+        "encoder.layer.#.mlp.fc1",
+    ),
+    "blocks.#.mlp.fc2": (
+        "encoder.layer.#.output.dense",
+        "layers.#.mlp.fc2",
+        "encoder.layer.#.mlp.fc2",
+    ),
+    "blocks.#.ls1.gamma": ("blocks.#.gamma_1", "encoder.layer.#.layer_scale1.lambda1"),
+    "blocks.#.ls2.gamma": ("blocks.#.gamma_2", "encoder.layer.#.layer_scale2.lambda1"),
     "norm": ("layernorm",),
     "head": ("classifier", "cls_classifier"),
     "head_dist": ("distillation_classifier",),
@@ -218,7 +251,7 @@ _TIMM = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
 
 
 def _to_timm_name(name):
-    module, index, suffix = _split(re.sub(r"^(deit|vit)\.", "", name))
+    module, index, suffix = _split(re.sub(f"^{_BASE}", "", name))
     return f"{_TIMM[module].replace('#', index)}{suffix}" if module in _TIMM else name
 
 

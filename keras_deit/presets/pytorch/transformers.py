@@ -13,7 +13,13 @@ from keras_deit.presets.pytorch.config_values import refuse_unsupported, require
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.sources import read_json
 
-_BACKBONES = ("DeiTModel", "ViTModel")
+_BACKBONES = (
+    "DeiTModel",
+    "ViTModel",
+    "Dinov2Model",
+    "DeiTForMaskedImageModeling",
+    "ViTForMaskedImageModeling",
+)
 _TWO_HEADS = "DeiTForImageClassificationWithTeacher"
 _ARCHITECTURES = (
     *_BACKBONES,
@@ -35,6 +41,11 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    # Of DINOv2 alone
+    "mlp_ratio": 4,
+    "layerscale_value": 1.0,
+    "drop_path_rate": 0.0,
+    "use_swiglu_ffn": False,
 }
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -55,6 +66,15 @@ _PROCESSORS = {
         "crop_size": 224,
     },
     "vit": {**_PROCESSOR_DEFAULTS, "size": 224, "resample": 2, "do_center_crop": False},
+    "dinov2": {
+        **_PROCESSOR_DEFAULTS,
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+        "size": {"shortest_edge": 224},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": 224,
+    },
 }
 
 
@@ -73,6 +93,10 @@ _CONFIG = {
     "attention_probs_dropout_prob": kinds.RATE,
     "layer_norm_eps": kinds.number(0, 1),
     "qkv_bias": kinds.SWITCH,
+    "mlp_ratio": kinds.number(0.01, 100),
+    "layerscale_value": kinds.number(0, 1000),
+    "drop_path_rate": kinds.RATE,
+    "use_swiglu_ffn": kinds.SWITCH,
     "id2label": kinds.Kind(
         "a JSON object from the class indices, 0 and up, to names",
         lambda value: _is_id2label(value),
@@ -101,7 +125,7 @@ def transformers_preset(files, config):
         config: dict, the content of config.json.
 
     Raises:
-        ValueError: if the model is neither a DeiT nor a ViT, or has unsupported settings.
+        ValueError: if the model is not a DeiT, ViT or DINOv2, or has unsupported settings.
     """
     where = files.where("config.json")
     config = {**_DEFAULTS, **without_nulls(config)}
@@ -112,13 +136,15 @@ def transformers_preset(files, config):
         f"{where} has unsupported settings",
         {
             "architectures": architecture,
-            **{name: config[name] for name in ("model_type", "hidden_act", "qkv_bias")},
+            "model_type": model_type,
+            **{name: config[name] for name in ("hidden_act", "qkv_bias", "use_swiglu_ffn")},
         },
         {
-            "model_type": ("deit", "vit"),
+            "model_type": tuple(_PROCESSORS),
             "architectures": _ARCHITECTURES,
             "hidden_act": ("gelu",),
             "qkv_bias": (True,),
+            "use_swiglu_ffn": (False,),
         },
     )
     labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
@@ -137,23 +163,33 @@ def transformers_preset(files, config):
     return PyTorchPreset(
         files,
         origin=files.handle,
-        backbone={
-            "image_shape": (*as_pair(config["image_size"]), config["num_channels"]),
-            "patch_size": as_pair(config["patch_size"]),
-            "num_layers": config["num_hidden_layers"],
-            "num_heads": config["num_attention_heads"],
-            "hidden_dim": config["hidden_size"],
-            "intermediate_dim": config["intermediate_size"],
-            "use_distillation_token": model_type == "deit",  # even with one head
-            "dropout_rate": config["hidden_dropout_prob"],
-            "attention_dropout_rate": config["attention_probs_dropout_prob"],
-            "layer_norm_epsilon": config["layer_norm_eps"],
-            "data_format": "channels_last",
-        },
+        backbone=_backbone(config, model_type),
         classifier=classifier,
         converter=lambda: _converter(files, model_type),
         label_names=labels,
     )
+
+
+def _backbone(config, model_type):
+    """Arguments of `DeiTBackbone`."""
+    backbone = {
+        "image_shape": (*as_pair(config["image_size"]), config["num_channels"]),
+        "patch_size": as_pair(config["patch_size"]),
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "hidden_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "use_distillation_token": model_type == "deit",  # even with one head
+        "dropout_rate": config["hidden_dropout_prob"],
+        "attention_dropout_rate": config["attention_probs_dropout_prob"],
+        "layer_norm_epsilon": config["layer_norm_eps"],
+        "data_format": "channels_last",
+    }
+    if model_type == "dinov2":
+        backbone["intermediate_dim"] = int(config["hidden_size"] * config["mlp_ratio"])
+        backbone["layer_scale_init_value"] = config["layerscale_value"]
+        backbone["drop_path_rate"] = config["drop_path_rate"]
+    return backbone
 
 
 def _is_id2label(value):

@@ -52,3 +52,38 @@ def test_a_folder_of_timm_has_its_outputs(name, num_classes, rng, tmp_path, torc
         pixels = torch.tensor(x.transpose(0, 3, 1, 2))
         expected = model(pixels) if num_classes else model.forward_features(pixels)
     np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)
+
+
+TRANSFORMERS = {
+    "Dinov2Model": {"layer_norm_eps": 1e-6, "mlp_ratio": 2},
+    "ViTForMaskedImageModeling": {"intermediate_size": 80},
+    "DeiTForMaskedImageModeling": {"intermediate_size": 80},
+    "ViTModel": {"intermediate_size": 80},
+}
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "20kB"])
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_folder_of_transformers_has_its_tokens(name, shard_size, rng, tmp_path):
+    import torch
+    import transformers
+
+    cls = getattr(transformers, name)
+    config = cls.config_class(
+        image_size=28,
+        patch_size=14,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        encoder_stride=14,
+        **TRANSFORMERS[name],
+    )
+    model = randomized(cls(config), rng)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=shard_size)
+    assert (tmp_path / "saved" / "model.safetensors").exists() == (shard_size == "1GB")
+    ours = DeiTBackbone.from_preset(tmp_path / "saved")
+    x = rng.normal(size=(2, 28, 28, 3)).astype("float32")
+    base = getattr(model, model.base_model_prefix, model)
+    with torch.no_grad():
+        expected = base(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state
+    np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)

@@ -107,7 +107,6 @@ def test_a_backbone_of_timm_and_one_channel(small_catalog, rng, tmp_path):
         ({"model_args": {"qk_norm": True}}, "qk_norm=True (supported: none)"),
         ({"model_args": {"pre_norm": True}}, "pre_norm=True (supported: none)"),
         ({"model_args": {"reg_tokens": 4}}, "reg_tokens=4 (supported: 0)"),
-        ({"global_pool": "map"}, "global_pool='map' (supported: 'token')"),
     ],
 )
 def test_a_timm_model_of_other_layers_is_refused(changes, problem, tmp_path):

@@ -1,10 +1,21 @@
 """Folders of transformers as presets."""
 
+import json
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
-from tests.helpers import images, numpy, raises, randomize, raw_images, tiny_classifier
+from tests.helpers import (
+    images,
+    numpy,
+    raises,
+    randomize,
+    raw_images,
+    same_arrays,
+    tiny_classifier,
+)
 from tests.hub_layouts import (
     LABELS,
     deit_processor,
@@ -56,7 +67,8 @@ def test_a_backbone_of_transformers_leaves_its_pooler(architecture, rng, tmp_pat
     x = images(rng)
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(expected.backbone(x)))
     assert any(
-        "because DeiT has no pooler: pooler.dense.weight, pooler.dense.bias" in message
+        "because `DeiTBackbone` does not use them: pooler.dense.bias, pooler.dense.weight"
+        in message
         for message in caplog.messages
     )
     with pytest.raises(ValueError, match="has no head. Use `num_classes=`"):
@@ -88,7 +100,7 @@ def test_defaults_that_transformers_leaves_out(tmp_path):
     [
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' (supported: 'gelu')"),
         ({"qkv_bias": False}, "qkv_bias=False (supported: True)"),
-        ({"model_type": "swin"}, "model_type='swin' (supported: 'deit' or 'vit')"),
+        ({"model_type": "swin"}, "model_type='swin' (supported: 'deit' or 'vit' or 'dinov2')"),
     ],
 )
 def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, tmp_path):
@@ -299,3 +311,57 @@ def test_a_config_of_transformers_that_lacks_something(name, change, problem, tm
     folder = write_folder(tmp_path / "mine", {}, **files)
     with raises(problem.format(file=folder / f"{name}.json")):
         DeiTImageClassifier.from_preset(folder, load_weights=False, num_layers=1)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def shards(folder, change=lambda weight_map: None):
+    """Divides the weights of a folder into two files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), start=1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file)
+        weight_map.update(dict.fromkeys(names, file))
+    change(weight_map)
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_weights_in_several_files(rng, tmp_path):
+    expected = randomize(tiny_classifier(), rng)
+    folder = transformers_folder(
+        tmp_path / "mine", expected, "DeiTForImageClassificationWithTeacher", 4
+    )
+    shards(folder)
+    same_arrays(DeiTImageClassifier.from_preset(folder).get_weights(), expected.get_weights())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            lambda weights: weights.update({"deit.layernorm.bias": "../secret.safetensors"}),
+            "'weight_map' in {file} must be a JSON object whose values are each the name of a "
+            "file like model-00001-of-00002.safetensors. Restore the file. Received: {{",
+        ),
+        (
+            lambda weights: weights.update({"deit.layernorm.bias": "lost.safetensors"}),
+            "{folder}/lost.safetensors does not exist. {file} lists it. Copy or download it again.",
+        ),
+        (
+            lambda weights: weights.pop("deit.layernorm.bias"),
+            "{file} must list the tensors of its files, no more and no fewer. Copy or download "
+            "all of them again. Different: deit.layernorm.bias",
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files(change, problem, tmp_path):
+    folder = transformers_folder(
+        tmp_path / "mine", tiny_classifier(), "DeiTForImageClassificationWithTeacher", 4
+    )
+    shards(folder, change)
+    with pytest.raises(ValueError) as caught:
+        DeiTImageClassifier.from_preset(folder)
+    assert str(caught.value).startswith(problem.format(folder=folder, file=folder / INDEX))
