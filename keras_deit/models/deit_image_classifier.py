@@ -260,7 +260,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
                 policy, except that quantized presets keep their own. Another `num_classes` gives
                 a head with random weights and no labels; the preset's own number keeps its head
                 and labels. Another `image_shape` resamples the position embeddings and changes the
-                preprocessor's `image_size`. Overriding only `data_format` also reorders the axes
+                preprocessor's `image_size`; another `patch_size` resamples the patch embedding
+                too. Overriding only `data_format` also reorders the axes
                 of `image_shape`. Arguments that the weights were trained with, such as
                 `num_heads`, can change only with `load_weights=False`.
 

@@ -31,6 +31,7 @@ STORED_APART = ("backbone", "preprocessor", "labels")
 # the same weights, which nobody trained.
 _ADAPTABLE = (
     "image_shape",
+    "patch_size",
     "use_distillation_token",
     "dropout_rate",
     "attention_dropout_rate",

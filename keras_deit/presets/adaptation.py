@@ -1,4 +1,6 @@
-"""Trained weights, adapted to another image size, number of channels or number of prefix tokens."""
+"""Trained weights, adapted to another image size, patch size, number of channels or number of
+prefix tokens.
+"""
 
 import math
 
@@ -6,7 +8,9 @@ import keras
 import numpy as np
 from absl import logging
 
+from keras_deit.arguments import as_pair
 from keras_deit.presets import architecture
+from keras_deit.presets.tensor_values import is_float
 
 KERNEL = "patch_embedding/projection/kernel"
 PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
@@ -17,8 +21,8 @@ def adapt_backbone(state, saved_config, backbone, source):
     """Adapts the weights of a saved backbone to another one, in place, and returns them.
 
     - Positions are resampled to the new grid.
-    - The patch kernel adapts to other channels as timm's does: summed for one channel, otherwise
-      repeated and scaled.
+    - The patch kernel adapts to another patch size as FlexiViT's does, and to other channels as
+      timm's does: summed for one channel, otherwise repeated and scaled.
     - A distillation token that the preset lacks starts as the class token, with a warning.
 
     Other differences stay, and `weights.assign` refuses them.
@@ -37,9 +41,13 @@ def adapt_backbone(state, saved_config, backbone, source):
         architecture.grid_size(saved_config),
         backbone.grid_size,
     )
-    num_channels = architecture.num_channels(saved_config)
-    if num_channels != backbone.num_channels:
-        state[KERNEL] = _adapt_channels(state[KERNEL], num_channels, backbone.num_channels)
+    if is_float(state[KERNEL].dtype):  # quantized kernels do not adapt
+        num_channels = architecture.num_channels(saved_config)
+        if num_channels != backbone.num_channels:
+            state[KERNEL] = _adapt_channels(state[KERNEL], num_channels, backbone.num_channels)
+        state[KERNEL] = resize_patches(
+            state[KERNEL], as_pair(saved_config["patch_size"]), backbone.patch_size
+        )
     if num_prefix_tokens == 1 and backbone.use_distillation_token:
         logging.warning(
             "The distillation token is not trained: the %s has none, so it starts as a copy of "
@@ -90,6 +98,44 @@ def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
     )
     patches = keras.ops.convert_to_numpy(grid).reshape(-1, hidden_dim).astype(positions.dtype)
     return np.concatenate([prefix, patches])
+
+
+def resize_patches(kernel, patch_size, new_patch_size):
+    """Resizes the kernel of a patch embedding to another patch size, by the pseudo-inverse.
+
+    The new kernel gives a resized patch the token that the old kernel gives the patch: exactly for
+    larger patches, and as closely as possible for smaller ones. A patch is resized bilinearly.
+
+    Args:
+        kernel: array (height * width * channels, hidden_dim).
+        patch_size: (height, width) of `kernel`, in pixels.
+        new_patch_size: (height, width) of the result. The same size returns `kernel` unchanged.
+
+    Returns:
+        Array (new height * new width * channels, hidden_dim) of the same dtype.
+
+    Reference: [Beyer et al., 2023](https://arxiv.org/abs/2212.08013) (FlexiViT), section 3.4.
+    """
+    if tuple(patch_size) == tuple(new_patch_size):
+        return kernel
+    rows, columns = (
+        np.linalg.pinv(_resize_matrix(size, new_size).T)
+        for size, new_size in zip(patch_size, new_patch_size)
+    )
+    hidden_dim = kernel.shape[-1]
+    patches = kernel.reshape(*patch_size, -1, hidden_dim).astype("float64")
+    # The resize acts on rows and columns separately, and so does its pseudo-inverse.
+    patches = np.einsum("ah,bw,hwcd->abcd", rows, columns, patches, optimize=True)
+    return patches.reshape(-1, hidden_dim).astype(kernel.dtype)
+
+
+def _resize_matrix(size, new_size):
+    """(new_size, size): what a bilinear resize does along one axis."""
+    unit_vectors = np.eye(size, dtype="float32")[:, :, None, None]  # as `size` images of one column
+    resized = keras.ops.image.resize(
+        unit_vectors, (new_size, 1), interpolation="bilinear", data_format="channels_last"
+    )
+    return keras.ops.convert_to_numpy(resized)[:, :, 0, 0].T.astype("float64")
 
 
 def _adapt_channels(kernel, channels, new_channels):
