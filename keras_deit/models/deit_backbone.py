@@ -344,10 +344,11 @@ class DeiTBackbone(PresetModel):
             revision: commit, tag or branch of a repository on the hub. Defaults to `None`, the
                 newest commit of the main branch.
             **overrides: arguments of `DeiTBackbone` that differ from the preset. Another
-                `image_shape` resamples the position embeddings, another `patch_size` the patch
-                embedding too. Overriding only `data_format` also reorders the axes of `image_shape`. `dtype` defaults to the global policy;
-                quantized presets keep their own. Arguments that the weights were trained with, such
-                as `num_heads`, can change only with `load_weights=False`.
+                `image_shape` resamples the position embeddings; another `patch_size` resamples
+                the patch embedding too. Overriding only `data_format` also reorders the axes of
+                `image_shape`. `dtype` defaults to the global policy; quantized presets keep their
+                own. Arguments that the weights were trained with, such as `num_heads`, can change
+                only with `load_weights=False`.
 
         Raises:
             ValueError: if there is no such preset, a file of it is invalid, or the trained weights
