@@ -7,6 +7,7 @@ directory says that its process is alive; the next write removes what dead proce
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -53,7 +54,8 @@ def atomic_directory(directory, replaceable):
     If the block raises or the process is killed, `directory` keeps its old content. Of several
     processes that write at once, the last one wins. Where the system cannot exchange two
     directories in one step (other than Linux, some network file systems), a process that is killed
-    between two renames leaves no directory; then `recover_directory` and the next write restore it.
+    between two renames leaves no directory; `recover_directory` and the next write restore it, but
+    not on Windows, which has no locks that a dead process gives back.
 
     Args:
         directory: the directory to write. Missing parent directories are created. A symbolic link
@@ -73,6 +75,7 @@ def atomic_directory(directory, replaceable):
         for file in new.iterdir():
             _sync(file)
         _sync(new)
+        _check_replaceable(directory, replaceable)  # others may have added files since
         _swap(new, directory, work / "old")
         _sync(directory.parent)
 
@@ -110,26 +113,42 @@ def resolved(path):
 @contextlib.contextmanager
 def _work_directory(target):
     """A locked, hidden directory beside `target`, so that moving its content there is a rename."""
+    with _parents(target):
+        for work in _work_directories(target):
+            with _locked(work) as is_mine:
+                if is_mine:
+                    _restore(work, target)
+                    shutil.rmtree(work, ignore_errors=True)
+        while True:
+            work = pathlib.Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+            with _locked(work, wait=True):
+                if not work.exists():
+                    continue  # another process took it for abandoned before it was locked
+                try:
+                    yield work
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+                return
+
+
+@contextlib.contextmanager
+def _parents(target):
+    """Creates the parents of `target`, and removes them again if nothing was written."""
+    created = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    for work in _work_directories(target):
-        with _locked(work) as is_mine:
-            if is_mine:
-                _restore(work, target)
-                shutil.rmtree(work, ignore_errors=True)
-    while True:
-        work = pathlib.Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
-        with _locked(work, wait=True):
-            if not work.exists():
-                continue  # another process took it for abandoned before it was locked
-            try:
-                yield work
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            return
+    try:
+        yield
+    finally:
+        for parent in created:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def _prefix(target):
-    return f".{target.name}.saving-"
+    name = target.name
+    if len(os.fsencode(name)) > 200:  # file systems take 255 bytes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}.saving-"
 
 
 def _work_directories(target):
@@ -143,8 +162,9 @@ def _work_directories(target):
 def _locked(directory, wait=False):
     """Whether the block holds the lock of `directory`. A process that dies gives its locks back."""
     try:
-        descriptor = None if fcntl is None else os.open(directory, os.O_RDONLY)
-    except FileNotFoundError:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW if fcntl else None
+        descriptor = None if flags is None else os.open(directory, flags)
+    except OSError:  # it is gone, belongs to somebody else, or is a link
         descriptor = None
     if descriptor is None:
         yield False
@@ -202,6 +222,10 @@ def _sync(path):
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot wait for a directory.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
 

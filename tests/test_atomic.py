@@ -221,3 +221,52 @@ def test_nothing_of_the_users_is_replaced(tmp_path):
     with raises(f"Saving writes a directory, but {file} is a file. Use another path."):
         write(file, "new")
     assert file.read_text() == "years of work"
+
+
+def test_a_file_that_was_added_meanwhile_is_not_lost(tmp_path):
+    target = tmp_path / "preset"
+    write(target, "old")
+    with pytest.raises(ValueError, match="contains other files: thesis.tex"):
+        with atomic_directory(target, replaceable=("a.txt", "b.txt")) as folder:
+            (folder / "a.txt").write_text("new")
+            (target / "thesis.tex").write_text("years of work")
+    assert texts(target) == {"a.txt": "old", "b.txt": "old", "thesis.tex": "years of work"}
+
+
+def test_a_failure_leaves_no_parents_behind(tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        with atomic_directory(tmp_path / "some" / "deep" / "preset", replaceable=()):
+            raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name(tmp_path):
+    target = tmp_path / ("p" * 255)
+    for text in ("old", "new"):
+        write(target, text)
+    assert texts(target) == {"a.txt": "new", "b.txt": "new"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_with_the_name_of_leftovers_is_left_alone(tmp_path):
+    (tmp_path / "elsewhere" / "old").mkdir(parents=True)
+    link = tmp_path / ".preset.saving-abcdefgh"
+    link.symlink_to("elsewhere")
+    atomic.recover_directory(tmp_path / "preset")
+    write(tmp_path / "preset", "new")
+    assert link.is_symlink() and (tmp_path / "elsewhere" / "old").exists()
+
+
+def test_leftovers_that_cannot_be_opened_are_left_alone(tmp_path, monkeypatch):
+    leftover = tmp_path / ".preset.saving-abcdefgh"
+    leftover.mkdir()
+    opens = os.open
+
+    def no_permission(path, *arguments, **options):
+        if path == leftover:
+            raise PermissionError(path)
+        return opens(path, *arguments, **options)
+
+    monkeypatch.setattr(atomic.os, "open", no_permission)
+    write(tmp_path / "preset", "new")
+    assert leftover.exists()

@@ -6,7 +6,6 @@ files.
 
 import contextlib
 import difflib
-import inspect
 import numbers
 
 import keras
@@ -20,7 +19,8 @@ from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.initialization import weights_follow
 from keras_deit.presets import weights
 from keras_deit.presets.adaptation import adapt_backbone, adapt_head
-from keras_deit.presets.architecture import has_two_heads
+from keras_deit.presets.architecture import has_two_heads, refuse_large
+from keras_deit.presets.directory import parameters_of
 from keras_deit.presets.handles import find_preset
 
 # Arguments of the classifier that a preset does not keep in its task.json
@@ -53,6 +53,7 @@ def load_backbone(cls, handle, load_weights, revision, overrides):
     _check_names(overrides, _argument_names(cls))
     preset = find_preset(handle, load_weights, revision)
     saved_config = preset.backbone_config(cls)
+    refuse_large(preset.files.where(preset.backbone_file), preset.most_parameters, saved_config)
     return _build_backbone(cls, preset, saved_config, load_weights, overrides, _name(handle))
 
 
@@ -70,6 +71,9 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
         raise ValueError(f"The {source} has no head. Use `num_classes=` for a new one.")
     config = {**(saved or {}), **own}
     saved_backbone = preset.backbone_config(backbone_cls)
+    refuse_large(
+        preset.files.where(preset.backbone_file), preset.most_parameters, saved_backbone, saved
+    )
     if _adds_distillation_token(saved_backbone, for_backbone):
         config["use_distillation_head"] = own.get("use_distillation_head", True)
 
@@ -77,9 +81,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
         backbone_cls, preset, saved_backbone, load_weights, for_backbone, source
     )
     if "preprocessor" not in own:
-        config["preprocessor"] = _preprocessor(
-            preset.preprocessor_config(), backbone, for_converter, source
-        )
+        config["preprocessor"] = _preprocessor(preset, backbone, for_converter)
     same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
     if same_classes and "labels" not in own:
         config["labels"] = preset.labels(saved["num_classes"])
@@ -88,7 +90,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
     else:  # a new head is neither quantized nor frozen
         config["dtype"] = own_policy(own.get("dtype") or backbone.dtype_policy)
         config["trainable"] = own.get("trainable", True)
-    with _of_file("task.json", source, own):
+    with _of_file(preset.files.where(preset.head_file), own):
         classifier = cls(backbone, **config)
     if load_weights and same_classes:
         _load_head(classifier, preset, saved, saved_backbone, source)
@@ -103,18 +105,18 @@ def _name(handle):
 
 
 @contextlib.contextmanager
-def _of_file(file, source, overrides):
+def _of_file(where, overrides):
     """Says which file has the arguments that a constructor refuses, unless the caller gave some."""
     try:
         yield
     except ValueError as error:
         if overrides:
             raise
-        raise ValueError(f"The {source} has an invalid {file}: {error}") from error
+        raise ValueError(f"{where} has arguments that do not fit: {error}") from error
 
 
 def _argument_names(cls):
-    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    return list(parameters_of(cls))
 
 
 def _split_overrides(cls, backbone_cls, overrides):
@@ -162,12 +164,12 @@ def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
         # train.
         config["dtype"] = own_policy(overrides.get("dtype"))
         config["trainable"] = overrides.get("trainable", True)
-        with _of_file("config.json", source, overrides):
+        with _of_file(preset.files.where(preset.backbone_file), overrides):
             return cls.from_config(config)
     _check_as_trained(cls, saved_config, overrides, source)
     with weights_follow():
         state = preset.backbone_state(lambda: cls.from_config(saved_config))
-        with _of_file("config.json", source, overrides):
+        with _of_file(preset.files.where(preset.backbone_file), overrides):
             backbone = cls.from_config(config)
     weights.assign(adapt_backbone(state, saved_config, backbone, source), backbone, source)
     backbone._origin = preset.origin
@@ -176,10 +178,7 @@ def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
 
 def _check_as_trained(cls, saved_config, overrides, source):
     """Refuses overrides that change the function which the weights were trained for."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-    }
+    defaults = {name: parameter.default for name, parameter in parameters_of(cls).items()}
     trained = {**defaults, **saved_config}
     changed = [
         name
@@ -224,8 +223,9 @@ def _adds_distillation_token(saved_config, overrides):
     )
 
 
-def _preprocessor(config, backbone, for_converter, source):
+def _preprocessor(preset, backbone, for_converter):
     """The preset's preprocessor with its overrides and the backbone's image size."""
+    config = preset.preprocessor_config()
     if config is None:
         if for_converter:
             raise ValueError(
@@ -234,7 +234,7 @@ def _preprocessor(config, backbone, for_converter, source):
             )
         return None
     size = {"image_size": backbone.image_size, "data_format": backbone.data_format}
-    with _of_file("preprocessor.json", source, for_converter):
+    with _of_file(preset.files.where(preset.converter_file), for_converter):
         return DeiTImageConverter.from_config({**config, **for_converter, **size})
 
 

@@ -33,25 +33,25 @@ def _split(config):
     return split_image_shape(config["image_shape"], config.get("data_format"))
 
 
-def refuse_large(backbone_config, where, size=None):
-    """Refuses a config that asks for more memory than its model needs, before it is built.
+def refuse_large(where, most, backbone_config, classifier_config=None):
+    """Refuses configs that ask for more memory than their model needs, before it is built.
 
     Args:
+        where: string, the file in errors.
+        most: int. How many parameters the weights files can have at most; `None` if they were not
+            read.
         backbone_config: dict, the arguments of a `DeiTBackbone`.
-        where: string, the config's file.
-        size: int. How many numbers the weights file has, if it was read.
+        classifier_config: dict, the arguments of a `DeiTImageClassifier`, or `None`.
     """
     parameters = num_parameters(backbone_config)
-    # Quantized weights may have two parameters in one number.
-    if parameters > (_MOST_PARAMETERS if size is None else 2 * size):
-        allowed = (
-            f"at most {_MOST_PARAMETERS:,} are read"
-            if size is None
-            else f"the weights have {size:,}"
-        )
+    if classifier_config is not None:
+        heads = 2 if has_two_heads(classifier_config, backbone_config) else 1
+        parameters += heads * classifier_config["num_classes"] * backbone_config["hidden_dim"]
+    if parameters > (_MOST_PARAMETERS if most is None else most):
+        allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(
-            f"{where} must describe a backbone of the size of its weights. Restore the file. "
-            f"Received: {parameters:,} parameters, and {allowed}"
+            f"{where} must describe a model of the size of its weights. Restore the file. "
+            f"Received: {parameters:,} parameters, where there can be at most {allowed}"
         )
 
 

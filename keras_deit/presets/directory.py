@@ -16,18 +16,17 @@ the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load
 import gc
 import inspect
 import json
-import math
 
 import keras
 from absl import logging
 
 from keras_deit.atomic import atomic_directory, resolved
 from keras_deit.presets import schema, weights
-from keras_deit.presets.architecture import refuse_large
 from keras_deit.presets.card import model_card
 from keras_deit.presets.catalog import published
-from keras_deit.presets.kinds import check_values, short
+from keras_deit.presets.kinds import check_values
 from keras_deit.presets.metadata import (
+    ALL_WEIGHTS,
     CARD,
     CONFIG,
     FILES,
@@ -44,8 +43,11 @@ from keras_deit.presets.metadata import (
 from keras_deit.presets.preset import Preset
 from keras_deit.presets.snapshot import Snapshot
 from keras_deit.presets.sources import Folder
+from keras_deit.presets.words import listed, short
 
-_ALL_WEIGHTS = (WEIGHTS, HEAD_WEIGHTS, *HDF5.values())
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_BACKBONE = "keras_deit>DeiTBackbone"
+_NOT_SAVED = "Change it before saving, or save the model as a .keras file."
 
 
 def write_preset(
@@ -70,14 +72,19 @@ def write_preset(
     directory = resolved(directory)
     edited_card = _edited_card(directory)
     contents = {CONFIG: _class_and_config(backbone)}
-    check_values(backbone.get_config(), schema.BACKBONE, "the backbone")
+    check_values(backbone.get_config(), schema.BACKBONE, "the backbone", _NOT_SAVED)
     if task_config is not None:
-        check_values(task_config, schema.CLASSIFIER, "the classifier")
+        if contents[CONFIG]["class_name"] != _BACKBONE:
+            raise ValueError(
+                f"A classifier's preset has a `DeiTBackbone`. {_NOT_SAVED} Received: a backbone of "
+                f"class {type(backbone).__name__}"
+            )
+        check_values(task_config, schema.CLASSIFIER, "the classifier", _NOT_SAVED)
         contents[TASK] = task_config
     if preprocessor is not None:
         contents[PREPROCESSOR] = _serialized_preprocessor(preprocessor)
     if labels is not None:
-        check_values({"labels": labels}, {"labels": schema.LABELS}, "the classifier")
+        check_values({"labels": labels}, {"labels": schema.LABELS}, "the classifier", _NOT_SAVED)
         contents[LABELS] = list(labels)
     parameters = backbone.count_params() + (0 if head is None else head.count_params())
     card = model_card(
@@ -105,7 +112,7 @@ def _edited_card(directory):
     if not directory.is_dir() or not any(directory.iterdir()):
         return None
     try:
-        snapshot = Snapshot(Folder(directory), without=_ALL_WEIGHTS)
+        snapshot = Snapshot(Folder(directory), without=ALL_WEIGHTS)
     except ValueError as error:
         raise ValueError(
             f"Saving replaces only a preset or an empty directory. Use another path. {error}"
@@ -123,18 +130,22 @@ class DirectoryPreset(Preset):
         load_weights: bool. `False` leaves the weights unread.
     """
 
+    backbone_file, head_file, converter_file = CONFIG, TASK, PREPROCESSOR
+
     def __init__(self, files, load_weights=True):
-        self._files = files
-        self._snapshot = Snapshot(files, without=() if load_weights else _ALL_WEIGHTS)
+        self.files = files
+        self._snapshot = Snapshot(files, without=() if load_weights else ALL_WEIGHTS)
         origin = self._snapshot.metadata.origin
         self.origin = origin if published(origin) else files.handle or origin
+        # An int4 kernel has two parameters in a byte.
+        self.most_parameters = 2 * self._snapshot.size(ALL_WEIGHTS) if load_weights else None
 
     @property
     def has_head(self):
         return TASK in self._snapshot
 
     def backbone_config(self, cls):
-        name, where = keras.saving.get_registered_name(cls), self._files.where(CONFIG)
+        name, where = keras.saving.get_registered_name(cls), self.files.where(CONFIG)
         content = self._snapshot.json(CONFIG)
         if not isinstance(content, dict) or content.get("class_name") != name:
             raise ValueError(
@@ -142,22 +153,22 @@ class DirectoryPreset(Preset):
             )
         config = content.get("config")
         _check_arguments(config, cls, schema.BACKBONE, where)
-        refuse_large(config, where)
-        self._backbone_config = config
         return config
 
     def task_config(self, cls, stored_apart):
         config = self._snapshot.json(TASK)
         if config is not None:
-            _check_arguments(config, cls, schema.CLASSIFIER, self._files.where(TASK), stored_apart)
+            _check_arguments(config, cls, schema.CLASSIFIER, self.files.where(TASK), stored_apart)
         return config
 
     def preprocessor_config(self):
-        content, where = self._snapshot.json(PREPROCESSOR), self._files.where(PREPROCESSOR)
-        if content is None:
+        if PREPROCESSOR not in self._snapshot:
             return None
-        name = content.get("registered_name") if isinstance(content, dict) else content
-        if name != schema.CONVERTER_CLASS:
+        content, where = self._snapshot.json(PREPROCESSOR), self.files.where(PREPROCESSOR)
+        if (
+            not isinstance(content, dict)
+            or content.get("registered_name") != schema.CONVERTER_CLASS
+        ):
             # A class that a file names could do anything, so files name one class alone.
             raise ValueError(
                 f"{where} may contain only a `DeiTImageConverter`. Use `preprocessor=` with your "
@@ -169,19 +180,21 @@ class DirectoryPreset(Preset):
         return config
 
     def labels(self, num_classes):
-        where = self._files.where(LABELS)
+        if LABELS not in self._snapshot:
+            return None
+        where = self.files.where(LABELS)
         try:
             labels = self._snapshot.json(LABELS)
-            if labels is not None:
-                check_values({"labels": labels}, {"labels": schema.LABELS}, where)
-                if len(labels) != num_classes:
-                    raise ValueError(
-                        f"{where} must have one label for each of the {num_classes} classes in "
-                        f"{TASK}. Received: {len(labels)}."
-                    )
+            check_values({"labels": labels}, {"labels": schema.LABELS}, where)
+            if len(labels) != num_classes:
+                raise ValueError(
+                    f"{where} must have one label for each of the {num_classes} classes in {TASK}. "
+                    f"Received: {len(labels)}"
+                )
         except ValueError as error:
             raise ValueError(
-                f"{str(error).removesuffix('.')}. Or use `labels=[...]`, or `labels=None` for none."
+                f"{str(error).removesuffix('.')}. To load the model nevertheless, use "
+                "`labels=[...]` or `labels=None`."
             ) from error
         return labels
 
@@ -194,25 +207,18 @@ class DirectoryPreset(Preset):
     def _state(self, name, build_saved):
         hdf5_shapes = self._snapshot.metadata.hdf5_shapes
         name = HDF5[name] if hdf5_shapes else name
-        where = self._files.where(name)
+        where = self.files.where(name)
         if name not in self._snapshot:
             raise ValueError(
-                f"The preset has no weights: {self._files.where(METADATA)} does not list {name}. "
+                f"The preset has no weights: {self.files.where(METADATA)} does not list {name}. "
                 "Copy the preset again, or use `load_weights=False` for random weights."
             )
         content = self._snapshot.take(name)
         if not hdf5_shapes:
-            state = weights.read_weights(content, where)
-            self._check_size(name, sum(array.size for array in state.values()))
-            return state
-        self._check_size(name, sum(map(math.prod, hdf5_shapes[name].values())))
+            return weights.read_weights(content, where)
         state = weights.read_hdf5_weights(content, hdf5_shapes[name], build_saved, where)
         gc.collect()  # a model has reference cycles, and the next one needs its memory
         return state
-
-    def _check_size(self, name, size):
-        if name in (WEIGHTS, HDF5[WEIGHTS]):
-            refuse_large(self._backbone_config, self._files.where(CONFIG), size)
 
 
 def _check_arguments(config, cls, kinds, file, stored_apart=()):
@@ -220,13 +226,26 @@ def _check_arguments(config, cls, kinds, file, stored_apart=()):
     check_values(config, kinds, file)
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name != "self" and name not in stored_apart
+        for name, parameter in parameters_of(cls).items()
+        if name not in stored_apart
     }
-    required = [
-        name for name, parameter in parameters.items() if parameter.default is parameter.empty
-    ]
+    required = [name for name, each in parameters.items() if each.default is each.empty]
     _check_keys(config, parameters, required, cls.__name__, file)
+
+
+def parameters_of(cls):
+    """{name: parameter} of a constructor, and of its bases' as far as it has `**kwargs`."""
+    found: dict = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            kinds = {parameter.kind for parameter in parameters}
+            for parameter in parameters:
+                if parameter.name != "self" and parameter.kind not in _STARRED:
+                    found.setdefault(parameter.name, parameter)
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
 
 
 def _check_keys(config, known, required, name, file):
@@ -235,8 +254,7 @@ def _check_keys(config, known, required, name, file):
     if unknown or missing:
         raise ValueError(
             f"{file} must contain the arguments of {name}. Correct the file, or save the preset "
-            f"again. Missing: {', '.join(missing) or 'none'}. "
-            f"Unknown: {', '.join(unknown) or 'none'}."
+            f"again. Missing: {listed(missing)}. Unknown: {listed(unknown)}."
         )
 
 
@@ -248,11 +266,13 @@ def _serialized_preprocessor(preprocessor):
             "need `preprocessor=` with your %s.",
             type(preprocessor).__name__,
         )
+    else:
+        check_values(content["config"], schema.CONVERTER, "the preprocessor", _NOT_SAVED)
     return content
 
 
 def _class_in_words(content):
-    return content.get("class_name") if isinstance(content, dict) else short(content)
+    return short(content.get("class_name") if isinstance(content, dict) else content)
 
 
 def _class_and_config(model):

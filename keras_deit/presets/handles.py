@@ -13,6 +13,7 @@ from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.pytorch.timm import timm_preset
 from keras_deit.presets.pytorch.transformers import transformers_preset
 from keras_deit.presets.sources import HUB, Folder, Repository, is_repository_name, read_json
+from keras_deit.presets.words import short
 
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
@@ -58,9 +59,9 @@ def find_preset(
     if isinstance(handle, str) and handle in BUILT_IN:
         return DirectoryPreset(Folder(_ASSETS / handle), load_weights)
     path = resolved(handle)
-    if not path.exists():
+    if not os.path.exists(path):
         recover_directory(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(_unknown(os.fspath(handle)))
     return _by_config(Folder(path), load_weights)
 
@@ -107,5 +108,5 @@ def _unknown(handle):
     known = f"Did you mean {' or '.join(close)}?" if close else f"Known names: {', '.join(names)}."
     return (
         "A preset handle is a built-in name, 'hf://owner/repo' or a directory, "
-        f"and {handle!r} is neither a name nor an existing path. {known}"
+        f"and {short(handle)} is neither a name nor an existing path. {known}"
     )

@@ -3,8 +3,6 @@
 import collections
 import io
 
-_DEEPEST = 32
-
 
 def check_hdf5(content, shapes, where):
     """Refuses an HDF5 file with anything but groups and plain arrays.
@@ -25,7 +23,7 @@ def check_hdf5(content, shapes, where):
 
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            found = list(_walk(file, h5py))
+            found = list(_walk(file, h5py, set()))
     # h5py has an exception for nearly every way in which a file can be damaged.
     except Exception as error:
         raise ValueError(
@@ -41,25 +39,34 @@ def check_hdf5(content, shapes, where):
         )
 
 
-def _walk(group, h5py, depth=0):
+def _walk(group, h5py, seen):
     """The shapes of all arrays."""
-    if depth > _DEEPEST:
-        raise ValueError(f"more than {_DEEPEST} groups inside each other")
     for name in group:
-        link = group.get(name, getlink=True)
+        link, where = group.get(name, getlink=True), f"{group.name.rstrip('/')}/{name}"
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{group.name}/{name} is a {type(link).__name__}")
+            raise ValueError(f"{where} is a link of class {type(link).__name__}")
         entry = group[name]
+        address = h5py.h5o.get_info(entry.id).addr
+        if address in seen:
+            raise ValueError(f"{where} is there twice")
+        seen.add(address)
         if isinstance(entry, h5py.Group):
-            yield from _walk(entry, h5py, depth + 1)
-        elif not isinstance(entry, h5py.Dataset):
-            raise ValueError(f"{entry.name} is a {type(entry).__name__}")
-        elif entry.is_virtual or entry.external:
-            raise ValueError(f"{entry.name} is stored in another file")
-        elif entry.chunks is not None or not _is_number(entry.dtype):
-            raise ValueError(f"{entry.name} is compressed, or has {entry.dtype} for numbers")
+            yield from _walk(entry, h5py, seen)
         else:
+            _check_array(entry, h5py, where)
             yield entry.shape
+
+
+def _check_array(entry, h5py, where):
+    if not isinstance(entry, h5py.Dataset):
+        raise ValueError(f"{where} is a {type(entry).__name__}")
+    if entry.is_virtual or entry.external:
+        raise ValueError(f"{where} is stored in another file")
+    if not _is_number(entry.dtype):
+        raise ValueError(f"{where} has {entry.dtype} for numbers")
+    stored = entry.id.get_storage_size()
+    if entry.chunks is not None or stored != entry.size * entry.dtype.itemsize:
+        raise ValueError(f"{where} has shape {entry.shape} and stores {stored:,} bytes")
 
 
 def _is_number(dtype):

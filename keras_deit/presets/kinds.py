@@ -8,9 +8,11 @@ program allocate more than a model can need.
 import dataclasses
 import json
 import math
-import reprlib
+import unicodedata
 from collections.abc import Callable
 from typing import Any
+
+from keras_deit.presets.words import short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Kind:
     accepts: Callable[[Any], bool]
 
 
-def check_values(content, kinds, where):
+def check_values(content, kinds, where, advice="Restore the file."):
     """Refuses a JSON object with a value of another kind.
 
     Args:
@@ -29,6 +31,7 @@ def check_values(content, kinds, where):
         kinds: {key: `Kind`}. Keys that are missing in `content`, and keys of `content` that are not
             in `kinds`, are left to the caller.
         where: the file, and the place in it if it is not the top, for the error.
+        advice: what to do, for the error.
 
     Raises:
         ValueError: names the file, the key and the value.
@@ -38,17 +41,8 @@ def check_values(content, kinds, where):
     for key, kind in kinds.items():
         if key in content and not kind.accepts(content[key]):
             raise ValueError(
-                f"{key!r} in {where} must be {kind.words}. Restore the file. "
-                f"Received: {short(content[key])}"
+                f"{key!r} in {where} must be {kind.words}. {advice} Received: {short(content[key])}"
             )
-
-
-def short(value):
-    """The value in an error, cut to 200 characters."""
-    limited = reprlib.Repr()
-    limited.maxstring = limited.maxother = limited.maxlong = 80
-    text = limited.repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def is_object(value):
@@ -56,14 +50,17 @@ def is_object(value):
 
 
 def is_text(value):
-    """A string of at most 1,000 characters, all of which can be printed or written to a file."""
-    if not isinstance(value, str) or len(value) > 1000:
-        return False
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # a half of a surrogate pair
-        return False
-    return True
+    """A string of at most 10,000 characters, without control characters or half a surrogate pair,
+    which a terminal or a file would not take.
+    """
+    return (
+        isinstance(value, str)
+        and len(value) <= 10_000
+        and all(
+            unicodedata.category(character) not in ("Cc", "Cs") or character in "\t\n"
+            for character in value
+        )
+    )
 
 
 def whole(low, high):
@@ -117,19 +114,26 @@ def or_null(kind):
     return either(kind, one_of(None))
 
 
-TEXT = Kind("text of at most 1,000 characters", is_text)
+TEXT = Kind("text", is_text)
 SWITCH = one_of(True, False)
 OBJECT = Kind("a JSON object", is_object)
 
 # No published vision transformer comes near these.
 LAYERS = whole(1, 1000)
 WIDTH = whole(1, 2**18)
-PIXELS = whole(1, 2**14)
+PIXELS = whole(1, 2**16)
 CHANNELS = whole(1, 2**12)
 CLASSES = whole(1, 10**6)
 RATE = number(0, 1)
-SIZE = either(PIXELS, list_of(PIXELS, 2, 2))
-STATISTICS = either(number(-1000, 1000), list_of(number(-1000, 1000), 1, 2**12))
+NUMBER = Kind("a number", lambda value: _is_number(value, -1e30, 1e30))
+SIZE = Kind(
+    "a number of pixels from 1 to 65,536, or [height, width]",
+    either(PIXELS, list_of(PIXELS, 2, 2)).accepts,
+)
+STATISTICS = Kind(
+    "a number, or a list of one number for each channel",
+    either(NUMBER, list_of(NUMBER, 1, 2**12)).accepts,
+)
 
 
 def _is_number(value, low, high):

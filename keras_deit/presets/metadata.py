@@ -29,6 +29,8 @@ CARD = "README.md"
 HDF5 = {WEIGHTS: "model.weights.h5", HEAD_WEIGHTS: "task.weights.h5"}
 FILES = (CONFIG, WEIGHTS, TASK, HEAD_WEIGHTS, PREPROCESSOR, LABELS, METADATA, CARD, *HDF5.values())
 
+ALL_WEIGHTS = (WEIGHTS, HEAD_WEIGHTS, *HDF5.values())
+
 FORMAT = 3
 _HDF5_FORMAT = 1
 
@@ -36,11 +38,7 @@ _SHA256 = Kind(
     "a SHA-256",
     lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
 )
-_HANDLE = Kind(
-    "a handle of a preset",
-    lambda value: isinstance(value, str) and re.fullmatch(r"[\w./:-]{1,200}", value) is not None,
-)
-_KINDS = {"keras_version": TEXT, "origin": or_null(_HANDLE)}
+_KINDS = {"keras_version": TEXT, "origin": or_null(TEXT)}
 # Up to format 2, only the weights had a checksum.
 _WEIGHTS = Kind("a JSON object with the checksums of the weights", lambda value: _have_sums(value))
 _SHAPES = object_of(list_of(whole(0, 2**40), 0, 8))
@@ -99,7 +97,7 @@ def parse_metadata(content, where):
         _check_listed(content["files"], where)
         checksums = dict(content["files"])
         card_checksum = checksums.pop(CARD, None)
-        return Metadata(checksums, card_checksum, content.get("origin"), {})
+        return Metadata(checksums, card_checksum, _origin(content), {})
     kinds = {
         **_KINDS,
         "files": list_of(one_of(*FILES)),
@@ -109,6 +107,12 @@ def parse_metadata(content, where):
     check_values({"weights": None, **content}, kinds, where)
     _check_listed(content["files"], where)
     entries = content["weights"]
+    unlisted = set(entries) ^ set(content["files"]).intersection(ALL_WEIGHTS)
+    if unlisted:
+        raise ValueError(
+            f"{where} must have a checksum for each weights file that it lists. Restore the file. "
+            f"Different: {', '.join(sorted(unlisted))}"
+        )
     is_hdf5 = content["format"] == _HDF5_FORMAT
     return Metadata(
         {
@@ -116,9 +120,15 @@ def parse_metadata(content, where):
             **{name: entry["sha256"] for name, entry in entries.items()},
         },
         content.get("card_sha256"),
-        content.get("origin"),
+        _origin(content),
         {name: entry.get("variables", {}) for name, entry in entries.items()} if is_hdf5 else {},
     )
+
+
+def _origin(content):
+    """The handle of a preset, or `None` for other text, which must not get into a model card."""
+    origin = content.get("origin")
+    return origin if origin and re.fullmatch(r"[\w./:-]{1,200}", origin) else None
 
 
 def _check_listed(files, where):

@@ -1,5 +1,7 @@
 """Two sets of named shapes, compared; everything that differs is listed in one error."""
 
+from keras_deit.presets.words import listed
+
 
 def refuse_mismatches(found, expected, problem):
     """Raises a ValueError that starts with `problem` unless both {name: shape} are equal."""
@@ -15,11 +17,3 @@ def refuse_mismatches(found, expected, problem):
             f"{problem}\nMissing: {listed(missing)}\nUnexpected: {listed(unexpected)}\n"
             f"Wrong shape: {listed(misshapen)}"
         )
-
-
-def listed(items, most=8):
-    """The first items, and how many more there are."""
-    if not items:
-        return "none"
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more

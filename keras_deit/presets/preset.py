@@ -1,16 +1,26 @@
 """What every kind of preset offers to `from_preset`."""
 
 import abc
+from typing import Any
 
 
 class Preset(abc.ABC):
     """A trained model on disk or on the hub: its configurations, labels and weights.
 
     Attributes:
+        files: `Folder` or `Repository`.
         origin: handle of the published weights, for the model card, or `None`.
+        most_parameters: how many parameters the weights files can have at most, or `None` if they
+            were not read.
+        backbone_file, head_file, converter_file: names of the files with the arguments, for errors.
     """
 
+    files: Any
     origin: str | None
+    most_parameters: int | None = None
+    backbone_file: str = "config.json"
+    head_file: str = "config.json"
+    converter_file: str = "config.json"
 
     @property
     @abc.abstractmethod

@@ -1,16 +1,14 @@
 """What Keras has serialized inside our configs, as kinds: settings, and no other class."""
 
+import re
+import types
+
 import keras
 
 from keras_deit.presets.kinds import SWITCH, Kind, is_object, is_text, object_of, or_null
 
-_POLICIES = (
-    "DTypePolicy",
-    "FloatDTypePolicy",
-    "Int4DTypePolicy",
-    "QuantizedDTypePolicy",
-    "QuantizedFloat8DTypePolicy",
-)
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "mixed_float16", "mixed_bfloat16")
+_QUANTIZED_POLICIES = ("Int4DTypePolicy", "QuantizedDTypePolicy", "QuantizedFloat8DTypePolicy")
 _QUANTIZATION_CONFIGS = (
     "Float8QuantizationConfig",
     "Int4QuantizationConfig",
@@ -33,10 +31,12 @@ def _is_one_of(value, classes):
 
 
 def _is_plain(value):
-    """Whether a value of a config is a number, a text, or a short list of them."""
+    """Whether a value of a config is a text, a number, or a short list of them."""
     if isinstance(value, (list, tuple)):
         return len(value) <= 8 and all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float)) or is_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= 2**16  # some of them are sizes
+    return value is None or isinstance(value, (bool, float)) or is_text(value)
 
 
 def _builds(build, value):
@@ -49,26 +49,34 @@ def _builds(build, value):
 
 
 def _is_policy(value):
-    return _has_policies_alone(value) and _builds(keras.dtype_policies.get, value)
+    if value is None or value in _FLOATS:
+        return True
+    if not _is_one_of(value, ("DTypePolicyMap",)):
+        return _is_single_policy(value)
+    config = value["config"]
+    policies = config.get("policy_map")
+    return (
+        set(config) <= {"default_policy", "policy_map"}
+        and _is_float_policy(config.get("default_policy"))
+        and is_object(policies)
+        # To Keras they are regular expressions, to us the paths of layers.
+        and all(re.fullmatch(r"[\w/]{1,200}", path) for path in policies)
+        and all(map(_is_single_policy, policies.values()))
+    )
 
 
-def _has_policies_alone(value):
-    if _is_one_of(value, ("DTypePolicyMap",)):
-        policies = value["config"].get("policy_map")
-        return (
-            set(value["config"]) <= {"default_policy", "policy_map"}
-            and _is_single_policy(value["config"].get("default_policy"))
-            and is_object(policies)
-            and all(map(_is_single_policy, policies.values()))
-        )
-    return _is_single_policy(value)
+def _is_float_policy(value):
+    return _is_one_of(value, ("DTypePolicy", "FloatDTypePolicy")) and (
+        set(value["config"]) == {"name"} and value["config"]["name"] in _FLOATS
+    )
 
 
 def _is_single_policy(value):
-    return (
-        value is None
-        or is_text(value)
-        or (_is_one_of(value, _POLICIES) and all(map(_is_plain, value["config"].values())))
+    return _is_float_policy(value) or (
+        _is_one_of(value, _QUANTIZED_POLICIES)
+        and value["config"].get("source_name") in _FLOATS
+        and all(map(_is_plain, value["config"].values()))
+        and _builds(keras.dtype_policies.get, value)
     )
 
 
@@ -88,11 +96,11 @@ def _is_activation(value):
     """A name of Keras, or a function that the user's program has registered."""
     if value is None or is_text(value):
         return _builds(keras.activations.get, value)
+    name = value.get("config") if is_object(value) else None
     return (
-        is_object(value)
+        is_text(name)
         and value.get("class_name") == "function"
-        and is_text(value.get("registered_name"))
-        and keras.saving.get_registered_object(value["registered_name"]) is not None
+        and isinstance(keras.saving.get_registered_object(name), types.FunctionType)
     )
 
 
@@ -101,7 +109,7 @@ QUANTIZATION = or_null(
     object_of(Kind("a quantization config of int8, int4 or float8", _is_quantization_config))
 )
 ACTIVATION = Kind(
-    "the name of an activation of Keras, or of one that your program registers", _is_activation
+    "the name of an activation of Keras, or a function that your program registers", _is_activation
 )
 _PARTS = object_of(SWITCH)
 TRAINABLE = Kind(

@@ -70,20 +70,28 @@ class Snapshot:
     def __contains__(self, name):
         return name in self.metadata.checksums
 
+    def size(self, names):
+        """How many bytes these files have together."""
+        for name in names:
+            self._refuse_problem(name)
+        return sum(len(self._contents.get(name, b"")) for name in names)
+
     def take(self, name):
         """Hands over the content of a file, so that its memory can be released after use.
 
         Raises:
             ValueError: if the file is missing, or its checksum is wrong.
         """
-        if name in self._problems:
-            raise ValueError(self._problems[name])
+        self._refuse_problem(name)
         return self._contents.pop(name)
 
     def json(self, name):
         """The content of a JSON file, or `None` if the preset has no such file."""
         if name not in self:
             return None
+        self._refuse_problem(name)
+        return parse_json(self._contents[name], self._files.where(name))
+
+    def _refuse_problem(self, name):
         if name in self._problems:
             raise ValueError(self._problems[name])
-        return parse_json(self._contents[name], self._files.where(name))

@@ -6,6 +6,7 @@ import re
 
 from keras_deit.atomic import recover_directory
 from keras_deit.presets import hub
+from keras_deit.presets.words import short
 
 HUB = "hf://"
 LARGEST_JSON = 2**24  # bytes: twenty times what the labels of ImageNet-21k take
@@ -149,8 +150,9 @@ def _refuse_constant(name):
 def _object(pairs):
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+        seen: set = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{short(twice)} is there twice")
     return content
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_deit.presets.mismatches import listed
+from keras_deit.presets.words import listed
 
 
 def is_float(dtype):

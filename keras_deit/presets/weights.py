@@ -9,9 +9,10 @@ import tempfile
 import keras
 
 from keras_deit.presets.hdf5_file import check_hdf5
-from keras_deit.presets.mismatches import listed, refuse_mismatches
+from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.safetensors_file import parse_tensors, write_tensors
 from keras_deit.presets.tensor_values import is_float, refuse_non_finite
+from keras_deit.presets.words import listed
 
 
 def save_weights(model, file):

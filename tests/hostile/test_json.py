@@ -7,6 +7,7 @@ import keras
 import pytest
 
 from keras_deit.models import DeiTImageClassifier
+from tests.helpers import sign
 from tests.hostile.conftest import plant, refusal
 
 
@@ -35,6 +36,15 @@ OBJECTS = {
     "CVE-2026-1462: TFSMLayer": lambda: layer("TFSMLayer", filepath="somewhere"),
     "CVE-2026-12481: clone": lambda: layer("Functional", "keras", layers=[a_lambda()]),
     "another class of ours": lambda: layer("MLP", registered_name="keras_deit>MLP"),
+    "a class for a function": lambda: {
+        **layer("function", "builtins", "function"),
+        "config": "keras_deit>MLP",
+    },
+    "a registered name before another": lambda: {
+        **layer("function", "os", "keras_deit>MLP"),
+        "config": "getcwd",
+    },
+    "a text": lambda: "keras_deit>DeiTImageConverter\u001b[2J",
 }
 PLACES = {
     "preprocessor.json": [()],
@@ -66,7 +76,7 @@ def test_nor_from_inside_a_quantized_model(name, preset):
     assert "'quantization_config' in " in refusal(preset)
 
 
-RUN_CODE = [name for name in OBJECTS if not re.search("any file|of ours|clone", name)]
+RUN_CODE = [name for name in OBJECTS if not re.search("any file|of ours|clone|a text", name)]
 
 
 @pytest.mark.parametrize("name", RUN_CODE)
@@ -76,6 +86,59 @@ def test_a_keras_file_is_read_in_safe_mode(name, preset):
     config = {**classifier.get_config(), "preprocessor": OBJECTS[name]()}
     with pytest.raises((ValueError, TypeError)):
         DeiTImageClassifier.from_config(config)
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        {"block_0": None},
+        {"block_0": "int8_from_float32"},
+        {r"(\w+\w*)+!": layer("DTypePolicy", "keras", name="float32")},  # takes a regex for ever
+        {"a": layer("QuantizedDTypePolicy", "keras", mode="int8", source_name="string")},
+        {
+            "a": layer(
+                "QuantizedFloat8DTypePolicy",
+                "keras",
+                mode="float8",
+                source_name="float32",
+                amax_history_length=2**28,
+            )
+        },
+    ],
+)
+def test_no_policy_of_another_kind_is_read(policies, preset):
+    default = layer("DTypePolicy", "keras", name="float32")
+    config = {"policy_map": policies, "default_policy": default}
+    plant(
+        preset,
+        "config.json",
+        {**default, "class_name": "DTypePolicyMap", "config": config},
+        "config",
+        "dtype",
+    )
+    assert refusal(preset).startswith(
+        f"'dtype' in {preset / 'config.json'} must be a dtype policy: float, int8, int4 or float8. "
+    )
+
+
+def test_a_key_that_is_there_twice_takes_no_time(preset):
+    keys = ",".join(f'"{number}": 0' for number in (*range(300_000), 1))
+    (preset / "task.json").write_text(f"{{{keys}}}")
+    sign(preset)
+    assert "'1' is there twice" in refusal(preset)
+
+
+def test_a_head_is_as_large_as_its_weights(preset):
+    plant(preset, "task.json", 10**6, "num_classes")
+    plant(preset, "labels.json", ["a"] * 10**6)
+    message = refusal(preset)
+    assert f"{preset / 'config.json'} must describe a model of the size of its weights" in message
+
+
+def test_nothing_in_an_error_is_a_command_for_the_terminal(preset):
+    for name, keys in (("task.json", ("\u001b[2J",)), ("metadata.json", ("files", "\u001b[2J"))):
+        plant(preset, name, "\u001b[2J" * 99, *keys)
+        assert refusal(preset).isprintable()
 
 
 SIZES = [

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
+from keras_deit.presets.safetensors_file import parse_tensors
 from tests.helpers import sign, tiny_backbone
 from tests.hostile.conftest import refusal
 from tests.hub_layouts import timm_tensors, transformers_config, write_folder
@@ -47,11 +48,17 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_header_that_lies(name, preset):
+def test_a_header_that_lies(name):
+    with pytest.raises(ValueError, match="^a.safetensors is truncated or not a safetensors file: "):
+        parse_tensors(HEADERS[name], "a.safetensors")
+
+
+def test_weights_smaller_than_the_model(preset):
     file = preset / "model.safetensors"
-    file.write_bytes(HEADERS[name])
+    file.write_bytes(safetensors({"a": entry()}, b"\0" * 4))
     sign(preset)
-    assert refusal(preset).startswith(f"{file} is truncated or not a safetensors file: ")
+    message = refusal(preset)
+    assert message.startswith(f"{preset / 'config.json'} must describe a model of the size of its ")
 
 
 def change_tensor(file, name, change):

@@ -1,6 +1,6 @@
 """Reading values from the configurations of other packages."""
 
-from keras_deit.presets.kinds import short
+from keras_deit.presets.words import listed, short
 
 
 def required(config, name, where):
@@ -12,6 +12,9 @@ def required(config, name, where):
 
 
 def without_nulls(config):
+    """A JSON object without its `null`s; anything else unchanged."""
+    if not isinstance(config, dict):
+        return config
     return {name: value for name, value in config.items() if value is not None}
 
 
@@ -30,4 +33,4 @@ def refuse_unsupported(problem, settings, supported):
         if value not in supported.get(name, ())
     ]
     if unsupported:
-        raise ValueError(f"{problem}: {'; '.join(unsupported)}.")
+        raise ValueError(f"{problem}: {listed(unsupported)}.")

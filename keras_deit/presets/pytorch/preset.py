@@ -5,15 +5,14 @@ import functools
 import re
 from collections.abc import Callable
 
-from keras_deit.presets.architecture import refuse_large
 from keras_deit.presets.kinds import Kind, check_values, is_text, object_of
 from keras_deit.presets.metadata import sha256
-from keras_deit.presets.mismatches import listed
 from keras_deit.presets.preset import Preset
 from keras_deit.presets.pytorch.config_values import required
 from keras_deit.presets.pytorch.tensor_names import of_backbone, rules, to_keras, to_timm_names
 from keras_deit.presets.safetensors_file import parse_tensors
 from keras_deit.presets.sources import Folder, Repository, need, read_json
+from keras_deit.presets.words import listed
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # of weights in several files
@@ -42,13 +41,13 @@ class PyTorchPreset(Preset):
     converter: Callable
     label_names: list | None
     sha256: str | None = None  # what the weights file must have, if the catalog knows it
+    converter_file: str = "config.json"
 
     @property
     def has_head(self):
         return self.classifier is not None
 
     def backbone_config(self, cls):
-        refuse_large(self.backbone, self.files.where("config.json"))
         return self.backbone
 
     def task_config(self, cls, stored_apart):

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "depth": kinds.LAYERS,
     "num_heads": kinds.WIDTH,
     "mlp_ratio": kinds.number(0.01, 100),
-    "init_values": kinds.number(0, 1000),
+    "init_values": kinds.NUMBER,
     "no_embed_class": kinds.SWITCH,
     "attn_drop_rate": kinds.RATE,
     "drop_path_rate": kinds.RATE,

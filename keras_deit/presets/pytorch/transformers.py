@@ -13,6 +13,7 @@ from keras_deit.presets.pytorch.config_values import refuse_unsupported, require
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.sources import read_json
 
+_PROCESSOR_FILE = "preprocessor_config.json"
 _BACKBONES = (
     "DeiTModel",
     "ViTModel",
@@ -91,10 +92,10 @@ _CONFIG = {
     "hidden_act": kinds.TEXT,
     "hidden_dropout_prob": kinds.RATE,
     "attention_probs_dropout_prob": kinds.RATE,
-    "layer_norm_eps": kinds.number(0, 1),
+    "layer_norm_eps": kinds.NUMBER,
     "qkv_bias": kinds.SWITCH,
     "mlp_ratio": kinds.number(0.01, 100),
-    "layerscale_value": kinds.number(0, 1000),
+    "layerscale_value": kinds.NUMBER,
     "drop_path_rate": kinds.RATE,
     "use_swiglu_ffn": kinds.SWITCH,
     "id2label": kinds.Kind(
@@ -167,6 +168,7 @@ def transformers_preset(files, config):
         classifier=classifier,
         converter=lambda: _converter(files, model_type),
         label_names=labels,
+        converter_file=_PROCESSOR_FILE,
     )
 
 
@@ -202,15 +204,19 @@ def _is_id2label(value):
 
 def _converter(files, model_type):
     """Arguments of `DeiTImageConverter`, or `None` without a preprocessor_config.json."""
-    content = read_json(files, "preprocessor_config.json")
+    content = read_json(files, _PROCESSOR_FILE)
     if content is None:
         return None
-    where = files.where("preprocessor_config.json")
+    where = files.where(_PROCESSOR_FILE)
     problem = (
         f"{where} has preprocessing that `DeiTImageConverter` does not support, so "
         "use your own `preprocessor=`"
     )
     kinds.check_values(content, {}, where)
+    content = {
+        name: without_nulls(value) if name in ("size", "crop_size") and value else value
+        for name, value in content.items()
+    }
     config = {**_PROCESSORS[model_type], **without_nulls(content)}
     kinds.check_values(config, _PROCESSOR, where)
     size, crops = config["size"], config["do_center_crop"]
