@@ -84,12 +84,20 @@ def recover_directory(directory):
     """Restores a directory that a process moved away before it was killed.
 
     If the process is alive, this waits for it.
+
+    Returns:
+        Whether a process was alive or the directory was restored, so that it is worth another look.
     """
     directory = resolved(directory)
+    found = False
     for work in _work_directories(directory):
-        with _locked(work, wait=True) as is_mine:
+        with _locked(work) as is_mine:
             if is_mine:
-                _restore(work, directory)
+                found |= _restore(work, directory)
+                continue
+        with _locked(work, wait=True):
+            found = True
+    return found
 
 
 def resolved(path):
@@ -181,8 +189,11 @@ def _locked(directory, wait=False):
 
 
 def _restore(work, directory):
-    if (work / "old").is_dir() and not directory.exists():
+    """Moves the old directory back if there is no other. Returns whether it did."""
+    is_lost = (work / "old").is_dir() and not directory.exists()
+    if is_lost:
         os.rename(work / "old", directory)
+    return is_lost
 
 
 def _swap(new, directory, old):

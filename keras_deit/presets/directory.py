@@ -13,9 +13,11 @@ A backbone alone has config.json, model.safetensors, metadata.json and README.md
 the weights as HDF5 (model.weights.h5, task.weights.h5); such presets still load.
 """
 
+import contextlib
 import gc
 import inspect
 import json
+import os
 
 import keras
 from absl import logging
@@ -109,15 +111,19 @@ def write_preset(
 
 def _edited_card(directory):
     """The model card of the preset that a save replaces, if its owner has edited it."""
-    if not directory.is_dir() or not any(directory.iterdir()):
+    files = Folder(directory)
+    if not os.path.exists(directory) and not files.recover() and not os.path.exists(directory):
         return None
+    with contextlib.suppress(FileNotFoundError):  # another process is replacing it
+        if directory.is_dir() and not any(directory.iterdir()):
+            return None
     try:
-        snapshot = Snapshot(Folder(directory), without=ALL_WEIGHTS)
+        snapshot = Snapshot(files, without=ALL_WEIGHTS)
     except ValueError as error:
         raise ValueError(
             f"Saving replaces only a preset or an empty directory. Use another path. {error}"
         ) from error
-    card = Folder(directory).read(CARD)
+    card = files.read(CARD)
     is_edited = card is not None and sha256(card) != snapshot.metadata.card_checksum
     return card if is_edited else None
 

@@ -59,9 +59,7 @@ def find_preset(
     if isinstance(handle, str) and handle in BUILT_IN:
         return DirectoryPreset(Folder(_ASSETS / handle), load_weights)
     path = resolved(handle)
-    if not os.path.exists(path):
-        recover_directory(path)
-    if not os.path.exists(path):
+    if not os.path.exists(path) and not recover_directory(path) and not os.path.exists(path):
         raise ValueError(_unknown(os.fspath(handle)))
     return _by_config(Folder(path), load_weights)
 

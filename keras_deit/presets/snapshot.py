@@ -24,28 +24,25 @@ class Snapshot:
     def __init__(self, files, without=()):
         self._files = files
         for _ in range(_ATTEMPTS):
-            raw = self._read(files, without)
-            if not self._problems or files.read(METADATA) == raw:
-                return
+            raw = files.read(METADATA)
+            if raw is not None:
+                self._read(files, raw, without)
+                if not self._problems or files.read(METADATA) == raw:
+                    return
+            elif not files.recover() and files.read(METADATA) is None:
+                raise ValueError(
+                    f"{files} is not a preset. A preset has config.json and metadata.json, as "
+                    "`save_to_preset` writes them, or the config.json of timm or transformers. "
+                    f"Found: {files.listing()}"
+                )
         raise ValueError(
             f"{files} is replaced again and again while it is being read. Load it once the saves "
             "have ended."
         )
 
-    def _read(self, files, without):
-        raw = files.read(METADATA)
-        if raw is None:
-            files.recover()
-            raw = files.read(METADATA)
-        if raw is None:
-            raise ValueError(
-                f"{files} is not a preset. A preset has config.json and metadata.json, as "
-                "`save_to_preset` writes them, or the config.json of timm or transformers. "
-                f"Found: {files.listing()}"
-            )
-        self.metadata = parse_metadata(
-            parse_json(raw, files.where(METADATA)), files.where(METADATA)
-        )
+    def _read(self, files, raw, without):
+        where = files.where(METADATA)
+        self.metadata = parse_metadata(parse_json(raw, where), where)
         self._contents, self._problems = {}, {}
         for name, checksum in self.metadata.checksums.items():
             if name not in without:
@@ -53,7 +50,6 @@ class Snapshot:
                 problem = self._problem(name, content, checksum)
                 if problem:
                     self._problems[name] = problem
-        return raw
 
     def _problem(self, name, content, checksum):
         where = self._files.where(name)

@@ -33,8 +33,12 @@ class Folder:
             return None
 
     def recover(self):
-        """Restores what a save that was killed has moved away."""
-        recover_directory(self.path)
+        """Waits for a save, or restores what a killed one has moved away.
+
+        Returns:
+            Whether it did either, so that it is worth another look.
+        """
+        return recover_directory(self.path)
 
     def where(self, name):
         """The file, for error messages."""
@@ -83,7 +87,7 @@ class Repository:
         return content
 
     def recover(self):
-        pass  # the hub replaces all files of a commit at once
+        return False  # the hub replaces all files of a commit at once
 
     def where(self, name):
         return f"{name} of {self}"

@@ -331,7 +331,7 @@ def test_another_preprocessor_is_saved_but_must_be_passed(tmp_path, caplog):
     )
     with raises(
         f"{tmp_path / 'preset' / 'preprocessor.json'} may contain only a `DeiTImageConverter`. Use "
-        "`preprocessor=` with your own layer, or `preprocessor=None`. Received: Rescaling"
+        "`preprocessor=` with your own layer, or `preprocessor=None`. Received: 'Rescaling'"
     ):
         DeiTImageClassifier.from_preset(tmp_path / "preset")
     for own in (None, keras.layers.Rescaling(1 / 255)):
