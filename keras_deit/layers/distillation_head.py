@@ -65,6 +65,9 @@ class DistillationHead(CompositeLayer):
     def call(self, inputs):
         return self.class_head(inputs[:, 0]), self.distillation_head(inputs[:, 1])
 
+    def compute_mask(self, inputs, previous_mask=None):
+        return None  # the outputs have no tokens
+
     def compute_output_shape(self, input_shape):
         shape = (input_shape[0], self.num_classes)
         return shape, shape

@@ -35,6 +35,7 @@ class LayerScale(keras.layers.Layer):
         init_value = check_positive_number("init_value", init_value)
         super().__init__(**kwargs)
         self.init_value = init_value
+        self.supports_masking = True
 
     def build(self, input_shape):
         self.gamma = self.add_weight(

@@ -66,6 +66,7 @@ class MLP(CompositeLayer):
             dropout_rate, **self.sublayer("intermediate_dropout")
         )
         self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
+        self.supports_masking = True
 
     def build(self, input_shape):
         hidden_dim = input_shape[-1]

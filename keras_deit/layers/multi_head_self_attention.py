@@ -12,12 +12,12 @@ from keras_deit.arguments import (
     check_token_sequence,
 )
 from keras_deit.layers import kernels
-from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.masks import MaskedLayer, padding_bias
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class MultiHeadSelfAttention(CompositeLayer):
+class MultiHeadSelfAttention(MaskedLayer):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
     `q, k, v = split(qkv(inputs))`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))`
@@ -43,6 +43,9 @@ class MultiHeadSelfAttention(CompositeLayer):
             Defaults to `False`.
         num_queries: int. Computes outputs for the first `num_queries` tokens only; they still
             attend to all tokens. Defaults to `None`, which computes all outputs.
+        mask: bool (batch, tokens), `False` for padding, which no token attends to. Defaults to
+            the mask that comes with the inputs, such as that of `keras.layers.Masking`. The
+            outputs of padding itself mean nothing.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -53,7 +56,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         defaults to `tokens`.
 
     Raises:
-        ValueError: if an argument is out of range, or `num_heads` does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, `num_heads` does not divide `hidden_dim`, or
+            `mask` is not (batch, tokens).
 
     Example:
 
@@ -101,11 +105,17 @@ class MultiHeadSelfAttention(CompositeLayer):
         self.dropout.build(input_shape)
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        if self._needs_scores(training, return_attention_scores):
+    def call(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+    ):
+        self._take_mask(mask, inputs.shape, num_queries)
+        if mask is not None or self._needs_scores(training, return_attention_scores):
             heads = self.heads(inputs, num_queries=num_queries)
             return self.attend(
-                *heads, training=training, return_attention_scores=return_attention_scores
+                *heads,
+                training=training,
+                return_attention_scores=return_attention_scores,
+                mask=mask,
             )
         _check_num_queries(num_queries)
         return self._project(
@@ -136,6 +146,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         token_sizes: Any = None,
         training: bool | None = None,
         return_attention_scores: bool = False,
+        mask: Any = None,
     ) -> Any:
         """Returns the layer's outputs from the results of `heads`.
 
@@ -145,13 +156,16 @@ class MultiHeadSelfAttention(CompositeLayer):
                 `TokenMerging` returns it. A token of size n gets the attention of n equal tokens:
                 `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`, which
                 means 1 each.
-            training, return_attention_scores: as in a call of the layer.
+            training, return_attention_scores, mask: as in a call of the layer.
 
         Returns:
             `outputs`, or `(outputs, scores)`.
         """
         # (B, 1, 1, T)
         bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]
+        if mask is not None:
+            padding = padding_bias(mask, query.dtype)
+            bias = padding if bias is None else bias + padding
         scores = None
         if self._needs_scores(training, return_attention_scores):
             x, scores = kernels.attention_and_scores(
@@ -192,8 +206,9 @@ class MultiHeadSelfAttention(CompositeLayer):
         )
 
     def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
+        self._take_mask(mask, inputs.shape, num_queries)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

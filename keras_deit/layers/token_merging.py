@@ -12,6 +12,7 @@ from keras_deit.arguments import (
     check_token_sequence,
 )
 from keras_deit.layers import kernels
+from keras_deit.layers.masks import refuse_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -36,6 +37,7 @@ class TokenMerging(keras.layers.Layer):
             attention keys. Defaults to `None`, which uses the tokens.
         token_sizes: number of patches that each token stands for. Defaults to `None`, which means 1
             each.
+        mask: refused, because merged tokens may be padding or not.
 
     Input shape:
         inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens,
@@ -46,7 +48,8 @@ class TokenMerging(keras.layers.Layer):
         (batch, tokens - merged).
 
     Raises:
-        ValueError: if an argument is out of range or the number of tokens is unknown.
+        ValueError: if an argument is out of range, the number of tokens is unknown, or there is a
+            mask.
 
     Example:
 
@@ -69,7 +72,8 @@ class TokenMerging(keras.layers.Layer):
         self._num_merged(input_shape)  # raises if the number of tokens is unknown
         self.built = True
 
-    def call(self, inputs, keys=None, token_sizes=None):
+    def call(self, inputs, keys=None, token_sizes=None, mask=None):
+        refuse_mask(self, mask)
         if token_sizes is None:
             token_sizes = ops.ones(ops.shape(inputs)[:2])
         token_sizes = ops.cast(token_sizes, self.compute_dtype)
@@ -93,7 +97,8 @@ class TokenMerging(keras.layers.Layer):
         tokens -= self._num_merged(input_shape)
         return (batch, tokens, hidden_dim), (batch, tokens)
 
-    def compute_output_spec(self, inputs, keys=None, token_sizes=None):
+    def compute_output_spec(self, inputs, keys=None, token_sizes=None, mask=None):
+        refuse_mask(self, mask)
         return tuple(
             keras.KerasTensor(shape, dtype=self.compute_dtype)
             for shape in self.compute_output_shape(inputs.shape)

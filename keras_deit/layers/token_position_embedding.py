@@ -117,6 +117,13 @@ class TokenPositionEmbedding(CompositeLayer):
             x = x + self.positions
         return self.dropout(x, training=training)
 
+    def compute_mask(self, inputs, previous_mask=None):
+        if previous_mask is None or not self.num_prefix_tokens:
+            return previous_mask
+        mask = ops.cast(previous_mask, "bool")
+        prefix = ops.repeat(ops.ones_like(mask[:, :1]), self.num_prefix_tokens, axis=1)
+        return ops.concatenate([prefix, mask], axis=1)  # prefix tokens are no padding
+
     def compute_output_shape(self, input_shape):
         batch, _, hidden_dim = input_shape
         return (batch, self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1], hidden_dim)
