@@ -70,10 +70,29 @@ def as_pair(size):
 
 def check_token_sequence(layer, input_shape):
     """Refuses anything but (batch, tokens, hidden_dim) with a known `hidden_dim`."""
+    check_shape(layer, input_shape)
     if len(input_shape) != 3 or input_shape[-1] is None:
         raise ValueError(
             f"`{layer}` takes tokens of shape (batch, tokens, hidden_dim) with a known "
             f"`hidden_dim`. Received: input shape {tuple(input_shape)}"
+        )
+    check_not_zero(layer, "token", input_shape)
+
+
+def check_shape(layer, input_shape):
+    """Refuses what is not the shape of one tensor."""
+    is_sequence = hasattr(input_shape, "__len__") and not isinstance(input_shape, (str, dict))
+    if not is_sequence or any(hasattr(size, "__len__") for size in input_shape):
+        raise ValueError(f"`{layer}` takes one tensor. Received: input shape {input_shape!r}")
+
+
+def check_not_zero(layer, part, input_shape):
+    """Refuses a batch without a single `part`. A batch of no samples is fine."""
+    # PyTorch and JAX have sizes that are expressions: those are not zero.
+    if any(isinstance(size, int) and size == 0 for size in input_shape[1:]):
+        raise ValueError(
+            f"`{layer}` needs at least one {part}, with at least one value. Received: input shape "
+            f"{tuple(input_shape)}"
         )
 
 

@@ -6,8 +6,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deit.arguments import check_bool, check_choice, check_pair, check_positive_number
+from keras_deit.arguments import (
+    check_bool,
+    check_choice,
+    check_pair,
+    check_positive_number,
+    check_shape,
+)
 from keras_deit.data_formats import check_data_format, join_image_shape, split_image_shape
+from keras_deit.layers.inputs import check_real
 from keras_deit.layers.naming import unique_name
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
@@ -115,6 +122,10 @@ class DeiTImageConverter(keras.layers.Rescaling):
         self.offset = [-m / s for m, s in zip(mean, std)]
         self.built = True  # no weights, but `quantize` refuses a model with unbuilt layers
 
+    def __call__(self, inputs, **kwargs):
+        check_real(self, inputs)  # Keras looks for the first tensor, and may find none
+        return super().__call__(inputs, **kwargs)
+
     def call(self, inputs):
         self._check_images(inputs.shape)
         images = self.backend.cast(inputs, "float32")
@@ -219,10 +230,16 @@ class DeiTImageConverter(keras.layers.Rescaling):
         return self.backend.numpy.transpose(images, axes)
 
     def _check_images(self, shape):
+        check_shape("DeiTImageConverter", shape)
         if len(shape) not in (3, 4):
             raise ValueError(
                 "`DeiTImageConverter` takes one image (rank 3) or a batch of images of one size "
                 f"(rank 4). Received: images of shape {tuple(shape)}"
+            )
+        if any(isinstance(size, int) and size == 0 for size in shape[-3:]):
+            raise ValueError(
+                "`DeiTImageConverter` needs images of at least one pixel and one channel. "
+                f"Received: images of shape {tuple(shape)}"
             )
         _, channels = split_image_shape(shape, self.data_format)
         if channels is not None and len(self.scale) not in (1, channels):

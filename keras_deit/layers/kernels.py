@@ -332,7 +332,10 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
     if bias is not None:
         logits = logits + ops.cast(bias, logits.dtype)
-    scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
+    if logits.shape[-1] == 1:  # for which Keras' softmax has a warning
+        scores = ops.cast(ops.ones_like(logits), dtype)
+    else:
+        scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
     if in_place:
         return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
     x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)

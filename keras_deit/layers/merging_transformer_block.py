@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.masks import refuse_mask
 from keras_deit.layers.multi_head_self_attention import output_specs
 from keras_deit.layers.token_merging import TokenMerging
@@ -82,6 +83,7 @@ class MergingTransformerBlock(TransformerBlock):
         self.supports_masking = False
 
     def build(self, input_shape):
+        self.token_merging.check_shape(input_shape, "MergingTransformerBlock")
         super().build(input_shape)
         self.token_merging.build(input_shape)
 
@@ -94,7 +96,9 @@ class MergingTransformerBlock(TransformerBlock):
         num_queries=None,
         mask=None,
     ):
+        inputs = as_floats(self, inputs)
         refuse_mask(self, mask)
+        self.token_merging.check_shape(inputs.shape, "MergingTransformerBlock")
 
         def compute(inputs, token_sizes=None):
             query, key, value = self.attention.heads(
@@ -130,6 +134,7 @@ class MergingTransformerBlock(TransformerBlock):
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        self.token_merging.check_shape(input_shape, "MergingTransformerBlock")
         shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
         outputs_shape, scores_shape = shapes
         if num_queries is None:

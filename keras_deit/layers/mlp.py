@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 
-from keras_deit.arguments import check_positive_int, check_rate
+from keras_deit.arguments import check_not_zero, check_positive_int, check_rate, check_shape
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.kernels import dense, gelu
 
 
@@ -69,6 +70,7 @@ class MLP(CompositeLayer):
         self.supports_masking = True
 
     def build(self, input_shape):
+        self._check_shape(input_shape)
         hidden_dim = input_shape[-1]
         self.projection = keras.layers.Dense(
             hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection")
@@ -77,14 +79,27 @@ class MLP(CompositeLayer):
         self.projection.build((None, self.intermediate_dim))
         self.intermediate_dropout.build((None, self.intermediate_dim))
         self.dropout.build(input_shape)
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: hidden_dim})
         self.built = True
 
+    def _check_shape(self, input_shape):
+        check_shape("MLP", input_shape)
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(
+                "`MLP` takes tokens of shape (batch, tokens, hidden_dim) with a known "
+                f"`hidden_dim`. Received: input shape {tuple(input_shape)}"
+            )
+        check_not_zero("MLP", "token", input_shape)
+
     def call(self, inputs, training=None):
+        inputs = as_floats(self, inputs)
+        self._check_shape(inputs.shape)
         x = dense(self.intermediate, inputs)  # (B, T, intermediate_dim)
         x = dense(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):
+        self._check_shape(input_shape)
         return tuple(input_shape)
 
     def get_config(self):

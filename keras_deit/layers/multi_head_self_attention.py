@@ -13,6 +13,7 @@ from keras_deit.arguments import (
 )
 from keras_deit.layers import kernels
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.masks import MaskedLayer, padding_bias
 
 
@@ -103,11 +104,14 @@ class MultiHeadSelfAttention(MaskedLayer):
             (input_shape[0], self.num_heads, input_shape[1], input_shape[1])
         )
         self.dropout.build(input_shape)
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: hidden_dim})
         self.built = True
 
     def call(
         self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
+        inputs = as_floats(self, inputs)
+        check_token_sequence("MultiHeadSelfAttention", inputs.shape)
         self._take_mask(mask, inputs.shape, num_queries)
         if mask is not None or self._needs_scores(training, return_attention_scores):
             heads = self.heads(inputs, num_queries=num_queries)
@@ -117,7 +121,7 @@ class MultiHeadSelfAttention(MaskedLayer):
                 return_attention_scores=return_attention_scores,
                 mask=mask,
             )
-        _check_num_queries(num_queries)
+        _check_num_queries(num_queries, inputs.shape[1])
         return self._project(
             kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training),
             training,
@@ -135,7 +139,7 @@ class MultiHeadSelfAttention(MaskedLayer):
             query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens,
             num_heads, head_dim).
         """
-        _check_num_queries(num_queries)
+        _check_num_queries(num_queries, inputs.shape[1])
         return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
 
     def attend(
@@ -196,7 +200,9 @@ class MultiHeadSelfAttention(MaskedLayer):
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        check_token_sequence("MultiHeadSelfAttention", input_shape)
         batch, tokens, hidden_dim = input_shape
+        _check_num_queries(num_queries, tokens)
         queries = tokens if num_queries is None else num_queries
         outputs_shape = (batch, queries, hidden_dim)
         return (
@@ -231,9 +237,15 @@ def check_heads_divide(num_heads, hidden_dim):
         )
 
 
-def _check_num_queries(num_queries):
-    if num_queries is not None:
-        check_positive_int("num_queries", num_queries)
+def _check_num_queries(num_queries, tokens):
+    if num_queries is None:
+        return
+    check_positive_int("num_queries", num_queries)
+    if isinstance(tokens, int) and num_queries > tokens:
+        raise ValueError(
+            f"`num_queries` must be at most the number of tokens, {tokens}. Received: "
+            f"num_queries={num_queries}"
+        )
 
 
 def output_specs(layer, shapes):

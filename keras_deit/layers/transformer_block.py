@@ -13,10 +13,15 @@ from keras_deit.arguments import (
 )
 from keras_deit.layers import kernels
 from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.masks import MaskedLayer
 from keras_deit.layers.mlp import MLP
-from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, output_specs
+from keras_deit.layers.multi_head_self_attention import (
+    MultiHeadSelfAttention,
+    check_heads_divide,
+    output_specs,
+)
 from keras_deit.layers.rematerialization import rematerialized
 
 
@@ -129,6 +134,8 @@ class TransformerBlock(MaskedLayer):
 
     def build(self, input_shape):
         check_token_sequence("TransformerBlock", input_shape)
+        # Before anything is built: a layer built in part can never be built again.
+        check_heads_divide(self.num_heads, input_shape[-1])
         for sublayer in (
             self.attention_norm,
             self.attention,
@@ -141,11 +148,14 @@ class TransformerBlock(MaskedLayer):
         ):
             if sublayer is not None:
                 sublayer.build(input_shape)
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.built = True
 
     def call(
         self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
+        inputs = as_floats(self, inputs)
+        check_token_sequence("TransformerBlock", inputs.shape)
         self._take_mask(mask, inputs.shape, num_queries)
 
         def compute(inputs):
@@ -181,6 +191,7 @@ class TransformerBlock(MaskedLayer):
         return x + self.mlp_drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        check_token_sequence("TransformerBlock", input_shape)
         return self.attention.compute_output_shape(
             input_shape, return_attention_scores, num_queries
         )

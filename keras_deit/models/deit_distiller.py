@@ -12,6 +12,7 @@ from keras_deit.arguments import check_choice, check_fraction
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
+from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.raw_images import RawImageInputs
 
@@ -20,7 +21,7 @@ _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTDistiller(RawImageInputs, keras.Model):
+class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     """Trains a student with `compile` and `fit`: its class head with labels, its distillation head
     with a teacher.
 
@@ -141,7 +142,9 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         return own + [variable for variable in self._teacher.variables if id(variable) not in known]
 
     def call(self, inputs, training=None):
-        return self._heads(_named(inputs)["images"], training=training)
+        images = _named(inputs)["images"]
+        self._check_inputs(images)
+        return self._heads(images, training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         """Like `keras.Model.compile`, with a single `loss` that takes logits.
