@@ -3,18 +3,34 @@
 import math
 import numbers
 
+import keras
 import numpy as np
+
+_LARGEST_SIZE = 2**63 - 1
 
 
 def check_positive_int(name, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return int(value)
+    return _check_size(name, value)
 
 
 def check_non_negative_int(name, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
         raise ValueError(f"`{name}` must be a non-negative integer. Received: {name}={value!r}")
+    return _check_size(name, value)
+
+
+def check_seed(name, value):
+    return None if value is None else check_non_negative_int(name, value)
+
+
+def _check_size(name, value):
+    if value > _LARGEST_SIZE:
+        raise ValueError(
+            f"`{name}` must be at most {_LARGEST_SIZE}, the largest size of a tensor. "
+            f"Received: {name}={value!r}"
+        )
     return int(value)
 
 
@@ -39,6 +55,12 @@ def check_positive_number(name, value):
     return float(value)
 
 
+def check_non_negative_number(name, value):
+    if not _is_finite(value) or value < 0:
+        raise ValueError(f"`{name}` must be a number, 0 or more. Received: {name}={value!r}")
+    return float(value)
+
+
 def check_bool(name, value):
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"`{name}` must be `True` or `False`. Received: {name}={value!r}")
@@ -46,10 +68,42 @@ def check_bool(name, value):
 
 
 def check_choice(name, value, choices):
-    if value not in choices:
+    # Not everything can be compared with the choices: an array answers for each element.
+    is_simple = isinstance(value, (str, numbers.Integral)) and not isinstance(value, bool)
+    if not is_simple or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}")
     return value
+
+
+def check_activation(name, value):
+    """The activation function of a name, a function or a config."""
+    if isinstance(value, dict) and "class_name" in value:
+        return keras.activations.get(value)  # Keras says which of its objects is missing
+    try:
+        return keras.activations.get(value)
+    except Exception as error:
+        raise ValueError(
+            f"`{name}` must be the name of one of Keras' activations, a function, or `None`. "
+            f"Received: {name}={value!r}"
+        ) from error
+
+
+def check_numbers(name, value):
+    """One number or a sequence of them, as a tuple of floats."""
+    if isinstance(value, np.ndarray) and value.ndim <= 1:
+        value = value.tolist()
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    try:
+        if not values or any(
+            isinstance(v, bool) or not isinstance(v, numbers.Real) for v in values
+        ):
+            raise TypeError
+        return tuple(map(float, values))
+    except (TypeError, OverflowError):  # an integer of more than 308 digits
+        raise ValueError(
+            f"`{name}` must be a number, or one for each channel. Received: {name}={value!r}"
+        ) from None
 
 
 def check_pair(name, value):

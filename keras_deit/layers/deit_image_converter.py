@@ -9,6 +9,7 @@ import numpy as np
 from keras_deit.arguments import (
     check_bool,
     check_choice,
+    check_numbers,
     check_pair,
     check_positive_number,
     check_shape,
@@ -93,8 +94,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
         check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
         crop_to_aspect_ratio = check_bool("crop_to_aspect_ratio", crop_to_aspect_ratio)
         data_format = check_data_format(data_format)
-        mean, std = _per_channel(mean), _per_channel(std)
-        if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
+        mean, std = check_numbers("mean", mean), check_numbers("std", std)
+        if len(mean) != len(std) and 1 not in (len(mean), len(std)):
             raise ValueError(
                 "`mean` and `std` must each be one number, or one for each channel. Received: "
                 f"mean={mean!r}, std={std!r}"
@@ -316,10 +317,6 @@ class _OneSizeConverter(DeiTImageConverter):
 
     def _crop(self, images):
         return images
-
-
-def _per_channel(value):
-    return tuple(float(v) for v in np.atleast_1d(value))
 
 
 def _half_to_even(difference):

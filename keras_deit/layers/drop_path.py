@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_rate
+from keras_deit.arguments import check_rate, check_seed
 from keras_deit.layers.inputs import as_floats, check_tensor
 
 
@@ -40,7 +40,8 @@ class DropPath(keras.layers.Dropout):
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(check_rate("rate", rate), seed=seed, **kwargs)
+        rate, seed = check_rate("rate", rate), check_seed("seed", seed)
+        super().__init__(rate, seed=seed, **kwargs)
 
     def call(self, inputs, training=False):
         check_tensor(self, inputs)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_deit.arguments import check_bool
 from keras_deit.layers.composite import CompositeLayer
 
 
@@ -13,8 +14,9 @@ class MaskedLayer(CompositeLayer):
 
     _num_masked_outputs = None
 
-    def _take_mask(self, mask, input_shape, num_queries):
+    def _check_call(self, input_shape, return_attention_scores, num_queries, mask):
         """To be called first by `call` and `compute_output_spec`."""
+        check_bool("return_attention_scores", return_attention_scores)
         if mask is not None:
             check_mask(type(self).__name__, mask, input_shape)
             # Keras then calls `compute_mask` without the arguments of the call.

@@ -98,6 +98,7 @@ class MergingTransformerBlock(TransformerBlock):
     ):
         inputs = as_floats(self, inputs)
         refuse_mask(self, mask)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
         self.token_merging.check_shape(inputs.shape, "MergingTransformerBlock")
 
         def compute(inputs, token_sizes=None):
@@ -152,6 +153,7 @@ class MergingTransformerBlock(TransformerBlock):
         mask=None,
     ):
         refuse_mask(self, mask)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

@@ -5,7 +5,13 @@ from typing import Any
 
 import keras
 
-from keras_deit.arguments import check_not_zero, check_positive_int, check_rate, check_shape
+from keras_deit.arguments import (
+    check_activation,
+    check_not_zero,
+    check_positive_int,
+    check_rate,
+    check_shape,
+)
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.inputs import as_floats
@@ -50,10 +56,10 @@ class MLP(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
+        activation = check_activation("activation", activation)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        activation = keras.activations.get(activation)
         # The same function, in a form that runtimes for exported models have.
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate

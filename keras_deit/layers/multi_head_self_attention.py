@@ -112,7 +112,7 @@ class MultiHeadSelfAttention(MaskedLayer):
     ):
         inputs = as_floats(self, inputs)
         check_token_sequence("MultiHeadSelfAttention", inputs.shape)
-        self._take_mask(mask, inputs.shape, num_queries)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
         if mask is not None or self._needs_scores(training, return_attention_scores):
             heads = self.heads(inputs, num_queries=num_queries)
             return self.attend(
@@ -214,7 +214,7 @@ class MultiHeadSelfAttention(MaskedLayer):
     def compute_output_spec(
         self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
-        self._take_mask(mask, inputs.shape, num_queries)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

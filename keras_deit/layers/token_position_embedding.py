@@ -62,7 +62,7 @@ class TokenPositionEmbedding(CompositeLayer):
         if (
             isinstance(num_prefix_tokens, bool)
             or not isinstance(num_prefix_tokens, numbers.Integral)
-            or num_prefix_tokens < 0
+            or not 0 <= num_prefix_tokens < 2**63
         ):
             raise ValueError(
                 "`num_prefix_tokens` must be a non-negative integer: 1 for the class token, 2 "

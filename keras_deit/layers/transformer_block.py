@@ -156,7 +156,7 @@ class TransformerBlock(MaskedLayer):
     ):
         inputs = as_floats(self, inputs)
         check_token_sequence("TransformerBlock", inputs.shape)
-        self._take_mask(mask, inputs.shape, num_queries)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
 
         def compute(inputs):
             attended = self.attention(
@@ -199,7 +199,7 @@ class TransformerBlock(MaskedLayer):
     def compute_output_spec(
         self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
-        self._take_mask(mask, inputs.shape, num_queries)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

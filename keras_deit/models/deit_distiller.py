@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_choice, check_fraction
+from keras_deit.arguments import check_bool, check_choice, check_fraction
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
@@ -104,6 +104,7 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         _check_student(student)
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
         alpha = check_fraction("alpha", alpha)
+        save_teacher = check_bool("save_teacher", save_teacher)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
         self.dtype_policy = student.dtype_policy  # enables loss scaling with "mixed_float16"
@@ -112,7 +113,7 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         self.alpha = alpha
         self.temperature = soft.temperature
         self.kl_reduction = soft.kl_reduction
-        self.save_teacher = bool(save_teacher)
+        self.save_teacher = save_teacher
         self.set_teacher(teacher)
         self._heads = keras.Model(student.input, {**student.token_logits, "mean": student.output})
         self._distillation_loss = soft if distillation_type == "soft" else HardDistillationLoss()
