@@ -150,6 +150,21 @@ def check_not_zero(layer, part, input_shape):
         )
 
 
+def check_not_float16(model):
+    """Refuses to train a model whose weights would become NaN."""
+    if any(
+        keras.backend.standardize_dtype(variable.dtype) == "float16"
+        for variable in model.trainable_variables
+    ):
+        raise ValueError(
+            "Weights in float16 cannot be trained: the optimizer's small numbers, such as Adam's "
+            "`epsilon`, are 0 in float16, and the weights become NaN. Use "
+            '`dtype="mixed_float16"`, which keeps the weights in float32. To evaluate without '
+            "training, use `compile(optimizer=None, ...)`. Received: trainable weights of dtype "
+            "float16"
+        )
+
+
 def _is_finite(value):
     """Whether `value` is a number that fits into a finite float."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):

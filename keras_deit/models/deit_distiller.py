@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_bool, check_choice, check_fraction
+from keras_deit.arguments import check_bool, check_choice, check_fraction, check_not_float16
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
@@ -150,12 +150,15 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         """Like `keras.Model.compile`, with a single `loss` that takes logits.
 
-        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`.
+        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`. A student with weights in
+        float16 is refused: use the policy `"mixed_float16"`.
         """
         loss = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
         )
         _check_loss(loss)
+        if optimizer is not None:
+            check_not_float16(self)
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config):

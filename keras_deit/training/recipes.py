@@ -18,6 +18,7 @@ from keras_deit.arguments import (
     check_fraction,
     check_non_negative_int,
     check_non_negative_number,
+    check_not_float16,
     check_positive_int,
     check_positive_number,
     check_rate,
@@ -231,9 +232,11 @@ class Recipe:
                 over the variables of each.
 
         Raises:
-            ValueError: if an argument is not a positive integer, or the head has its own learning
-                rate and the model has no trainable layer `head`.
+            ValueError: if an argument is out of range, the head has its own learning rate and the
+                model has no trainable layer `head`, or weights to train are in float16 (use the
+                policy `"mixed_float16"`).
         """
+        check_not_float16(model)
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:
             ema_momentum = check_rate("ema_momentum", ema_momentum)
