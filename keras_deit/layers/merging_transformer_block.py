@@ -9,7 +9,7 @@ from keras_deit.layers import kernels
 from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.masks import refuse_mask
 from keras_deit.layers.multi_head_self_attention import output_specs
-from keras_deit.layers.token_merging import TokenMerging
+from keras_deit.layers.token_merging import TokenMerging, check_known_tokens
 from keras_deit.layers.transformer_block import TransformerBlock
 
 
@@ -83,7 +83,7 @@ class MergingTransformerBlock(TransformerBlock):
         self.supports_masking = False
 
     def build(self, input_shape):
-        self.token_merging.check_shape(input_shape, "MergingTransformerBlock")
+        check_known_tokens("MergingTransformerBlock", input_shape)
         super().build(input_shape)
         self.token_merging.build(input_shape)
 
@@ -99,7 +99,7 @@ class MergingTransformerBlock(TransformerBlock):
         inputs = as_floats(self, inputs)
         refuse_mask(self, mask)
         self._check_call(inputs.shape, return_attention_scores, num_queries, None)
-        self.token_merging.check_shape(inputs.shape, "MergingTransformerBlock")
+        check_known_tokens("MergingTransformerBlock", inputs.shape)
 
         def compute(inputs, token_sizes=None):
             query, key, value = self.attention.heads(
@@ -135,7 +135,7 @@ class MergingTransformerBlock(TransformerBlock):
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
-        self.token_merging.check_shape(input_shape, "MergingTransformerBlock")
+        check_known_tokens("MergingTransformerBlock", input_shape)
         shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
         outputs_shape, scores_shape = shapes
         if num_queries is None:

@@ -70,7 +70,7 @@ class TokenMerging(keras.layers.Layer):
         self.num_prefix_tokens = num_prefix_tokens
 
     def build(self, input_shape):
-        self.check_shape(input_shape)
+        check_known_tokens("TokenMerging", input_shape)
         self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.built = True
 
@@ -87,17 +87,8 @@ class TokenMerging(keras.layers.Layer):
         merge = _merge_all_at_once if kernels.copies_rows_one_by_one(inputs) else _merge_what_moves
         return merge(inputs, keys, token_sizes, self.num_prefix_tokens, num_merged)
 
-    def check_shape(self, shape, layer="TokenMerging"):
-        """Raises, in the name of `layer`, if `shape` is not that of a known number of tokens."""
-        check_token_sequence(layer, shape)
-        if shape[1] is None:
-            raise ValueError(
-                f"`{layer}` needs a known number of tokens: use images of a fixed size. "
-                f"Received: input shape {tuple(shape)}"
-            )
-
     def _num_merged(self, shape):
-        self.check_shape(shape)
+        check_known_tokens("TokenMerging", shape)
         return max(0, min(self.num_merged_tokens, (shape[1] - self.num_prefix_tokens) // 2))
 
     def compute_output_shape(self, input_shape):
@@ -119,6 +110,16 @@ class TokenMerging(keras.layers.Layer):
             "num_merged_tokens": self.num_merged_tokens,
             "num_prefix_tokens": self.num_prefix_tokens,
         }
+
+
+def check_known_tokens(layer, shape):
+    """Raises, in the name of `layer`, if `shape` is not that of a known number of tokens."""
+    check_token_sequence(layer, shape)
+    if shape[1] is None:
+        raise ValueError(
+            f"`{layer}` needs a known number of tokens: use images of a fixed size. "
+            f"Received: input shape {tuple(shape)}"
+        )
 
 
 # Two forms of the same computation. On a CPU, the first takes half the time of the second
