@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 _LARGEST_SIZE = 2**63 - 1
+_NO_SIZES = (str, dict, tuple, list, np.ndarray)
 
 
 def check_positive_int(name, value):
@@ -135,8 +136,9 @@ def check_token_sequence(layer, input_shape):
 
 def check_shape(layer, input_shape):
     """Refuses what is not the shape of one tensor."""
-    is_sequence = hasattr(input_shape, "__len__") and not isinstance(input_shape, (str, dict))
-    if not is_sequence or any(hasattr(size, "__len__") for size in input_shape):
+    # PyTorch's exporter and JAX have sizes that are expressions, which may have any attribute.
+    is_one = hasattr(input_shape, "__len__") and not isinstance(input_shape, (str, dict))
+    if not is_one or any(isinstance(size, _NO_SIZES) for size in input_shape):
         raise ValueError(f"`{layer}` takes one tensor. Received: input shape {input_shape!r}")
 
 
