@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_choice, check_positive_number
+from keras_deit.arguments import check_choice, check_fraction, check_positive_number
 
 __all__ = ["HardDistillationLoss", "MixedLabelBinaryCrossentropy", "SoftDistillationLoss"]
 
+REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none")
 KL_REDUCTIONS = ("batchmean", "mean")
 
 
@@ -26,6 +27,7 @@ class HardDistillationLoss(keras.losses.Loss):
     """
 
     def __init__(self, name: str = "hard_distillation_loss", **kwargs: Any) -> None:
+        _check_reduction(kwargs)
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true, y_pred):
@@ -66,6 +68,7 @@ class SoftDistillationLoss(keras.losses.Loss):
     ) -> None:
         temperature = check_positive_number("temperature", temperature)
         check_choice("kl_reduction", kl_reduction, KL_REDUCTIONS)
+        _check_reduction(kwargs)
         super().__init__(name=name, **kwargs)
         self.temperature = temperature
         self.kl_reduction = kl_reduction
@@ -101,7 +104,24 @@ class MixedLabelBinaryCrossentropy(keras.losses.BinaryCrossentropy):
     """
 
     def __init__(self, name: str = "mixed_label_binary_crossentropy", **kwargs: Any) -> None:
+        _check_reduction(kwargs)
+        if "label_smoothing" in kwargs:
+            kwargs["label_smoothing"] = check_fraction("label_smoothing", kwargs["label_smoothing"])
+        from_logits = kwargs.pop("from_logits", True)
+        if from_logits is not True:
+            raise ValueError(
+                "`from_logits` must be `True`: this loss takes logits. Received: "
+                f"from_logits={from_logits!r}"
+            )
+        check_choice("axis", kwargs.get("axis", -1), (-2, -1, 0, 1))
         super().__init__(**{**kwargs, "from_logits": True, "name": name})
 
     def call(self, y_true, y_pred):
         return super().call(ops.cast(y_true > 0, y_pred.dtype), y_pred)
+
+
+def _check_reduction(arguments):
+    """Keras' own check fails on what cannot be hashed."""
+    reduction = arguments.get("reduction")
+    if reduction is not None:
+        check_choice("reduction", reduction, REDUCTIONS)

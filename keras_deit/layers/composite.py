@@ -14,6 +14,7 @@ layer, joined by "/":
 from typing import Any
 
 import keras
+import numpy as np
 from keras.dtype_policies import DTypePolicyMap
 
 
@@ -25,6 +26,15 @@ def own_policy(dtype):
 
 def own_trainable(trainable):
     """The layer's own value from its `trainable` argument."""
+    given = trainable if isinstance(trainable, dict) else {"": trainable}
+    if "" not in given or not all(
+        isinstance(path, str) and isinstance(value, (bool, np.bool_))
+        for path, value in given.items()
+    ):
+        raise ValueError(
+            '`trainable` must be `True` or `False`, or a dict of them: the layer\'s own under "", '
+            f"and those of its sub-layers by their paths. Received: trainable={trainable!r}"
+        )
     return trainable[""] if isinstance(trainable, dict) else trainable
 
 
@@ -33,6 +43,8 @@ class SublayerArguments:
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None):
         self._dtype = keras.dtype_policies.get(dtype)
+        own_trainable(trainable)
+        _check_quantization_config(quantization_config)
         self._trainable = trainable
         self._quantization_config = quantization_config or {}
 
@@ -83,6 +95,19 @@ class SublayerArguments:
         return {"quantization_config": inner} if inner else {}
 
 
+def _check_quantization_config(value):
+    kinds = (dict, keras.quantizers.QuantizationConfig)
+    if value is not None and not (
+        isinstance(value, dict)
+        and all(isinstance(path, str) and isinstance(value[path], kinds) for path in value)
+    ):
+        raise ValueError(
+            "`quantization_config` must be `None`, or a dict of `keras.quantizers."
+            "QuantizationConfig` by the paths of sub-layers, as `get_config` returns it. "
+            f"Received: quantization_config={value!r}"
+        )
+
+
 def _below(name, entries):
     return {
         key.removeprefix(f"{name}/"): value
@@ -128,8 +153,9 @@ class CompositeLayer(keras.layers.Layer):
     """
 
     def __init__(self, dtype=None, trainable=True, quantization_config=None, **kwargs):
+        sublayer_arguments = SublayerArguments(dtype, trainable, quantization_config)
         super().__init__(dtype=own_policy(dtype), trainable=own_trainable(trainable), **kwargs)
-        self._sublayer_arguments = SublayerArguments(dtype, trainable, quantization_config)
+        self._sublayer_arguments = sublayer_arguments
         self._sublayer_names = []
 
     def sublayer(self, name: str) -> dict[str, Any]:

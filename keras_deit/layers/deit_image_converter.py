@@ -6,8 +6,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_deit.arguments import check_bool, check_choice, check_pair, check_positive_number
+from keras_deit.arguments import (
+    check_bool,
+    check_choice,
+    check_numbers,
+    check_pair,
+    check_positive_number,
+    check_shape,
+)
 from keras_deit.data_formats import check_data_format, join_image_shape, split_image_shape
+from keras_deit.layers.inputs import check_real
 from keras_deit.layers.naming import unique_name
 
 _LARGEST_PRODUCT = 16384  # pixels: 8192 x 16384 is half a GiB, while the matrix is made
@@ -86,8 +94,8 @@ class DeiTImageConverter(keras.layers.Rescaling):
         check_choice("interpolation", interpolation, ("bicubic", "bilinear", "nearest"))
         crop_to_aspect_ratio = check_bool("crop_to_aspect_ratio", crop_to_aspect_ratio)
         data_format = check_data_format(data_format)
-        mean, std = _per_channel(mean), _per_channel(std)
-        if not mean or not std or (len(mean) != len(std) and 1 not in (len(mean), len(std))):
+        mean, std = check_numbers("mean", mean), check_numbers("std", std)
+        if len(mean) != len(std) and 1 not in (len(mean), len(std)):
             raise ValueError(
                 "`mean` and `std` must each be one number, or one for each channel. Received: "
                 f"mean={mean!r}, std={std!r}"
@@ -114,6 +122,10 @@ class DeiTImageConverter(keras.layers.Rescaling):
         self.scale = [1 / (255 * s) for s in std]
         self.offset = [-m / s for m, s in zip(mean, std)]
         self.built = True  # no weights, but `quantize` refuses a model with unbuilt layers
+
+    def __call__(self, inputs, **kwargs):
+        check_real(self, inputs)  # Keras looks for the first tensor, and may find none
+        return super().__call__(inputs, **kwargs)
 
     def call(self, inputs):
         self._check_images(inputs.shape)
@@ -219,10 +231,16 @@ class DeiTImageConverter(keras.layers.Rescaling):
         return self.backend.numpy.transpose(images, axes)
 
     def _check_images(self, shape):
+        check_shape("DeiTImageConverter", shape)
         if len(shape) not in (3, 4):
             raise ValueError(
                 "`DeiTImageConverter` takes one image (rank 3) or a batch of images of one size "
                 f"(rank 4). Received: images of shape {tuple(shape)}"
+            )
+        if any(isinstance(size, int) and size == 0 for size in shape[-3:]):
+            raise ValueError(
+                "`DeiTImageConverter` needs images of at least one pixel and one channel. "
+                f"Received: images of shape {tuple(shape)}"
             )
         _, channels = split_image_shape(shape, self.data_format)
         if channels is not None and len(self.scale) not in (1, channels):
@@ -299,10 +317,6 @@ class _OneSizeConverter(DeiTImageConverter):
 
     def _crop(self, images):
         return images
-
-
-def _per_channel(value):
-    return tuple(float(v) for v in np.atleast_1d(value))
 
 
 def _half_to_even(difference):

@@ -7,6 +7,7 @@ import keras
 from keras_deit.arguments import check_positive_int, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -49,6 +50,13 @@ class DistillationHead(CompositeLayer):
         self.distillation_head = self._dense("distillation_head")
 
     def build(self, input_shape):
+        self._check_shape(input_shape)
+        self.class_head.build((None, input_shape[-1]))
+        self.distillation_head.build((None, input_shape[-1]))
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
+        self.built = True
+
+    def _check_shape(self, input_shape):
         check_token_sequence("DistillationHead", input_shape)
         if input_shape[1] is not None and input_shape[1] < 2:
             raise ValueError(
@@ -58,14 +66,17 @@ class DistillationHead(CompositeLayer):
                 "`use_distillation_token=True` on DeiTBackbone. "
                 f"Received: input shape {tuple(input_shape)}"
             )
-        self.class_head.build((None, input_shape[-1]))
-        self.distillation_head.build((None, input_shape[-1]))
-        self.built = True
 
     def call(self, inputs):
+        inputs = as_floats(self, inputs)
+        self._check_shape(inputs.shape)
         return self.class_head(inputs[:, 0]), self.distillation_head(inputs[:, 1])
 
+    def compute_mask(self, inputs, previous_mask=None):
+        return None  # the outputs have no tokens
+
     def compute_output_shape(self, input_shape):
+        self._check_shape(input_shape)
         shape = (input_shape[0], self.num_classes)
         return shape, shape
 

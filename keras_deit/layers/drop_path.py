@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_rate
+from keras_deit.arguments import check_rate, check_seed
+from keras_deit.layers.inputs import as_floats, check_tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -39,11 +40,16 @@ class DropPath(keras.layers.Dropout):
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
-        super().__init__(check_rate("rate", rate), seed=seed, **kwargs)
+        rate, seed = check_rate("rate", rate), check_seed("seed", seed)
+        super().__init__(rate, seed=seed, **kwargs)
 
     def call(self, inputs, training=False):
+        check_tensor(self, inputs)
+        if len(inputs.shape) == 0:
+            raise ValueError("`DropPath` takes a batch, (batch, ...). Received: inputs of shape ()")
         if not training or self.rate == 0:
             return inputs
+        inputs = as_floats(self, inputs)
         noise_shape = (ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
         return keras.random.dropout(
             inputs, self.rate, noise_shape=noise_shape, seed=self.seed_generator

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_deit.arguments import check_choice
+
 PLATFORMS = ("cpu", "gpu", "tpu")
 # Limits for float32 attention scores, in bytes. A TPU v5e or v6e has 128 MiB of on-chip memory.
 ALL_SCORES = 120 * 2**20  # up to here, all scores stay on the chip
@@ -44,10 +46,7 @@ def target_platform(platform: str) -> Iterator[None]:
     ...     block = TransformerBlock(num_heads=4, intermediate_dim=256)
     ...     outputs = block(keras.random.uniform((2, 6, 64)))
     """
-    if platform not in PLATFORMS:
-        raise ValueError(
-            f"`platform` must be one of 'cpu', 'gpu', 'tpu'. Received: platform={platform!r}"
-        )
+    check_choice("platform", platform, PLATFORMS)
     token = _target.set(platform)
     try:
         yield
@@ -332,7 +331,10 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
         logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
     if bias is not None:
         logits = logits + ops.cast(bias, logits.dtype)
-    scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
+    if logits.shape[-1] == 1:  # for which Keras' softmax has a warning
+        scores = ops.cast(ops.ones_like(logits), dtype)
+    else:
+        scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
     if in_place:
         return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
     x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)

@@ -6,8 +6,10 @@ import keras
 from keras import ops
 
 from keras_deit.layers import kernels
+from keras_deit.layers.inputs import as_floats
+from keras_deit.layers.masks import refuse_mask
 from keras_deit.layers.multi_head_self_attention import output_specs
-from keras_deit.layers.token_merging import TokenMerging
+from keras_deit.layers.token_merging import TokenMerging, check_known_tokens
 from keras_deit.layers.transformer_block import TransformerBlock
 
 
@@ -36,6 +38,7 @@ class MergingTransformerBlock(TransformerBlock):
         return_attention_scores: bool. Whether to return the scores too. Defaults to `False`.
         num_queries: int. Computes outputs for the first `num_queries` tokens only, and merges none
             of them. Defaults to `None`, which computes all outputs.
+        mask: refused, because merged tokens may be padding or not.
 
     Input shape:
         inputs: (batch, tokens, hidden_dim), with a known number of tokens. token_sizes: (batch,
@@ -48,8 +51,8 @@ class MergingTransformerBlock(TransformerBlock):
         `num_queries`, outputs, token_sizes and the query axis of scores have that length.
 
     Raises:
-        ValueError: if an argument is out of range, the number of tokens is unknown, or `num_heads`
-            does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, the number of tokens is unknown, `num_heads`
+            does not divide `hidden_dim`, or there is a mask.
 
     Example:
 
@@ -77,8 +80,10 @@ class MergingTransformerBlock(TransformerBlock):
         )
         self.num_merged_tokens = self.token_merging.num_merged_tokens
         self.num_prefix_tokens = self.token_merging.num_prefix_tokens
+        self.supports_masking = False
 
     def build(self, input_shape):
+        check_known_tokens("MergingTransformerBlock", input_shape)
         super().build(input_shape)
         self.token_merging.build(input_shape)
 
@@ -89,7 +94,13 @@ class MergingTransformerBlock(TransformerBlock):
         training=None,
         return_attention_scores=False,
         num_queries=None,
+        mask=None,
     ):
+        inputs = as_floats(self, inputs)
+        refuse_mask(self, mask)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
+        check_known_tokens("MergingTransformerBlock", inputs.shape)
+
         def compute(inputs, token_sizes=None):
             query, key, value = self.attention.heads(
                 kernels.layer_norm(self.attention_norm, inputs), num_queries=num_queries
@@ -124,6 +135,7 @@ class MergingTransformerBlock(TransformerBlock):
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        check_known_tokens("MergingTransformerBlock", input_shape)
         shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
         outputs_shape, scores_shape = shapes
         if num_queries is None:
@@ -138,7 +150,10 @@ class MergingTransformerBlock(TransformerBlock):
         training=None,
         return_attention_scores=False,
         num_queries=None,
+        mask=None,
     ):
+        refuse_mask(self, mask)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

@@ -5,9 +5,16 @@ from typing import Any
 
 import keras
 
-from keras_deit.arguments import check_positive_int, check_rate
+from keras_deit.arguments import (
+    check_activation,
+    check_not_zero,
+    check_positive_int,
+    check_rate,
+    check_shape,
+)
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.kernels import dense, gelu
 
 
@@ -49,10 +56,10 @@ class MLP(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
+        activation = check_activation("activation", activation)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         super().__init__(**kwargs)
         self.intermediate_dim = intermediate_dim
-        activation = keras.activations.get(activation)
         # The same function, in a form that runtimes for exported models have.
         self.activation = gelu if activation is keras.activations.gelu else activation
         self.dropout_rate = dropout_rate
@@ -66,8 +73,10 @@ class MLP(CompositeLayer):
             dropout_rate, **self.sublayer("intermediate_dropout")
         )
         self.dropout = keras.layers.Dropout(dropout_rate, **self.sublayer("dropout"))
+        self.supports_masking = True
 
     def build(self, input_shape):
+        self._check_shape(input_shape)
         hidden_dim = input_shape[-1]
         self.projection = keras.layers.Dense(
             hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection")
@@ -76,14 +85,27 @@ class MLP(CompositeLayer):
         self.projection.build((None, self.intermediate_dim))
         self.intermediate_dropout.build((None, self.intermediate_dim))
         self.dropout.build(input_shape)
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: hidden_dim})
         self.built = True
 
+    def _check_shape(self, input_shape):
+        check_shape("MLP", input_shape)
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(
+                "`MLP` takes tokens of shape (batch, tokens, hidden_dim) with a known "
+                f"`hidden_dim`. Received: input shape {tuple(input_shape)}"
+            )
+        check_not_zero("MLP", "token", input_shape)
+
     def call(self, inputs, training=None):
+        inputs = as_floats(self, inputs)
+        self._check_shape(inputs.shape)
         x = dense(self.intermediate, inputs)  # (B, T, intermediate_dim)
         x = dense(self.projection, self.intermediate_dropout(x, training=training))  # (B, T, D)
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):
+        self._check_shape(input_shape)
         return tuple(input_shape)
 
     def get_config(self):

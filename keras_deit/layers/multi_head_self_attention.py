@@ -12,12 +12,13 @@ from keras_deit.arguments import (
     check_token_sequence,
 )
 from keras_deit.layers import kernels
-from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
+from keras_deit.layers.masks import MaskedLayer, padding_bias
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class MultiHeadSelfAttention(CompositeLayer):
+class MultiHeadSelfAttention(MaskedLayer):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
     `q, k, v = split(qkv(inputs))`, then for each head `scores = softmax(q @ k.T / sqrt(head_dim))`
@@ -43,6 +44,9 @@ class MultiHeadSelfAttention(CompositeLayer):
             Defaults to `False`.
         num_queries: int. Computes outputs for the first `num_queries` tokens only; they still
             attend to all tokens. Defaults to `None`, which computes all outputs.
+        mask: bool (batch, tokens), `False` for padding, which no token attends to. Defaults to
+            the mask that comes with the inputs, such as that of `keras.layers.Masking`. The
+            outputs of padding itself mean nothing.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -53,7 +57,8 @@ class MultiHeadSelfAttention(CompositeLayer):
         defaults to `tokens`.
 
     Raises:
-        ValueError: if an argument is out of range, or `num_heads` does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, `num_heads` does not divide `hidden_dim`, or
+            `mask` is not (batch, tokens).
 
     Example:
 
@@ -99,15 +104,24 @@ class MultiHeadSelfAttention(CompositeLayer):
             (input_shape[0], self.num_heads, input_shape[1], input_shape[1])
         )
         self.dropout.build(input_shape)
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: hidden_dim})
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
-        if self._needs_scores(training, return_attention_scores):
+    def call(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+    ):
+        inputs = as_floats(self, inputs)
+        check_token_sequence("MultiHeadSelfAttention", inputs.shape)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+        if mask is not None or self._needs_scores(training, return_attention_scores):
             heads = self.heads(inputs, num_queries=num_queries)
             return self.attend(
-                *heads, training=training, return_attention_scores=return_attention_scores
+                *heads,
+                training=training,
+                return_attention_scores=return_attention_scores,
+                mask=mask,
             )
-        _check_num_queries(num_queries)
+        _check_num_queries(num_queries, inputs.shape[1])
         return self._project(
             kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training),
             training,
@@ -125,7 +139,7 @@ class MultiHeadSelfAttention(CompositeLayer):
             query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens,
             num_heads, head_dim).
         """
-        _check_num_queries(num_queries)
+        _check_num_queries(num_queries, inputs.shape[1])
         return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
 
     def attend(
@@ -136,6 +150,7 @@ class MultiHeadSelfAttention(CompositeLayer):
         token_sizes: Any = None,
         training: bool | None = None,
         return_attention_scores: bool = False,
+        mask: Any = None,
     ) -> Any:
         """Returns the layer's outputs from the results of `heads`.
 
@@ -145,13 +160,16 @@ class MultiHeadSelfAttention(CompositeLayer):
                 `TokenMerging` returns it. A token of size n gets the attention of n equal tokens:
                 `softmax(q @ k.T / sqrt(head_dim) + log(token_sizes))`. Defaults to `None`, which
                 means 1 each.
-            training, return_attention_scores: as in a call of the layer.
+            training, return_attention_scores, mask: as in a call of the layer.
 
         Returns:
             `outputs`, or `(outputs, scores)`.
         """
         # (B, 1, 1, T)
         bias = None if token_sizes is None else ops.log(token_sizes)[:, None, None, :]
+        if mask is not None:
+            padding = padding_bias(mask, query.dtype)
+            bias = padding if bias is None else bias + padding
         scores = None
         if self._needs_scores(training, return_attention_scores):
             x, scores = kernels.attention_and_scores(
@@ -182,7 +200,9 @@ class MultiHeadSelfAttention(CompositeLayer):
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        check_token_sequence("MultiHeadSelfAttention", input_shape)
         batch, tokens, hidden_dim = input_shape
+        _check_num_queries(num_queries, tokens)
         queries = tokens if num_queries is None else num_queries
         outputs_shape = (batch, queries, hidden_dim)
         return (
@@ -192,8 +212,9 @@ class MultiHeadSelfAttention(CompositeLayer):
         )
 
     def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )
@@ -216,9 +237,15 @@ def check_heads_divide(num_heads, hidden_dim):
         )
 
 
-def _check_num_queries(num_queries):
-    if num_queries is not None:
-        check_positive_int("num_queries", num_queries)
+def _check_num_queries(num_queries, tokens):
+    if num_queries is None:
+        return
+    check_positive_int("num_queries", num_queries)
+    if isinstance(tokens, int) and num_queries > tokens:
+        raise ValueError(
+            f"`num_queries` must be at most the number of tokens, {tokens}. Received: "
+            f"num_queries={num_queries}"
+        )
 
 
 def output_specs(layer, shapes):

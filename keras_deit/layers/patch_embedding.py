@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_pair, check_positive_int
+from keras_deit.arguments import check_not_zero, check_pair, check_positive_int, check_shape
 from keras_deit.data_formats import check_data_format, split_image_shape
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.kernels import embed_patches
 
 
@@ -73,9 +74,12 @@ class PatchEmbedding(CompositeLayer):
                 f"Received: input shape {tuple(input_shape)}, data_format={self.data_format!r}"
             )
         self.projection.build((None, patch_height * patch_width * channels))
+        axis = 1 if self.data_format == "channels_first" else 3
+        self.input_spec = keras.InputSpec(ndim=4, axes={axis: channels})
         self.built = True
 
     def call(self, inputs):
+        inputs = as_floats(self, inputs)
         self._size_and_channels(inputs.shape)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
@@ -90,11 +94,13 @@ class PatchEmbedding(CompositeLayer):
 
     def _size_and_channels(self, input_shape):
         """((height, width), channels) of the images, which the patch size must divide."""
+        check_shape("PatchEmbedding", input_shape)
         if len(input_shape) != 4:
             raise ValueError(
                 "`PatchEmbedding` takes a batch of images (rank 4). Add a batch axis to a single "
                 f"image. Received: input shape {tuple(input_shape)}"
             )
+        check_not_zero("PatchEmbedding", "patch", input_shape)
         image_size, channels = split_image_shape(input_shape, self.data_format)
         for side, size, patch in zip(("height", "width"), image_size, self.patch_size):
             if size is not None and size % patch:

@@ -22,13 +22,18 @@ class ScoredAttention(keras.layers.Wrapper):
             layer, **{"name": f"{layer.name}_with_scores", "dtype": layer.dtype_policy, **kwargs}
         )
 
-    def call(self, inputs, token_sizes=None, training=None):
+    def call(self, inputs, token_sizes=None, training=None, mask=None):
         merged = {} if token_sizes is None else {"token_sizes": token_sizes}
-        return self.layer(inputs, **merged, training=training, return_attention_scores=True)
+        return self.layer(
+            inputs, **merged, training=training, return_attention_scores=True, mask=mask
+        )
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return previous_mask
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape, return_attention_scores=True)
 
-    def compute_output_spec(self, inputs, token_sizes=None, training=None):
+    def compute_output_spec(self, inputs, token_sizes=None, training=None, mask=None):
         shapes = self.compute_output_shape(inputs.shape)
         return tuple(keras.KerasTensor(shape, dtype=self.layer.compute_dtype) for shape in shapes)

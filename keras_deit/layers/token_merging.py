@@ -12,6 +12,8 @@ from keras_deit.arguments import (
     check_token_sequence,
 )
 from keras_deit.layers import kernels
+from keras_deit.layers.inputs import as_floats
+from keras_deit.layers.masks import refuse_mask
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -36,6 +38,7 @@ class TokenMerging(keras.layers.Layer):
             attention keys. Defaults to `None`, which uses the tokens.
         token_sizes: number of patches that each token stands for. Defaults to `None`, which means 1
             each.
+        mask: refused, because merged tokens may be padding or not.
 
     Input shape:
         inputs: (batch, tokens, hidden_dim), with a known number of tokens. keys: (batch, tokens,
@@ -46,7 +49,8 @@ class TokenMerging(keras.layers.Layer):
         (batch, tokens - merged).
 
     Raises:
-        ValueError: if an argument is out of range or the number of tokens is unknown.
+        ValueError: if an argument is out of range, the number of tokens is unknown, or there is a
+            mask.
 
     Example:
 
@@ -66,34 +70,35 @@ class TokenMerging(keras.layers.Layer):
         self.num_prefix_tokens = num_prefix_tokens
 
     def build(self, input_shape):
-        self._num_merged(input_shape)  # raises if the number of tokens is unknown
+        check_known_tokens("TokenMerging", input_shape)
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.built = True
 
-    def call(self, inputs, keys=None, token_sizes=None):
+    def call(self, inputs, keys=None, token_sizes=None, mask=None):
+        inputs = as_floats(self, inputs)
+        refuse_mask(self, mask)
+        num_merged = self._num_merged(inputs.shape)
         if token_sizes is None:
             token_sizes = ops.ones(ops.shape(inputs)[:2])
         token_sizes = ops.cast(token_sizes, self.compute_dtype)
+        if not num_merged:  # fewer than two patch tokens
+            return inputs, token_sizes
         keys = ops.normalize(inputs if keys is None else keys, axis=-1)
         merge = _merge_all_at_once if kernels.copies_rows_one_by_one(inputs) else _merge_what_moves
-        return merge(
-            inputs, keys, token_sizes, self.num_prefix_tokens, self._num_merged(inputs.shape)
-        )
+        return merge(inputs, keys, token_sizes, self.num_prefix_tokens, num_merged)
 
     def _num_merged(self, shape):
-        check_token_sequence("TokenMerging", shape)
-        if shape[1] is None:
-            raise ValueError(
-                "`TokenMerging` needs a known number of tokens: use images of a fixed size. "
-                f"Received: input shape {tuple(shape)}"
-            )
-        return min(self.num_merged_tokens, (shape[1] - self.num_prefix_tokens) // 2)
+        check_known_tokens("TokenMerging", shape)
+        return max(0, min(self.num_merged_tokens, (shape[1] - self.num_prefix_tokens) // 2))
 
     def compute_output_shape(self, input_shape):
+        num_merged = self._num_merged(input_shape)
         batch, tokens, hidden_dim = input_shape
-        tokens -= self._num_merged(input_shape)
+        tokens -= num_merged
         return (batch, tokens, hidden_dim), (batch, tokens)
 
-    def compute_output_spec(self, inputs, keys=None, token_sizes=None):
+    def compute_output_spec(self, inputs, keys=None, token_sizes=None, mask=None):
+        refuse_mask(self, mask)
         return tuple(
             keras.KerasTensor(shape, dtype=self.compute_dtype)
             for shape in self.compute_output_shape(inputs.shape)
@@ -105,6 +110,16 @@ class TokenMerging(keras.layers.Layer):
             "num_merged_tokens": self.num_merged_tokens,
             "num_prefix_tokens": self.num_prefix_tokens,
         }
+
+
+def check_known_tokens(layer, shape):
+    """Raises, in the name of `layer`, if `shape` is not that of a known number of tokens."""
+    check_token_sequence(layer, shape)
+    if shape[1] is None:
+        raise ValueError(
+            f"`{layer}` needs a known number of tokens: use images of a fixed size. "
+            f"Received: input shape {tuple(shape)}"
+        )
 
 
 # Two forms of the same computation. On a CPU, the first takes half the time of the second

@@ -9,6 +9,7 @@ from keras import ops
 from keras_deit.arguments import check_choice, check_pair, check_rate, check_token_sequence
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
+from keras_deit.layers.inputs import as_floats
 
 POSITION_SCOPES = ("all", "patches")
 
@@ -61,7 +62,7 @@ class TokenPositionEmbedding(CompositeLayer):
         if (
             isinstance(num_prefix_tokens, bool)
             or not isinstance(num_prefix_tokens, numbers.Integral)
-            or num_prefix_tokens < 0
+            or not 0 <= num_prefix_tokens < 2**63
         ):
             raise ValueError(
                 "`num_prefix_tokens` must be a non-negative integer: 1 for the class token, 2 "
@@ -107,7 +108,8 @@ class TokenPositionEmbedding(CompositeLayer):
         self.built = True
 
     def call(self, inputs, training=None):
-        x = inputs
+        x = as_floats(self, inputs)
+        check_token_sequence("TokenPositionEmbedding", x.shape)
         if self.position_scope == "patches":
             x = x + self.positions
         if self.num_prefix_tokens:
@@ -117,7 +119,15 @@ class TokenPositionEmbedding(CompositeLayer):
             x = x + self.positions
         return self.dropout(x, training=training)
 
+    def compute_mask(self, inputs, previous_mask=None):
+        if previous_mask is None or not self.num_prefix_tokens:
+            return previous_mask
+        mask = ops.cast(previous_mask, "bool")
+        prefix = ops.repeat(ops.ones_like(mask[:, :1]), self.num_prefix_tokens, axis=1)
+        return ops.concatenate([prefix, mask], axis=1)  # prefix tokens are no padding
+
     def compute_output_shape(self, input_shape):
+        check_token_sequence("TokenPositionEmbedding", input_shape)
         batch, _, hidden_dim = input_shape
         return (batch, self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1], hidden_dim)
 

@@ -12,16 +12,21 @@ from keras_deit.arguments import (
     check_token_sequence,
 )
 from keras_deit.layers import kernels
-from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.layer_scale import LayerScale
+from keras_deit.layers.masks import MaskedLayer
 from keras_deit.layers.mlp import MLP
-from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention, output_specs
+from keras_deit.layers.multi_head_self_attention import (
+    MultiHeadSelfAttention,
+    check_heads_divide,
+    output_specs,
+)
 from keras_deit.layers.rematerialization import rematerialized
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class TransformerBlock(CompositeLayer):
+class TransformerBlock(MaskedLayer):
     """A pre-norm transformer block: attention and MLP, each on a residual branch.
 
     `x = x + drop_path(scale(attention(norm(x))))`, then `x = x + drop_path(scale(mlp(norm(x))))`.
@@ -48,6 +53,9 @@ class TransformerBlock(CompositeLayer):
         num_queries: int. Computes outputs for the first `num_queries` tokens only; they still
             attend to all tokens. This saves most of the work of a last block whose patch tokens
             are not used. Defaults to `None`, which computes all outputs.
+        mask: bool (batch, tokens), `False` for padding, which no token attends to. Defaults to
+            the mask that comes with the inputs, such as that of `keras.layers.Masking`, and goes
+            with the outputs. The outputs of padding itself mean nothing.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -57,7 +65,8 @@ class TransformerBlock(CompositeLayer):
         after the softmax. `num_queries` defaults to `tokens`.
 
     Raises:
-        ValueError: if an argument is out of range, or `num_heads` does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, `num_heads` does not divide `hidden_dim`, or
+            `mask` is not (batch, tokens).
 
     Example:
 
@@ -125,6 +134,8 @@ class TransformerBlock(CompositeLayer):
 
     def build(self, input_shape):
         check_token_sequence("TransformerBlock", input_shape)
+        # Before anything is built: a layer built in part can never be built again.
+        check_heads_divide(self.num_heads, input_shape[-1])
         for sublayer in (
             self.attention_norm,
             self.attention,
@@ -137,15 +148,23 @@ class TransformerBlock(CompositeLayer):
         ):
             if sublayer is not None:
                 sublayer.build(input_shape)
+        self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
         self.built = True
 
-    def call(self, inputs, training=None, return_attention_scores=False, num_queries=None):
+    def call(
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+    ):
+        inputs = as_floats(self, inputs)
+        check_token_sequence("TransformerBlock", inputs.shape)
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+
         def compute(inputs):
             attended = self.attention(
                 kernels.layer_norm(self.attention_norm, inputs),
                 training=training,
                 return_attention_scores=return_attention_scores,
                 num_queries=num_queries,
+                mask=mask,
             )
             branch, *scores = attended if return_attention_scores else (attended,)
             x = self._add_attention(
@@ -172,13 +191,15 @@ class TransformerBlock(CompositeLayer):
         return x + self.mlp_drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
+        check_token_sequence("TransformerBlock", input_shape)
         return self.attention.compute_output_shape(
             input_shape, return_attention_scores, num_queries
         )
 
     def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None
+        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
     ):
+        self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )

@@ -1,6 +1,10 @@
 """Defaults of `compile` for classifiers."""
 
+import warnings
+
 import keras
+
+from keras_deit.arguments import check_not_float16
 
 _LEARNING_RATE = 1e-4  # high enough for a new head, low enough for a trained backbone
 
@@ -24,8 +28,11 @@ class AutomaticCompilation:
 
         Raises:
             ValueError: if `loss="auto"` and there is no default loss for this `activation` and
-                `num_classes`.
+                `num_classes`; or there is an optimizer, and weights to train are in float16 (use
+                the policy `"mixed_float16"`).
         """
+        if optimizer is not None:
+            check_not_float16(self)
         automatic_metrics = None
         if _is_auto(loss):
             loss, automatic_metrics = _loss_and_metrics(self.activation, self.num_classes)
@@ -36,6 +43,11 @@ class AutomaticCompilation:
         super().compile(optimizer, loss, loss_weights, metrics, **kwargs)
 
     def compile_from_config(self, config):
+        try:
+            check_not_float16(self)
+        except ValueError as error:  # a file of version 0.1, which can still predict
+            warnings.warn(f"{self.name!r} is not compiled. {error}", stacklevel=2)
+            return
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 

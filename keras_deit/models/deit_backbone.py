@@ -200,6 +200,9 @@ class DeiTBackbone(PresetModel):
         self.num_merged_tokens = int(num_merged_tokens)
         self._states = states
 
+    def _get_image_shape(self):
+        return self.image_shape
+
     @property
     def data_format(self):
         return self.patch_embedding.data_format

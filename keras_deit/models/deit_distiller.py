@@ -8,10 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_choice, check_fraction
+from keras_deit.arguments import check_bool, check_choice, check_fraction, check_not_float16
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
+from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.raw_images import RawImageInputs
 
@@ -20,7 +21,7 @@ _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTDistiller(RawImageInputs, keras.Model):
+class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     """Trains a student with `compile` and `fit`: its class head with labels, its distillation head
     with a teacher.
 
@@ -103,6 +104,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         _check_student(student)
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
         alpha = check_fraction("alpha", alpha)
+        save_teacher = check_bool("save_teacher", save_teacher)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
         self.dtype_policy = student.dtype_policy  # enables loss scaling with "mixed_float16"
@@ -111,7 +113,7 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         self.alpha = alpha
         self.temperature = soft.temperature
         self.kl_reduction = soft.kl_reduction
-        self.save_teacher = bool(save_teacher)
+        self.save_teacher = save_teacher
         self.set_teacher(teacher)
         self._heads = keras.Model(student.input, {**student.token_logits, "mean": student.output})
         self._distillation_loss = soft if distillation_type == "soft" else HardDistillationLoss()
@@ -141,17 +143,22 @@ class DeiTDistiller(RawImageInputs, keras.Model):
         return own + [variable for variable in self._teacher.variables if id(variable) not in known]
 
     def call(self, inputs, training=None):
-        return self._heads(_named(inputs)["images"], training=training)
+        images = _named(inputs)["images"]
+        self._check_inputs(images)
+        return self._heads(images, training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
         """Like `keras.Model.compile`, with a single `loss` that takes logits.
 
-        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`.
+        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`. A student with weights in
+        float16 is refused: use the policy `"mixed_float16"`.
         """
         loss = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
         )
         _check_loss(loss)
+        if optimizer is not None:
+            check_not_float16(self)
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config):

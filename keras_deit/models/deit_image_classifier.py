@@ -1,6 +1,7 @@
 """The vision transformer with a head: images to class logits."""
 
 import functools
+import numbers
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -9,7 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_bool, check_choice, check_positive_int, check_rate
+from keras_deit.arguments import (
+    check_activation,
+    check_bool,
+    check_choice,
+    check_positive_int,
+    check_rate,
+)
 from keras_deit.layers.composite import (
     SublayerArguments,
     own_policy,
@@ -123,7 +130,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         _check_preprocessor(preprocessor)
         labels = _check_labels(labels, num_classes)
-        activation = keras.activations.get(activation)
+        activation = check_activation("activation", activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
         for_head = SublayerArguments(dtype, trainable, quantization_config).of("head")
         dtype = own_policy(dtype)
@@ -334,7 +341,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
 
 def _check_num_classes(num_classes):
-    if num_classes == 0 and not isinstance(num_classes, bool):
+    is_integer = isinstance(num_classes, numbers.Integral) and not isinstance(num_classes, bool)
+    if is_integer and num_classes == 0:
         raise ValueError(
             "`num_classes` must be a positive integer. For features without a head, use "
             "`DeiTBackbone`: `backbone(images)[:, 0]` is the class token. Received: num_classes=0"
@@ -373,7 +381,10 @@ def _check_preprocessor(preprocessor):
 def _check_labels(labels, num_classes):
     if labels is None:
         return None
-    if isinstance(labels, str):
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    if not isinstance(labels, (list, tuple, range)) or not all(
+        isinstance(label, (str, numbers.Integral)) for label in labels
+    ):
         raise ValueError(
             "`labels` must be a sequence of strings, one for each class. "
             f"Received: labels={labels!r}"

@@ -22,6 +22,7 @@ from keras_deit.models.converted_batches import (
     map_arrays,
     to_numpy,
 )
+from keras_deit.models.input_checks import check_numbers
 from keras_deit.models.label_checks import check_labels
 
 _FIRST = 32  # how many images of an array are checked for their range
@@ -42,6 +43,9 @@ class RawImageInputs:
     def _get_classifier(self):
         """The classifier. Not a property: Keras would save the model inside itself."""
         return self
+
+    def _get_image_shape(self):
+        return self._get_classifier().backbone.image_shape
 
     def _images_of(self, inputs):
         return inputs
@@ -217,7 +221,7 @@ class RawImageInputs:
                     f"Received: a list with a {type(picture).__name__}"
                 )
             elif isinstance(self.preprocessor, DeiTImageConverter) and (
-                len(picture.shape) != 3 or picture.shape[axis - 1] != channels
+                len(picture.shape) != 3 or picture.shape[axis - 1] != channels or 0 in picture.shape
             ):
                 raise ValueError(
                     f"Arrays in a list must be single images ({axes}). Pass a batch as one array. "
@@ -243,6 +247,7 @@ class RawImageInputs:
             or getattr(shape, "rank", 4) is None
         ):
             return  # a tf.data.Dataset may not even know the rank
+        check_numbers(images)
         axis, channels, axes = self._expected_axes()
         if len(shape) != 4:
             advice = (
@@ -253,6 +258,8 @@ class RawImageInputs:
             advice = "Convert the images, or load the model with another `image_shape`."
         elif shape[0] == 0:
             advice = "At least one image is needed."
+        elif 0 in tuple(shape):
+            advice = "At least one pixel is needed."
         else:
             return
         raise ValueError(

@@ -10,6 +10,7 @@ and `Image.rotate`.
 
 import math
 
+from keras_deit.arguments import check_fraction, check_non_negative_number, check_positive_int
 from keras_deit.training.require_tensorflow import tf
 
 OPERATIONS = (
@@ -56,6 +57,10 @@ def rand_augment(
 
     Reference: Cubuk et al., 2019, https://arxiv.org/abs/1909.13719
     """
+    num_operations = check_positive_int("num_operations", num_operations)
+    magnitude = check_non_negative_number("magnitude", magnitude)
+    magnitude_std = check_non_negative_number("magnitude_std", magnitude_std)
+    rate = check_fraction("rate", rate)
     choices, levels, signs = draw_operations(seed, num_operations, magnitude, magnitude_std, rate)
     for index in range(num_operations):
         image = _apply(image, choices[index], levels[index], signs[index], tuple(map(float, fill)))

@@ -12,8 +12,21 @@ from typing import Any
 
 import keras
 
-from keras_deit.arguments import check_positive_int
+from keras_deit.arguments import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_non_negative_int,
+    check_non_negative_number,
+    check_not_float16,
+    check_positive_int,
+    check_positive_number,
+    check_rate,
+)
 from keras_deit.losses import MixedLabelBinaryCrossentropy
+
+_OPTIMIZERS = ("adamw", "lamb", "sgd")
+_LOSSES = ("categorical_crossentropy", "mixed_label_binary_crossentropy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +57,16 @@ class Augmentation:
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
     repeats: int = 1
+
+    def __post_init__(self):
+        check_choice("crop", self.crop, ("resized", "padded"))
+        checks = {
+            check_bool: ("rand_augment", "three_augment"),
+            check_non_negative_number: ("color_jitter", "mixup_alpha", "cutmix_alpha"),
+            check_fraction: ("erasing_rate",),
+            check_positive_int: ("repeats",),
+        }
+        _normalize(self, checks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +116,35 @@ class Recipe:
     augmentation: Augmentation
     head_learning_rate_factor: float = 1.0
     min_steps: int | None = None
+
+    def __post_init__(self):
+        check_choice("optimizer", self.optimizer, _OPTIMIZERS)
+        check_choice("loss", self.loss, _LOSSES)
+        check_choice("drop_path_schedule", self.drop_path_schedule, ("linear", "constant"))
+        checks = {
+            check_positive_int: ("image_size", "epochs", "batch_size"),
+            check_positive_number: ("learning_rate", "head_learning_rate_factor"),
+            check_non_negative_number: (
+                "warmup_epochs",
+                "warmup_learning_rate",
+                "final_learning_rate",
+                "weight_decay",
+            ),
+            check_fraction: ("label_smoothing",),
+            check_rate: ("drop_path_rate",),
+        }
+        _normalize(self, checks)
+        of_options = {
+            check_positive_int: ("learning_rate_batch_size",),
+            check_rate: ("ema_momentum",),
+            check_non_negative_int: ("min_steps",),
+        }
+        _normalize(self, of_options, optional=True)
+        if not isinstance(self.augmentation, Augmentation):
+            raise ValueError(
+                f"`augmentation` must be an `Augmentation`. Received: "
+                f"augmentation={self.augmentation!r}"
+            )
 
     def batch_size_for(self, num_images: int) -> int:
         """The recipe's batch size, or less on a small dataset, so that an epoch has ten steps.
@@ -180,11 +232,14 @@ class Recipe:
                 over the variables of each.
 
         Raises:
-            ValueError: if an argument is not a positive integer, or the head has its own learning
-                rate and the model has no trainable layer `head`.
+            ValueError: if an argument is out of range, the head has its own learning rate and the
+                model has no trainable layer `head`, or weights to train are in float16 (use the
+                policy `"mixed_float16"`).
         """
+        check_not_float16(model)
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:
+            ema_momentum = check_rate("ema_momentum", ema_momentum)
             kwargs |= {"use_ema": True, "ema_momentum": ema_momentum}
         if self.optimizer == "sgd":
             kwargs["momentum"] = 0.9
@@ -229,6 +284,15 @@ class Recipe:
             "drop_path_rate": self.drop_path_rate,
             "drop_path_schedule": self.drop_path_schedule,
         }
+
+
+def _normalize(instance, checks, optional=False):
+    """Replaces each field, such as a NumPy scalar, by what its check returns."""
+    for check, names in checks.items():
+        for name in names:
+            value = getattr(instance, name)
+            if not (optional and value is None):
+                object.__setattr__(instance, name, check(name, value))  # the class is frozen
 
 
 # Paths of variables in the head of a classifier or of a distiller's student

@@ -4,6 +4,8 @@ import dataclasses
 import os
 from typing import ClassVar
 
+from keras_deit.arguments import check_bool
+
 
 @dataclasses.dataclass(frozen=True)
 class TfdsImages:
@@ -32,6 +34,7 @@ class TfdsImages:
             ValueError: if tensorflow-datasets is not installed, the dataset has no such split or no
                 single class per image, or its files must be downloaded by hand.
         """
+        training = check_bool("training", training)
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:

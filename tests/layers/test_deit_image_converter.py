@@ -201,3 +201,23 @@ def test_names_itself_as_it_is_spelt():
     assert DeiTImageConverter(32).name != layer.name
     old = {**layer.get_config(), "name": "dei_t_image_converter_1"}
     assert DeiTImageConverter.from_config(old).name == "dei_t_image_converter_1"
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("size", [(20, 30), (12, 32)])
+def test_pixels_that_are_nan_stay_nan(interpolation, size, rng):
+    """In whatever way it runs. Zero would be black, and nobody would notice."""
+    import tensorflow as tf
+
+    converter = DeiTImageConverter((12, 32), 1.0, interpolation, data_format="channels_last")
+    images = rng.uniform(0, 255, (2, *size, 3)).astype("float32")
+    images[0, 3:12, 9:24, 1] = np.nan
+    inputs = keras.Input((*size, 3))
+    for convert in (
+        converter,
+        converter.for_size(*size),
+        lambda x: keras.Model(inputs, converter(inputs)).predict(x, verbose=0),
+        lambda x: next(iter(tf.data.Dataset.from_tensors(x).map(converter))).numpy(),
+    ):
+        is_nan = np.isnan(numpy(convert(images)))
+        assert is_nan[0, 6, 16, 1] and not is_nan[1].any()

@@ -267,3 +267,81 @@ def test_a_config_with_an_unknown_or_a_missing_key_names_it():
         TypeError, match=r"missing 1 required positional argument: 'intermediate_dim'"
     ):
         layers.TransformerBlock.from_config({"num_heads": 2})
+
+
+@pytest.mark.parametrize("value", [{}, {"": 1}, {"": True, "mlp": "no"}, {3: True}, "no", None, 1])
+def test_trainable_of_layers_with_sub_layers(value):
+    """A dict without the layer's own value was a bare KeyError."""
+    with raises(
+        '`trainable` must be `True` or `False`, or a dict of them: the layer\'s own under "", and '
+        f"those of its sub-layers by their paths. Received: trainable={value!r}"
+    ):
+        layers.TransformerBlock(2, 8, trainable=value)
+
+
+@pytest.mark.parametrize("value", [3, "int8", [], {"mlp": 3}, {3: {}}])
+def test_quantization_config_of_layers_with_sub_layers(value):
+    """A string was a bare AttributeError."""
+    with raises(
+        "`quantization_config` must be `None`, or a dict of `keras.quantizers.QuantizationConfig` "
+        "by the paths of sub-layers, as `get_config` returns it. "
+        f"Received: quantization_config={value!r}"
+    ):
+        layers.MLP(8, quantization_config=value)
+
+
+@pytest.mark.parametrize("value", [["all"], {"all"}, np.array(["all", "patches"]), b"all"])
+def test_choices_that_cannot_be_compared(value):
+    with raises(
+        f"`position_scope` must be one of 'all', 'patches'. Received: position_scope={value!r}"
+    ):
+        layers.TokenPositionEmbedding(1, 2, position_scope=value)
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("value", ["0.5", None, [], [None], [[0.5]], 10**400, True, 1j])
+def test_mean_and_std(name, value):
+    """Their errors named neither the argument nor the value."""
+    with raises(f"`{name}` must be a number, or one for each channel. Received: {name}={value!r}"):
+        layers.DeiTImageConverter(8, **{name: value})
+
+
+@pytest.mark.parametrize("value", ["no such", 3, {"a": 1}, [None]])
+def test_activations(value):
+    with raises(
+        "`activation` must be the name of one of Keras' activations, a function, or `None`. "
+        f"Received: activation={value!r}"
+    ):
+        layers.MLP(8, activation=value)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "1", ValueError("x")])
+def test_seeds(seed):
+    with raises(f"`seed` must be a non-negative integer. Received: seed={seed!r}"):
+        layers.DropPath(0.0, seed=seed)
+
+
+def test_sizes_that_no_tensor_has():
+    with raises(
+        "`hidden_dim` must be at most 9223372036854775807, the largest size of a tensor. "
+        f"Received: hidden_dim={10**30}"
+    ):
+        layers.PatchEmbedding(10**30, 2)
+
+
+@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 8)])
+def test_a_switch_of_a_call(layer):
+    with pytest.raises(ValueError) as error:
+        layer(np.ones((1, 3, 4), "float32"), return_attention_scores="no")
+    assert (
+        "`return_attention_scores` must be `True` or `False`. Received: "
+        "return_attention_scores='no'"
+    ) in str(error.value)
+
+
+def test_more_outputs_than_tokens():
+    with pytest.raises(ValueError) as error:
+        layers.MultiHeadSelfAttention(2)(np.ones((1, 3, 4), "float32"), num_queries=4)
+    assert (
+        "`num_queries` must be at most the number of tokens, 3. Received: num_queries=4"
+    ) in str(error.value)

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deit.models import DeiTDistiller
+from keras_deit.training import RECIPES
 from tests.conftest import BACKEND
 from tests.helpers import raises, raw_images, tiny_classifier
 
@@ -76,3 +78,35 @@ def test_an_activation_without_a_usual_loss(activation, num_classes):
     ):
         classifier.compile()
     classifier.compile("sgd", "mse")
+
+
+def test_training_in_float16_is_refused(rng):
+    """The loss was NaN from step 46 on: Adam's epsilon is 0 in float16."""
+    message = (
+        "Weights in float16 cannot be trained: the optimizer's small numbers, such as Adam's "
+        "`epsilon`, are 0 in float16, and the weights become NaN. Use "
+        '`dtype="mixed_float16"`, which keeps the weights in float32. To evaluate without '
+        "training, use `compile(optimizer=None, ...)`. Received: trainable weights of dtype float16"
+    )
+    half = tiny_classifier({"num_layers": 1, "dtype": "float16"})
+    for optimizer in ("auto", "sgd", keras.optimizers.AdamW()):
+        with raises(message):
+            half.compile(optimizer)
+    with raises(message):
+        DeiTDistiller(half, None).compile("adamw")
+    with raises(message):
+        RECIPES["new_classes"].build_optimizer(half, 10)
+    x, y = raw_images(rng, 8), rng.integers(0, 5, 8)
+    half.compile(None)
+    assert np.isfinite(half.evaluate(x, y, verbose=0)).all()
+    assert np.isfinite(half.predict(x, verbose=0)).all()
+    with pytest.warns(UserWarning, match="is not compiled. Weights in float16"):
+        half.compile_from_config({})
+
+
+def test_a_head_in_float32_trains_on_a_frozen_backbone_in_float16(rng):
+    classifier = tiny_classifier({"num_layers": 1, "dtype": "float16"}, dtype="float32")
+    classifier.backbone.trainable = False
+    classifier.compile(jit_compile=BACKEND == "jax")
+    loss = classifier.fit(raw_images(rng, 8), rng.integers(0, 5, 8), verbose=0).history["loss"]
+    assert np.isfinite(loss).all()

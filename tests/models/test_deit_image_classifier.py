@@ -315,3 +315,12 @@ def test_one_head_on_a_distilled_backbone(pooling, rng, tmp_path):
     np.testing.assert_array_equal(
         numpy(DeiTImageClassifier.from_preset(tmp_path / "preset")(x)), numpy(classifier(x))
     )
+
+
+@pytest.mark.parametrize("labels", [5, {"a": 1}, [None] * 5, [b"x"] * 5, ValueError("x")])
+def test_labels_that_are_no_strings(labels):
+    """5 was "object is not iterable", and `None` became the label "None"."""
+    with raises(
+        f"`labels` must be a sequence of strings, one for each class. Received: labels={labels!r}"
+    ):
+        tiny_classifier(labels=labels)

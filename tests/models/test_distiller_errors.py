@@ -114,3 +114,9 @@ def test_data_that_do_not_fit_are_refused_before_the_first_step(rng):
         x={"image": x},
     )
     same_arrays(before, student.weights)
+
+
+def test_a_switch_that_is_no_bool():
+    """By its truth "no" would save the teacher."""
+    with raises("`save_teacher` must be `True` or `False`. Received: save_teacher='no'"):
+        DeiTDistiller(tiny_student(), None, save_teacher="no")

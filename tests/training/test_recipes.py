@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_deit.models import DeiTDistiller
-from keras_deit.training import RECIPES, MixedLabelBinaryCrossentropy
+from keras_deit.training import RECIPES, Augmentation, MixedLabelBinaryCrossentropy
 from tests.helpers import numpy, raises, tiny_classifier
 
 pytestmark = pytest.mark.backend
@@ -206,3 +206,47 @@ def test_recipes_train_a_distiller(rng):
         np.eye(5, dtype="float32")[[0, 1, 2, 3]],
     )
     assert np.isfinite(distiller.fit(images, labels, batch_size=2, verbose=0).history["loss"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("erasing_rate", ValueError("x"), "a number in [0, 1]"),
+        ("rand_augment", "no", "`True` or `False`"),
+        ("three_augment", 1, "`True` or `False`"),
+        ("crop", ["padded"], "one of 'resized', 'padded'"),
+        ("mixup_alpha", -1, "a number, 0 or more"),
+        ("color_jitter", float("nan"), "a number, 0 or more"),
+        ("repeats", 0, "a positive integer"),
+    ],
+)
+def test_an_augmentation_of_nonsense(name, value, wanted):
+    """It was accepted, and failed in `tf.data` in the middle of an epoch, or meant something else."""
+    with raises(f"`{name}` must be {wanted}. Received: {name}={value!r}"):
+        Augmentation(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("optimizer", "adam", "one of 'adamw', 'lamb', 'sgd'"),
+        ("label_smoothing", "0.1", "a number in [0, 1]"),
+        ("learning_rate", 0, "a number above 0"),
+        ("epochs", 2.5, "a positive integer"),
+        ("augmentation", None, "an `Augmentation`"),
+        ("min_steps", -1, "a non-negative integer"),
+    ],
+)
+def test_a_recipe_of_nonsense(name, value, wanted):
+    with raises(f"`{name}` must be {wanted}. Received: {name}={value!r}"):
+        dataclasses.replace(RECIPES["deit"], **{name: value})
+
+
+@pytest.mark.parametrize("value", ["0.99", ValueError("x"), 1.5])
+def test_a_momentum_of_nonsense(value):
+    """Keras' own error names neither the argument nor the value."""
+    with raises(
+        "`ema_momentum` must be a probability in [0, 1); use 0.0 to switch it off. "
+        f"Received: ema_momentum={value!r}"
+    ):
+        RECIPES["deit"].build_optimizer(keras.Sequential(), 10, ema_momentum=value)
