@@ -87,7 +87,7 @@ class SublayerArguments:
         config, inner = self._quantization_config.get(name), _below(name, self._quantization_config)
         if config is not None and dtype.quantization_mode is not None:
             config = (
-                keras.saving.deserialize_keras_object(config)
+                keras.saving.deserialize_keras_object(config, safe_mode=True)
                 if isinstance(config, dict)
                 else config
             )

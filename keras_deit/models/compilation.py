@@ -48,7 +48,7 @@ class AutomaticCompilation:
         except ValueError as error:  # a file of version 0.1, which can still predict
             warnings.warn(f"{self.name!r} is not compiled. {error}", stacklevel=2)
             return
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**keras.saving.deserialize_keras_object(config, safe_mode=True))
         self.optimizer.build(self.trainable_variables)
 
 

@@ -162,7 +162,7 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.compile(**keras.saving.deserialize_keras_object(config, safe_mode=True))
         self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
@@ -260,7 +260,7 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     @classmethod
     def from_config(cls, config):
         parts = {
-            name: keras.saving.deserialize_keras_object(config[name])
+            name: keras.saving.deserialize_keras_object(config[name], safe_mode=True)
             for name in ("student", "teacher")
         }
         return cls(**{**config, **parts})

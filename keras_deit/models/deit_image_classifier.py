@@ -335,7 +335,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         for key in ("backbone", "preprocessor"):
             if isinstance(config.get(key), dict):
                 config[key] = keras.saving.deserialize_keras_object(
-                    config[key], custom_objects=custom_objects
+                    config[key], custom_objects=custom_objects, safe_mode=True
                 )
         return cls(**config)
 

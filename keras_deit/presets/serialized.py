@@ -48,6 +48,10 @@ def _builds(build, value):
     return True
 
 
+def _deserialized(value):
+    return keras.saving.deserialize_keras_object(value, safe_mode=True)
+
+
 def _is_policy(value):
     if value is None or value in _FLOATS:
         return True
@@ -88,7 +92,7 @@ def _is_quantization_config(value):
             or (_is_one_of(inner, _QUANTIZERS) and all(map(_is_plain, inner["config"].values())))
             for inner in value["config"].values()
         )
-        and _builds(keras.saving.deserialize_keras_object, value)
+        and _builds(_deserialized, value)
     )
 
 

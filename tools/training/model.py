@@ -170,7 +170,7 @@ def _check_image_size(image_size, patch_size):
 def _build_teacher(handle, image_shape, converter):
     """A model from the student's normalized images to the teacher's logits."""
     if handle.endswith(".keras"):
-        teacher = keras.saving.load_model(os.path.expanduser(handle))
+        teacher = keras.saving.load_model(os.path.expanduser(handle), safe_mode=True)
     else:
         # The batches are cropped already.
         teacher = DeiTImageClassifier.from_preset(handle, crop_ratio=1.0)
