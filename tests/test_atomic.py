@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -270,3 +271,42 @@ def test_leftovers_that_cannot_be_opened_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic.os, "open", no_permission)
     write(tmp_path / "preset", "new")
     assert leftover.exists()
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import atomic
+if sys.argv[3] == "two renames":
+    atomic._exchanged = lambda first, second: False
+print("ready", flush=True)
+number = 0
+while True:
+    number += 1
+    with atomic.atomic_directory(sys.argv[2], replaceable=("a.txt", "b.txt")) as folder:
+        for name in ("a.txt", "b.txt"):
+            (folder / name).write_text(str(number))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_processes_killed_at_any_time_lose_nothing(tmp_path, both_ways, rng):
+    """A hundred times, with the next one recovering what the last one left."""
+    target = tmp_path / "preset"
+    write(target, "0")
+    module = str(pathlib.Path(atomic.__file__).parent)
+    for _ in range(100):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, module, str(target), both_ways], stdout=subprocess.PIPE
+        )
+        with process:
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.02))
+            process.kill()
+        if both_ways == "two renames":
+            atomic.recover_directory(target)
+        content = texts(target)
+        assert content.keys() == {"a.txt", "b.txt"} and len(set(content.values())) == 1
+    write(target, "last")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["preset"]
