@@ -161,7 +161,7 @@ def _read(folder, sha256):
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != sha256:
         raise ValueError(f"{_TENSORS} has changed: its SHA-256 is {found} instead of {sha256}.")
-    arrays: dict[str, dict] = {"model": {}, "optimizer": {}}
+    arrays = {"model": {}, "optimizer": {}}
     for name, array in read_tensors(folder / _TENSORS).items():
         part, number = name.split("/")
         arrays[part][int(number)] = array
