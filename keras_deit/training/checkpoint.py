@@ -1,5 +1,6 @@
 """Resumes an interrupted training exactly, from the end of its last epoch."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -9,9 +10,10 @@ import shutil
 import keras
 
 from keras_deit.atomic import atomic_directory
-from keras_deit.layers.rematerialization import SEED_STATE
+from keras_deit.presets.safetensors_file import read_tensors, write_tensors
 
-_WEIGHTS, _STATE = "training.weights.h5", "state.json"
+_TENSORS, _STATE = "training.safetensors", "state.json"
+_HDF5 = "training.weights.h5"  # what versions before 0.2 wrote
 
 
 class TrainingCheckpoint(keras.callbacks.Callback):
@@ -30,6 +32,9 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             the first process and then save to their own, because gathering the weights needs every
             process: set the attribute `directory` in between.
 
+    Raises:
+        ValueError: if `directory` is not a path or is a file.
+
     Example:
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -45,8 +50,8 @@ class TrainingCheckpoint(keras.callbacks.Callback):
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
+        self.directory = _check_directory(directory)
         super().__init__()
-        self.directory = pathlib.Path(directory)
         self._global_generators: list = []
 
     def restore(self, model: keras.Model) -> int:
@@ -57,25 +62,37 @@ class TrainingCheckpoint(keras.callbacks.Callback):
             no checkpoint.
 
         Raises:
-            ValueError: if the checkpoint is of another architecture or its files are damaged.
+            ValueError: if the checkpoint is of another architecture, optimizer or version, or its
+                files are damaged.
         """
         epochs = self._epochs()
         if not epochs:
             return 0
         folder = epochs[-1]
-        model.optimizer.build(model.trainable_variables)
+        if (folder / _HDF5).exists():
+            raise ValueError(
+                f"The checkpoint {folder} is of an older version of keras_deit, which wrote "
+                f"{_HDF5}. Finish the training with that version, or remove the checkpoint to "
+                "train from the start."
+            )
+        if not model.optimizer.built:  # a second build would add variables to LossScaleOptimizer
+            model.optimizer.build(model.trainable_variables)
         try:
             state = json.loads((folder / _STATE).read_text())
-            shapes, seeds = state["shapes"], state["seeds"]
-            _check_shapes(shapes, _shapes(model), folder)
-            model.load_weights(folder / _WEIGHTS)
-            for generator, seed in zip(_seeds(model), seeds, strict=True):
-                generator.assign(seed)
-            self._global_generators = state["global_generators"]
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+            saved = _read(folder, state["sha256"])
+            global_generators = state["global_generators"]
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The checkpoint {folder} is damaged. Remove it to train from the start. {error}"
             ) from error
+        own = _variables(model)
+        for part in own:
+            _check_shapes(part, _shapes(saved[part]), _shapes(own[part]), folder)
+        for part, variables in own.items():
+            saved[part].reverse()
+            for variable in variables:
+                variable.assign(saved[part].pop())  # which releases the array
+        self._global_generators = global_generators
         return int(folder.name.removeprefix("epoch_"))
 
     def on_train_begin(self, logs=None):
@@ -89,14 +106,12 @@ class TrainingCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         before = self._epochs()
-        state = {
-            "shapes": _shapes(self.model),
-            "seeds": [keras.ops.convert_to_numpy(seed).tolist() for seed in _seeds(self.model)],
-            "global_generators": _global_generators(),
-        }
         target = self.directory / f"epoch_{epoch + 1:05d}"
-        with atomic_directory(target, replaceable=(_WEIGHTS, _STATE)) as folder:
-            self.model.save_weights(folder / _WEIGHTS)
+        with atomic_directory(target, replaceable=(_TENSORS, _STATE, _HDF5)) as folder:
+            state = {
+                "sha256": _write(folder, _variables(self.model)),
+                "global_generators": _global_generators(),
+            }
             (folder / _STATE).write_text(json.dumps(state))
         for folder in before:
             if folder != target:
@@ -106,9 +121,51 @@ class TrainingCheckpoint(keras.callbacks.Callback):
         return sorted(self.directory.glob("epoch_*"))
 
 
-def _seeds(model):
-    """States of the dropout generators, which Keras does not save with the weights."""
-    return [variable for variable in model.variables if variable.name == SEED_STATE]
+def _check_directory(directory):
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ValueError(
+            f"`directory` must be the path of a directory. Received: directory={directory!r}"
+        )
+    path = pathlib.Path(directory)
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            "`directory` must be the path of a directory, but is a file. Use another path. "
+            f"Received: directory={directory!r}"
+        )
+    return path
+
+
+def _variables(model):
+    """What is saved, by the part it belongs to. The model's part contains its random seeds."""
+    return {"model": model.variables, "optimizer": model.optimizer.variables}
+
+
+def _write(folder, variables):
+    """Writes all variables and returns the file's SHA-256.
+
+    They are numbered, because their paths change when a process builds a second model.
+    """
+    return write_tensors(
+        folder / _TENSORS,
+        {
+            f"{part}/{number}": keras.ops.convert_to_numpy(variable)
+            for part, members in variables.items()
+            for number, variable in enumerate(members)
+        },
+    )
+
+
+def _read(folder, sha256):
+    """The arrays that `_write` wrote, in lists by part."""
+    with open(folder / _TENSORS, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(f"{_TENSORS} has changed: its SHA-256 is {found} instead of {sha256}.")
+    arrays = {"model": {}, "optimizer": {}}
+    for name, array in read_tensors(folder / _TENSORS).items():
+        part, number = name.split("/")
+        arrays[part][int(number)] = array
+    return {part: [array for _, array in sorted(of.items())] for part, of in arrays.items()}
 
 
 def _global_generators():
@@ -136,20 +193,20 @@ def _set_global_generators(states):
         torch.cuda.set_rng_state_all(others)
 
 
-def _shapes(model):
-    return [list(variable.shape) for variable in model.weights]
+def _shapes(arrays):
+    return [list(array.shape) for array in arrays]
 
 
-def _check_shapes(saved, own, folder):
-    if saved != own:
-        differ = next(
-            pair
-            for pair in itertools.zip_longest(own, saved, fillvalue="none")
-            if pair[0] != pair[1]
-        )
-        raise ValueError(
-            f"The checkpoint {folder} is of another architecture: it has {len(saved)} weights and "
-            f"the model has {len(own)}. The first shapes that differ are {differ[1]} in the "
-            f"checkpoint and {differ[0]} in the model. Train with the original settings, or use "
-            "another directory."
-        )
+def _check_shapes(part, saved, own, folder):
+    if saved == own:
+        return
+    differ = next(
+        pair for pair in itertools.zip_longest(saved, own, fillvalue="none") if pair[0] != pair[1]
+    )
+    other = "architecture" if part == "model" else "optimizer"
+    raise ValueError(
+        f"The checkpoint {folder} is of another {other}: it has {len(saved)} variables and the "
+        f"{part} has {len(own)}. The first shapes that differ are {differ[0]} in the checkpoint "
+        f"and {differ[1]} in the {part}. Train with the original settings, or use another "
+        "directory."
+    )

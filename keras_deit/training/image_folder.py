@@ -64,8 +64,11 @@ class ImageFolder:
         found = [
             (file, label) for label, folder in enumerate(folders) for file in _files_under(folder)
         ]
-        images = [(str(file), label) for file, label in found if file.suffix.lower() in FORMATS]
-        skipped = sorted(str(file) for file, _ in found if file.suffix.lower() not in FORMATS)
+        images = [(str(file), label) for file, label in found if _is_image(file)]
+        skipped = sorted(
+            [str(file) for file, _ in found if not _is_image(file)]
+            + [str(directory) for folder in folders for directory in _named_as_images(folder)]
+        )
         if not images:
             raise ValueError(
                 f"Expected one subfolder of images per class in {directory}, with files ending in "
@@ -81,7 +84,8 @@ class ImageFolder:
     def dataset(self):
         """`tf.data.Dataset` of (number, path, label), to decode with `image_reader`."""
         return tf.data.Dataset.from_tensor_slices(
-            (list(range(len(self))), list(self.files), list(self.labels))
+            # As bytes, because a name need not be valid UTF-8
+            (list(range(len(self))), list(map(os.fsencode, self.files)), list(self.labels))
         )
 
     def file_names(self):
@@ -92,10 +96,9 @@ class ImageFolder:
     def identity(self):
         """A digest of the names and sizes of the files, which changes when an image does."""
         listing = "".join(
-            f"{os.path.relpath(file, self.directory)} {os.path.getsize(file)}\n"
-            for file in self.files
+            f"{os.path.relpath(file, self.directory)} {_size(file)}\n" for file in self.files
         )
-        return f"folder:{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+        return f"folder:{hashlib.sha256(os.fsencode(listing)).hexdigest()[:12]}"
 
     def find_unreadable(self, num_shards=1, shard=0):
         """Reads every image once.
@@ -138,6 +141,23 @@ class ImageFolder:
                 f"Received: no images in {', '.join(empty)}"
             )
         return self
+
+
+def _is_image(file):
+    return file.suffix.lower() in FORMATS
+
+
+def _size(file):
+    """In bytes; 0 for a link to nowhere, which is an unreadable image as an empty file is."""
+    return os.path.getsize(file) if os.path.exists(file) else 0
+
+
+def _named_as_images(folder):
+    """Directories such as `x.jpg` that nothing is read from: empty ones, and links."""
+    for parent, names, _ in os.walk(folder):
+        for directory in (pathlib.Path(parent, name) for name in names):
+            if _is_image(directory) and (directory.is_symlink() or not any(directory.iterdir())):
+                yield directory
 
 
 def _files_under(folder):

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 
-import h5py
 import keras
 import numpy as np
 import pytest
 
 from keras_deit.models import DeiTImageClassifier
-from keras_deit.presets import imagenet_synsets
+from keras_deit.presets import imagenet_synsets, read_tensors
 from tests.scripts import ROOT, load_script, run_script, set_flags
 from tests.tools.conftest import flags
 
@@ -36,15 +35,7 @@ def run(train, given, output, **overrides):
 
 def states(output, epoch=3):
     """All arrays of the checkpoint: weights, optimizer state, averages and seeds."""
-    folder = output / "checkpoints" / f"epoch_{epoch:05d}"
-    arrays = {}
-    with h5py.File(folder / "training.weights.h5") as file:
-        file.visititems(
-            lambda name, item: (
-                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
-    return {**arrays, "seeds": np.array(json.loads((folder / "state.json").read_text())["seeds"])}
+    return read_tensors(output / "checkpoints" / f"epoch_{epoch:05d}" / "training.safetensors")
 
 
 @pytest.mark.process

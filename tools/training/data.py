@@ -65,7 +65,13 @@ def _open_folder(directory, skip_broken, devices):
 
 
 def make_batches(training, validation, recipe, model, schedule, start, seed, devices):
-    """Batches to train on from image number `start`, and batches to validate on."""
+    """Batches to train on from image number `start`, and batches to validate on.
+
+    Returns:
+        (training batches, validation batches, dict). While an epoch runs, the dict receives
+        `{number: reason}` of each image that cannot be read, which is black in its batch.
+    """
+    unreadable = {}
     num_channels = model.num_channels
     augmentation = recipe.augmentation
     if num_channels != 3:
@@ -89,12 +95,15 @@ def make_batches(training, validation, recipe, model, schedule, start, seed, dev
             training.dataset(),
             augmentation,
             shuffle_buffer_size=len(training) if training.are_files else TFDS_SHUFFLE_BUFFER,
-            read=image_reader(training, num_channels),
+            read=image_reader(training, num_channels, unreadable=unreadable),
             seed=seed,
             start=start,
             **shared,
         ),
         batches.evaluation_batches(
-            validation.dataset(), read=image_reader(validation, num_channels), **shared
+            validation.dataset(),
+            read=image_reader(validation, num_channels, unreadable=unreadable),
+            **shared,
         ),
+        unreadable,
     )

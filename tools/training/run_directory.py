@@ -41,9 +41,9 @@ def _kept(settings):
     return {name: value for name, value in settings.items() if name not in FREE_SETTINGS}
 
 
-def callbacks(output, model, best_accuracy, checkpoint):
+def callbacks(output, model, best_accuracy, checkpoint, unreadable):
     log = output / "log.csv"
-    found = [BestPreset(model, output, best_accuracy)]
+    found = [StopAtUnreadable(unreadable), BestPreset(model, output, best_accuracy)]
     if model.has_average:
         # After `BestPreset`, which saves while the averages are still swapped in.
         found.append(keras.callbacks.SwapEMAWeights())
@@ -62,6 +62,33 @@ def best_accuracy(directory):
     """Validation accuracy of the best model so far, or -1."""
     path = directory / "best.json"
     return json.loads(path.read_text())["accuracy"] if path.exists() else -1.0
+
+
+class UnreadableImage(ValueError):
+    """An image that could be read before the training, and cannot be read any more."""
+
+
+class StopAtUnreadable(keras.callbacks.Callback):
+    """Ends the training after the batch of an image that cannot be read.
+
+    Args:
+        unreadable: dict, see `make_batches`. Raising in the `tf.data` pipeline instead would end
+            the process with two pages of TensorFlow's traceback.
+    """
+
+    def __init__(self, unreadable):
+        super().__init__()
+        self.unreadable = unreadable
+
+    def on_train_batch_end(self, batch, logs=None):
+        for reason in self.unreadable.values():
+            raise UnreadableImage(
+                f"{reason} Then start again with the same flags to resume after the last finished "
+                "epoch."
+            )
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.on_train_batch_end(batch)
 
 
 class BestPreset(keras.callbacks.Callback):

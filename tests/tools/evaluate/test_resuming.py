@@ -9,6 +9,7 @@ import sys
 import keras
 import pytest
 
+from keras_deit.models import DeiTImageClassifier
 from tests.tools.evaluate.helpers import figures, refusal, run, tool
 
 counts = sys.modules["evaluation.counts"]
@@ -51,6 +52,23 @@ def test_progress_of_other_settings_is_ignored(val, tiny, tmp_path, monkeypatch,
     capsys.readouterr()
     run(val, tmp_path / "table.csv", tiny, batch_size=32)
     assert ": image 1 to 30" in capsys.readouterr().out
+
+
+def test_progress_of_other_weights_is_ignored(val, tiny, tmp_path, monkeypatch, capsys):
+    """Of a preset that was saved again, the counts of both models were added up."""
+    monkeypatch.setattr(counts, "BATCHES_BETWEEN_SAVES", 1)
+    preset = shutil.copytree(tiny, tmp_path / "preset")
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "build_row", lambda *_: sys.exit("stopped"))
+        assert refusal(val, tmp_path / "table.csv", preset, batch_size=16) == "stopped"
+    classifier = DeiTImageClassifier.from_preset(preset)
+    classifier.head.set_weights([-array for array in classifier.head.get_weights()])
+    classifier.save_to_preset(preset)
+    capsys.readouterr()
+    (row,) = run(val, tmp_path / "table.csv", preset, batch_size=16)
+    assert ": image 1 to 30" in capsys.readouterr().out
+    (expected,) = run(val, tmp_path / "other.csv", preset, batch_size=16)
+    assert figures(row) == figures(expected)
 
 
 def test_progress_of_an_earlier_version_is_ignored(tmp_path):
