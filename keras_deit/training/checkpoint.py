@@ -10,7 +10,7 @@ import shutil
 import keras
 
 from keras_deit.atomic import atomic_directory
-from keras_deit.presets.safetensors_file import read_tensors, write_tensors
+from keras_deit.presets.safetensors_file import parse_tensors, write_tensors
 
 _TENSORS, _STATE = "training.safetensors", "state.json"
 _HDF5 = "training.weights.h5"  # what versions before 0.2 wrote
@@ -157,12 +157,12 @@ def _write(folder, variables):
 
 def _read(folder, sha256):
     """The arrays that `_write` wrote, in lists by part."""
-    with open(folder / _TENSORS, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    content = (folder / _TENSORS).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise ValueError(f"{_TENSORS} has changed: its SHA-256 is {found} instead of {sha256}.")
     arrays = {"model": {}, "optimizer": {}}
-    for name, array in read_tensors(folder / _TENSORS).items():
+    for name, array in parse_tensors(content, folder / _TENSORS).items():
         part, number = name.split("/")
         arrays[part][int(number)] = array
     return {part: [array for _, array in sorted(of.items())] for part, of in arrays.items()}
