@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_deit.visualization import read_photograph
-from tests.helpers import numpy, raises, tiny_classifier
+from tests.helpers import numpy, raises, raw_images, tiny_classifier
 from tests.pictures import write_broken, write_good
 
 pytestmark = pytest.mark.backend
@@ -31,13 +31,23 @@ def test_every_reader_sees_the_same_pixels(tmp_path):
 
 
 def test_every_reader_names_a_file_that_it_cannot_read(tmp_path):
+    classifier = tiny_classifier({"num_layers": 1})
     for path, error in write_broken(tmp_path).items():
         with raises(error):
             read_photograph(path)
-        # One each: on JAX, Keras 3.15 loses the weights after an error inside `predict`.
-        classifier = tiny_classifier({"num_layers": 1})
         with raises(error):
             classifier.predict([path], verbose=0)
+
+
+def test_a_broken_file_among_others_loses_no_weights(rng, tmp_path):
+    """An error inside of Keras' `predict` would lose the weights on JAX."""
+    classifier = tiny_classifier({"num_layers": 1})
+    pixels = raw_images(rng)
+    expected = classifier.predict(pixels, verbose=0)
+    path, error = next(iter(write_broken(tmp_path).items()))
+    with raises(error):
+        classifier.predict([*pixels, path, *pixels], batch_size=2, verbose=0)
+    np.testing.assert_array_equal(classifier.predict(pixels, verbose=0), expected)
 
 
 def test_the_folder_of_a_training(tmp_path):

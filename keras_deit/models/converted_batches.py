@@ -73,15 +73,23 @@ class ConvertedArrays(keras.utils.PyDataset):
 
 
 class ConvertedPictures(keras.utils.PyDataset):
-    """Converts files, Pillow images and arrays of different sizes."""
+    """Converts files, Pillow images and arrays of different sizes.
 
-    def __init__(self, converter, pictures, num_channels, data_format, batch_size):
+    A picture that cannot be read sets `error`, for the caller to raise after `predict`, and calls
+    `stop`. An error inside `predict` would lose the weights on JAX.
+    """
+
+    error = None
+
+    def __init__(self, converter, pictures, backbone, batch_size, stop):
         super().__init__()
         self._converter = converter
         self._pictures = pictures
-        self._channels_first = data_format == "channels_first"
-        self._num_channels = num_channels
+        self._image_shape = backbone.image_shape
+        self._channels_first = backbone.data_format == "channels_first"
+        self._num_channels = backbone.num_channels
         self._batch_size = batch_size
+        self._stop = stop
 
     @property
     def num_batches(self):
@@ -89,11 +97,14 @@ class ConvertedPictures(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         pictures = self._pictures[index * self._batch_size : (index + 1) * self._batch_size]
-        return (
-            np.concatenate(
-                [to_numpy(self._converter(self._read(picture)[None])) for picture in pictures]
-            ),
-        )
+        if self.error is None:
+            try:
+                images = [self._converter(self._read(picture)[None]) for picture in pictures]
+                return (np.concatenate([to_numpy(image) for image in images]),)
+            except Exception as error:
+                self.error = error
+                self._stop()
+        return (np.zeros((len(pictures), *self._image_shape), "float32"),)
 
     def _read(self, picture):
         if not is_picture(picture):

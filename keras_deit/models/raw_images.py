@@ -137,16 +137,21 @@ class RawImageInputs:
             self.preprocessor is not None or any(map(is_picture, pictures))
         ):
             self._check_pictures(pictures)
-            backbone = self._get_classifier().backbone
-            converter = self._converter(training=False)
             x = ConvertedPictures(
-                converter, pictures, backbone.num_channels, backbone.data_format, batch_size or 32
+                self._converter(training=False),
+                pictures,
+                self._get_classifier().backbone,
+                batch_size or 32,
+                stop=lambda: setattr(self, "stop_predicting", True),
             )
             batch_size = None
         elif self.preprocessor is not None:
             x = self._checked(x, labels_matter=False)
             x, batch_size = self._convert(x, batch_size=batch_size), None
-        return super().predict(x, batch_size=batch_size, **kwargs)
+        outputs = super().predict(x, batch_size=batch_size, **kwargs)
+        if isinstance(x, ConvertedPictures) and x.error is not None:
+            raise x.error
+        return outputs
 
     def train_on_batch(self, x, *args, **kwargs):
         return super().train_on_batch(self._convert_images(x, training=True), *args, **kwargs)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 
 import ml_dtypes
 import numpy as np
@@ -21,11 +22,20 @@ def write_tensors(file, tensors):
         OSError: if the disk is full or the file cannot be written.
     """
     # Imported here so that `import keras_deit` stays fast.
-    from safetensors.numpy import save
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
 
-    content = save({name: np.asarray(array, order="C") for name, array in tensors.items()})
-    file.write_bytes(content)  # `save_file` raises no OSError when the disk is full
-    return hashlib.sha256(content).hexdigest()
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    try:
+        # `save` would hold the whole file in memory, and again for each of its copies.
+        save_file(tensors, file)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
