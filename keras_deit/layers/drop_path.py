@@ -1,5 +1,6 @@
 """Stochastic depth."""
 
+import random
 from typing import Any
 
 import keras
@@ -10,7 +11,7 @@ from keras_deit.layers.inputs import as_floats, check_tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DropPath(keras.layers.Dropout):
+class DropPath(keras.layers.Layer):
     """Drops a residual branch for random samples during training (stochastic depth).
 
     `outputs[b] = inputs[b] * keep[b] / (1 - rate)` with `keep[b]` 0 or 1 and
@@ -41,7 +42,19 @@ class DropPath(keras.layers.Dropout):
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         rate, seed = check_rate("rate", rate), check_seed("seed", seed)
-        super().__init__(rate, seed=seed, **kwargs)
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+        # Drawn here, as `keras.layers.Dropout` does, so that it follows from the global seed.
+        self._first_seed = random.randint(1, 10**9) if seed is None and rate > 0 else seed
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        # Here, so that its variable has the layer's path. `keras.layers.Dropout` numbers its seeds
+        # through all models, and TensorFlow keeps memory for every name that there ever was.
+        if self.rate > 0:
+            self.seed_generator = keras.random.SeedGenerator(self._first_seed, "seed_generator")
+        self.built = True
 
     def call(self, inputs, training=False):
         check_tensor(self, inputs)
@@ -55,7 +68,8 @@ class DropPath(keras.layers.Dropout):
             inputs, self.rate, noise_shape=noise_shape, seed=self.seed_generator
         )
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
-        config = super().get_config()
-        del config["noise_shape"]  # not an argument: it follows from the inputs
-        return config
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
