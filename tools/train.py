@@ -54,6 +54,7 @@ from training.data import make_batches, open_images
 from training.devices import KINDS, start_devices
 from training.model import build_model, choose_recipe, choose_schedule
 from training.run_directory import (
+    EpochLog,
     UnreadableImage,
     best_accuracy,
     callbacks,
@@ -179,6 +180,9 @@ def main(_):
         try:
             model.fit(**arguments)
         except Exception as error:
+            for callback in arguments["callbacks"]:
+                if isinstance(callback, EpochLog):
+                    callback.close()
             if num_processes == 1:
                 if isinstance(error, UnreadableImage):
                     sys.exit(f"Stopped. {error}")

@@ -71,7 +71,7 @@ class TokenMerging(keras.layers.Layer):
 
     def build(self, input_shape):
         check_known_tokens("TokenMerging", input_shape)
-        self.input_spec = keras.InputSpec(ndim=3, axes={-1: input_shape[-1]})
+        self.input_spec = keras.InputSpec(ndim=3)
         self.built = True
 
     def call(self, inputs, keys=None, token_sizes=None, mask=None):

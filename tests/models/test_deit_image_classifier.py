@@ -137,7 +137,10 @@ def test_a_classifier_fresh_from_a_preset_can_be_quantized(rng, tmp_path):
     """
     for preprocessor in (DeiTImageConverter((12, 32)), keras.layers.Rescaling(1 / 255)):
         tiny_classifier(preprocessor=preprocessor).save_to_preset(tmp_path / "preset")
-        classifier = DeiTImageClassifier.from_preset(tmp_path / "preset")
+        classifier = DeiTImageClassifier.from_preset(
+            tmp_path / "preset",
+            preprocessor=type(preprocessor).from_config(preprocessor.get_config()),
+        )
         classifier.quantize("int8")
         assert classifier.head.class_head.quantization_mode == "int8"
 

@@ -121,6 +121,11 @@ class EpochLog(keras.callbacks.CSVLogger):
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch + 1, logs)
 
+    def close(self):
+        """For a training that ends with an error."""
+        if self.csv_file is not None:
+            self.csv_file.close()
+
 
 def plot_curves(log, picture):
     """Draws loss and accuracy by epoch. Of an epoch that ran twice, the last run counts."""

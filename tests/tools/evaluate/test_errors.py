@@ -46,8 +46,10 @@ def test_errors_name_the_flag(val, tmp_path):
     tiny_classifier(num_classes=10, labels=labels, preprocessor=None).save_to_preset(
         tmp_path / "unprepared"
     )
-    broken = tiny_classifier(num_classes=10, labels=labels)
-    broken.head.weights[0].assign(np.full(broken.head.weights[0].shape, np.nan))
+    # The mean of the two heads overflows, and the softmax of infinities is NaN.
+    broken = tiny_classifier(num_classes=10, labels=labels, activation="softmax")
+    for bias in (broken.head.weights[1], broken.head.weights[3]):
+        bias.assign(np.full(bias.shape, 3e38))
     broken.save_to_preset(tmp_path / "broken")
     for message, arguments in {
         f"--data_dir {tmp_path / 'none'}: The folder {tmp_path / 'none'} does not exist.": (
