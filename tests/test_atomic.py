@@ -292,11 +292,11 @@ while True:
 @pytest.mark.process
 @pytest.mark.slow
 def test_processes_killed_at_any_time_lose_nothing(tmp_path, both_ways, rng):
-    """A hundred times, with the next one recovering what the last one left."""
+    """Fifty times, with the next one recovering what the last one left."""
     target = tmp_path / "preset"
     write(target, "0")
     module = str(pathlib.Path(atomic.__file__).parent)
-    for _ in range(100):
+    for _ in range(50):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, module, str(target), both_ways], stdout=subprocess.PIPE
         )

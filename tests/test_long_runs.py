@@ -44,10 +44,12 @@ def test_nothing_keeps_a_model_that_is_no_longer_used():
 @pytest.mark.slow
 @on_linux
 def test_loading_many_times_takes_less_than_a_model_each(tool):
-    """A model of this size takes 808 KiB for its weights alone. On TensorFlow, 210 KiB remain."""
+    """A model of this size takes 808 KiB for its weights alone. On TensorFlow, 212 KiB of each
+    remained when its seeds were numbered.
+    """
     points = tool.measure(tool.load, 60)
     assert [steps for steps, _ in points] == list(range(3, 61, 3))
-    assert tool.growth(points) < 600
+    assert tool.growth(points) < 150
 
 
 def test_growth_leaves_the_warm_up_out(tool):
