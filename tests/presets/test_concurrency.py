@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 # All weights of a version are the same number, so that a mixture shows.
 SCRIPT = """
-import sys
+import itertools, os, sys
 import keras
 import numpy as np
 from keras_deit import atomic
@@ -23,7 +23,10 @@ if way == "two renames":
     atomic._exchanged = lambda first, second: False
 classifier = DeiTImageClassifier.from_preset(directory, load_weights=False)
 seen = set()
-for number in range(int(rounds)):
+for number in itertools.count():
+    # The savers go on until the loaders have ended.
+    if number >= int(rounds) and (role == "load" or os.path.exists(directory + ".stop")):
+        break
     if role == "load":
         numbers = {
             value
@@ -33,7 +36,7 @@ for number in range(int(rounds)):
         assert len(numbers) == 1, numbers
         seen |= numbers
     else:
-        value = number + (1000 if role == "second" else 0)
+        value = number + (100_000 if role == "second" else 0)
         classifier.set_weights([np.full_like(array, value) for array in classifier.get_weights()])
         classifier.save_to_preset(directory)
 print(len(seen))
@@ -61,9 +64,13 @@ def test_a_load_gets_one_version_whole_and_no_save_fails(way, rounds, tmp_path):
         )
         for role in ("first", "second", "load", "load")
     ]
-    results = [(*process.communicate(), process.returncode) for process in processes]
+    results = []
+    for process in reversed(processes):
+        results.append((*process.communicate(), process.returncode))
+        if len(results) == 2:
+            (tmp_path / "preset.stop").touch()
     for _, errors, code in results:
         assert code == 0, errors
     # The loads met saves.
-    assert all(int(output.split()[-1]) > 5 for output, _, _ in results[2:])
-    assert [entry.name for entry in tmp_path.iterdir()] == ["preset"]
+    assert all(int(output.split()[-1]) > 5 for output, _, _ in results[:2])
+    assert {entry.name for entry in tmp_path.iterdir()} == {"preset", "preset.stop"}
