@@ -24,8 +24,9 @@ if way == "two renames":
 classifier = DeiTImageClassifier.from_preset(directory, load_weights=False)
 seen = set()
 for number in itertools.count():
-    # The savers go on until the loaders have ended.
-    if number >= int(rounds) and (role == "load" or os.path.exists(directory + ".stop")):
+    # A process that starts late must meet the others, too.
+    met = len(seen) > 5 if role == "load" else os.path.exists(directory + ".stop")
+    if number >= int(rounds) and met:
         break
     if role == "load":
         numbers = {
@@ -39,7 +40,6 @@ for number in itertools.count():
         value = number + (100_000 if role == "second" else 0)
         classifier.set_weights([np.full_like(array, value) for array in classifier.get_weights()])
         classifier.save_to_preset(directory)
-print(len(seen))
 """
 
 
@@ -71,6 +71,4 @@ def test_a_load_gets_one_version_whole_and_no_save_fails(way, rounds, tmp_path):
             (tmp_path / "preset.stop").touch()
     for _, errors, code in results:
         assert code == 0, errors
-    # The loads met saves.
-    assert all(int(output.split()[-1]) > 5 for output, _, _ in results[:2])
     assert {entry.name for entry in tmp_path.iterdir()} == {"preset", "preset.stop"}
