@@ -4,14 +4,11 @@ import numpy as np
 
 
 class CheckedInputs:
-    """Mixin for models whose methods check the shape of arrays, tensors and `tf.data`.
+    """Mixin for models with `_get_image_shape`: methods check arrays, tensors and `tf.data`.
 
     The words are the same on each backend. Keras itself would speak of an unbound variable for an
     empty batch, and of an index for a single number.
     """
-
-    def _get_image_shape(self):
-        raise NotImplementedError
 
     def _check_inputs(self, x):
         expected = self._get_image_shape()

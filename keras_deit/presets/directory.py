@@ -74,7 +74,8 @@ def write_preset(
     directory = resolved(directory)
     edited_card = _edited_card(directory)
     contents = {CONFIG: _class_and_config(backbone)}
-    check_values(backbone.get_config(), schema.BACKBONE, "the backbone", _NOT_SAVED)
+    backbone_config = contents[CONFIG]["config"]
+    check_values(backbone_config, schema.BACKBONE, "the backbone", _NOT_SAVED)
     if task_config is not None:
         if contents[CONFIG]["class_name"] != _BACKBONE:
             raise ValueError(
@@ -91,7 +92,7 @@ def write_preset(
     parameters = backbone.count_params() + (0 if head is None else head.count_params())
     card = model_card(
         directory.name,
-        backbone.get_config(),
+        backbone_config,
         task_config,
         parameters,
         preprocessor is not None,

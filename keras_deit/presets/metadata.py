@@ -68,7 +68,7 @@ def create_metadata(folder, origin):
         "format": FORMAT,
         "keras_version": keras.__version__,
         "origin": origin,
-        "files": {file.name: sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
+        "files": {file.name: _file_sha256(file) for file in sorted(folder.iterdir())},
     }
 
 
@@ -129,6 +129,11 @@ def _origin(content):
     """The handle of a preset, or `None` for other text, which must not get into a model card."""
     origin = content.get("origin")
     return origin if origin and re.fullmatch(r"[\w./:-]{1,200}", origin) else None
+
+
+def _file_sha256(file):
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_listed(files, where):

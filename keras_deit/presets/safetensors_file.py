@@ -1,6 +1,5 @@
 """Reading and writing safetensors files."""
 
-import hashlib
 import os
 import re
 
@@ -16,7 +15,7 @@ _DTYPES = {
 
 
 def write_tensors(file, tensors):
-    """Writes {name: NumPy array} and returns the file's SHA-256.
+    """Writes {name: NumPy array}.
 
     Raises:
         OSError: if the disk is full or the file cannot be written.
@@ -34,8 +33,6 @@ def write_tensors(file, tensors):
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:

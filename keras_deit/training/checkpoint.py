@@ -145,7 +145,7 @@ def _write(folder, variables):
 
     They are numbered, because their paths change when a process builds a second model.
     """
-    return write_tensors(
+    write_tensors(
         folder / _TENSORS,
         {
             f"{part}/{number}": keras.ops.convert_to_numpy(variable)
@@ -153,6 +153,8 @@ def _write(folder, variables):
             for number, variable in enumerate(members)
         },
     )
+    with open(folder / _TENSORS, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(folder, sha256):
