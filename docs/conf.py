@@ -99,7 +99,9 @@ def write_api_pages(app):
 def _entry(module, name):
     value = getattr(importlib.import_module(module), name)
     if isinstance(value, type):
-        return f".. autoclass:: {module}.{name}\n   :members:\n"
+        # Models have methods from mixins of ours; Keras' own have their place at keras.io.
+        inherited = "   :inherited-members: Model\n" if module == "keras_deit.models" else ""
+        return f".. autoclass:: {module}.{name}\n   :members:\n{inherited}"
     kind = "function" if callable(value) else "data"
     options = "   :no-value:\n" if kind == "data" else ""
     return f".. auto{kind}:: {module}.{name}\n{options}"
