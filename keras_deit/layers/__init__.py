@@ -3,12 +3,13 @@
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.drop_path import DropPath
-from keras_deit.layers.kernels import gelu, target_platform
+from keras_deit.layers.kernels import gelu, gelu_tanh, target_platform
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
@@ -22,9 +23,11 @@ __all__ = [
     "MergingTransformerBlock",
     "MultiHeadSelfAttention",
     "PatchEmbedding",
+    "RotaryPositionEmbedding",
     "TokenMerging",
     "TokenPositionEmbedding",
     "TransformerBlock",
     "gelu",
+    "gelu_tanh",
     "target_platform",
 ]

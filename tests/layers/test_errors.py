@@ -47,6 +47,7 @@ def test_rates(name, make, rate):
         ("num_heads", lambda size: layers.TransformerBlock(size, 8)),
         ("intermediate_dim", lambda size: layers.TransformerBlock(2, size)),
         ("num_classes", lambda size: layers.DistillationHead(size)),
+        ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
     ],
 )
 def test_sizes(name, make, size):
@@ -59,7 +60,11 @@ def test_sizes(name, make, size):
     ("name", "make"),
     [
         ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
+        ("use_qk_norm", lambda value: layers.MultiHeadSelfAttention(2, use_qk_norm=value)),
+        ("use_gate", lambda value: layers.MLP(8, use_gate=value)),
         ("remat", lambda value: layers.TransformerBlock(2, 8, remat=value)),
+        ("use_qk_norm", lambda value: layers.TransformerBlock(2, 8, use_qk_norm=value)),
+        ("use_gated_mlp", lambda value: layers.TransformerBlock(2, 8, use_gated_mlp=value)),
         (
             "crop_to_aspect_ratio",
             lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value),
@@ -337,6 +342,31 @@ def test_a_switch_of_a_call(layer):
         "`return_attention_scores` must be `True` or `False`. Received: "
         "return_attention_scores='no'"
     ) in str(error.value)
+
+
+@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 8)])
+def test_a_rotation_for_another_image(layer):
+    rotation = layers.RotaryPositionEmbedding(8)(np.zeros((1, 1, 3, 4)))
+    with pytest.raises(ValueError) as error:
+        layer(np.ones((1, 3, 16), "float32"), rotation=rotation)
+    assert (
+        "`rotation` must have shape (2, tokens, head_dim / 2), here (2, 3, 4): use the output of "
+        "`RotaryPositionEmbedding(8, num_prefix_tokens)` for the same image. "
+        "Received: rotation=of shape (2, 4, 4), input shape (1, 3, 16)"
+    ) in str(error.value)
+
+
+def test_rotary_positions_of_odd_pairs_and_of_tokens():
+    with raises(
+        "`head_dim` must be a multiple of 4: each of the two coordinates rotates pairs of values. "
+        "Received: head_dim=6"
+    ):
+        layers.RotaryPositionEmbedding(6)
+    with raises(
+        "`RotaryPositionEmbedding` takes a feature map of shape (batch, rows, columns, channels), "
+        "such as the output of `PatchEmbedding(flatten=False)`. Received: input shape (2, 6, 8)"
+    ):
+        layers.RotaryPositionEmbedding(8).build((2, 6, 8))
 
 
 def test_more_outputs_than_tokens():
