@@ -145,11 +145,14 @@ def layer_norm(layer, tokens):
     return ops.cast(x, layer.compute_dtype)
 
 
-def embed_patches(layer, images, patch_size):
-    """Applies `layer` to the flattened patches: (B, H, W, C) to (B, T, D), in row-major order."""
+def embed_patches(layer, images, patch_size, flatten):
+    """Applies `layer` to each patch: (B, H, W, C) to (B, rows, columns, D), or with `flatten` to
+    (B, rows * columns, D).
+    """
     batch, height, width, channels = ops.shape(images)
     patch_height, patch_width = patch_size
     rows, columns = height // patch_height, width // patch_width
+    grid = (rows * columns,) if flatten else (rows, columns)
     if _is_for(("gpu", "tpu"), images) and layer.quantization_mode is None:
         # The product reads each patch in place, without a copy of the image in rows of patches. (A
         # convolution takes as many cycles for 128 images of 224 pixels, and 5 times as many for 8.)
@@ -160,9 +163,7 @@ def embed_patches(layer, images, patch_size):
             ops.cast(x, layer.compute_dtype),
             ops.cast(kernel, layer.compute_dtype),
         )
-        return ops.reshape(x, (batch, rows * columns, -1)) + ops.cast(
-            layer.bias, layer.compute_dtype
-        )
+        return ops.reshape(x, (batch, *grid, -1)) + ops.cast(layer.bias, layer.compute_dtype)
     # Rank 4 throughout, because mobile delegates refuse the usual reshape to rank 6.
     # (B * rows, ph, columns, pw * C)
     x = ops.reshape(images, (-1, patch_height, columns, patch_width * channels))
@@ -170,7 +171,7 @@ def embed_patches(layer, images, patch_size):
     # (B * rows * columns, D)
     x = layer(ops.reshape(x, (-1, patch_height * patch_width * channels)))
     # Not -1 for the batch: it would hide that the patch size does not divide an image.
-    return ops.reshape(x, (batch, rows * columns, x.shape[-1]))
+    return ops.reshape(x, (batch, *grid, x.shape[-1]))
 
 
 def query_key_value(layer, tokens, num_heads, num_queries=None):

@@ -25,6 +25,16 @@ CASES = {
         {"hidden_dim": 8, "patch_size": 2, "data_format": "channels_first"},
         (3, 6, 8),
     ),
+    "patch_embedding_map": (
+        layers.PatchEmbedding,
+        {"hidden_dim": 8, "patch_size": (2, 4), "flatten": False},
+        (6, 8, 3),
+    ),
+    "patch_embedding_padded": (
+        layers.PatchEmbedding,
+        {"hidden_dim": 8, "patch_size": (2, 4), "pad_images": True},
+        (5, 9, 3),
+    ),
     "token_position_embedding": (
         layers.TokenPositionEmbedding,
         {"num_prefix_tokens": 2, "grid_size": (1, 5), "dropout_rate": 0.5},

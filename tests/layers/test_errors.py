@@ -59,6 +59,8 @@ def test_sizes(name, make, size):
 @pytest.mark.parametrize(
     ("name", "make"),
     [
+        ("flatten", lambda value: layers.PatchEmbedding(8, 2, flatten=value)),
+        ("pad_images", lambda value: layers.PatchEmbedding(8, 2, pad_images=value)),
         ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
         ("use_qk_norm", lambda value: layers.MultiHeadSelfAttention(2, use_qk_norm=value)),
         ("use_gate", lambda value: layers.MLP(8, use_gate=value)),
@@ -93,14 +95,14 @@ def test_pairs():
 def test_an_image_that_the_patch_size_does_not_divide():
     with raises(
         "`patch_size` must divide the image: height 225 is not a multiple of 16. Use 224 or 240, "
-        "or resize first. "
+        "resize first, or use `pad_images=True`. "
         "Received: input shape (None, 225, 224, 3), data_format='channels_last', patch_size=(16, "
         "16)"
     ):
         layers.PatchEmbedding(8, 16).build((None, 225, 224, 3))
     with raises(
-        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, or resize "
-        "first. "
+        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, resize first, "
+        "or use `pad_images=True`. "
         "Received: input shape (None, 3, 16, 9), data_format='channels_first', patch_size=(16, 16)"
     ):
         layers.PatchEmbedding(8, 16, data_format="channels_first").build((None, 3, 16, 9))
@@ -111,8 +113,8 @@ def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
     layer = layers.PatchEmbedding(16, 2, data_format="channels_last")
     layer.build((None, None, None, 3))
     with raises(
-        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, or "
-        "resize first. "
+        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, resize "
+        "first, or use `pad_images=True`. "
         "Received: input shape (32, 9, 8, 3), data_format='channels_last', patch_size=(2, 2)"
     ):
         layer.call(np.zeros((32, 9, 8, 3), "float32"))

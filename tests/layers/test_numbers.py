@@ -1,5 +1,7 @@
 """Each layer against the NumPy float64 witness, and what must not depend on how it is computed."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -40,6 +42,29 @@ def test_patch_embedding_channels_first_is_channels_last_transposed(rng):
     first.build((None, 3, 6, 8))
     first.set_weights(last.get_weights())
     np.testing.assert_array_equal(numpy(first(x.transpose(0, 3, 1, 2))), numpy(last(x)))
+
+
+@pytest.mark.parametrize("platform", [None, "gpu"])  # they compute the patches differently
+def test_a_feature_map_is_the_tokens_in_rows_and_columns(platform, rng):
+    x = rng.normal(size=(2, 6, 8, 3)).astype("float32")
+    tokens = built(layers.PatchEmbedding(5, (3, 2)), x, rng)
+    grid = layers.PatchEmbedding(5, (3, 2), flatten=False)
+    grid.build(x.shape)
+    grid.set_weights(tokens.get_weights())
+    with layers.target_platform(platform) if platform else contextlib.nullcontext():
+        np.testing.assert_array_equal(numpy(grid(x)).reshape(2, 8, 5), numpy(tokens(x)))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 2), (6, 8)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_images_are_padded_at_the_bottom_and_the_right(size, data_format, rng):
+    x = rng.normal(size=(2, *size, 3)).astype("float32")
+    layer = layers.PatchEmbedding(5, (3, 2), data_format=data_format, pad_images=True)
+    given = x.transpose(0, 3, 1, 2) if data_format == "channels_first" else x
+    built(layer, given, rng)
+    padded = np.pad(x.astype("float64"), ((0, 0), (0, -size[0] % 3), (0, -size[1] % 2), (0, 0)))
+    expected = witness.patch_embedding(padded, witness.weights_of(layer), (3, 2))
+    np.testing.assert_allclose(numpy(layer(given)), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("position_scope", ["all", "patches"])
