@@ -1,5 +1,6 @@
 """What a vision transformer is made of."""
 
+from keras_deit.layers.attention_pooling import AttentionPooling
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.drop_path import DropPath
@@ -16,6 +17,7 @@ from keras_deit.layers.transformer_block import TransformerBlock
 
 __all__ = [
     "MLP",
+    "AttentionPooling",
     "DeiTImageConverter",
     "DistillationHead",
     "DropPath",

@@ -96,6 +96,13 @@ LAYERS = {
         "attention_dropout_rate": RATE,
         "trainable": TRAINABLE,
     },
+    layers.AttentionPooling: {
+        "num_heads": SIZE,
+        "intermediate_dim": SIZE,
+        "layer_norm_epsilon": POSITIVE,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
+    },
     layers.MLP: {
         "intermediate_dim": SIZE,
         "activation": FUNCTIONS,

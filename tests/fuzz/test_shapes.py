@@ -50,6 +50,11 @@ LAYERS = {
         TOKENS,
         lambda s: [s],
     ),
+    "AttentionPooling": (
+        lambda: layers.AttentionPooling(2, 6),
+        TOKENS,
+        lambda s: [(s[0], s[2])],
+    ),
     "MLP": (lambda: layers.MLP(6), TOKENS, lambda s: [s]),
     "LayerScale": (lambda: layers.LayerScale(), TOKENS, lambda s: [s]),
     "DropPath": (lambda: layers.DropPath(0.5), TOKENS, lambda s: [s]),

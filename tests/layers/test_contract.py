@@ -65,6 +65,11 @@ CASES = {
         {"num_heads": 2, "use_qk_norm": True, "layer_norm_epsilon": 1e-5},
         TOKENS,
     ),
+    "attention_pooling": (
+        layers.AttentionPooling,
+        {"num_heads": 2, "intermediate_dim": 12, "layer_norm_epsilon": 1e-5},
+        TOKENS,
+    ),
     "mlp": (layers.MLP, {"intermediate_dim": 12, "dropout_rate": 0.5}, TOKENS),
     "mlp_relu": (layers.MLP, {"intermediate_dim": 12, "activation": "relu"}, TOKENS),
     "mlp_with_gate": (

@@ -48,6 +48,8 @@ def test_rates(name, make, rate):
         ("intermediate_dim", lambda size: layers.TransformerBlock(2, size)),
         ("num_classes", lambda size: layers.DistillationHead(size)),
         ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
+        ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
 )
 def test_sizes(name, make, size):
@@ -163,7 +165,14 @@ def test_prefix_tokens_and_grid():
         layers.TokenPositionEmbedding(1, (2, 3)).build((None, 5, 8))
 
 
-@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(3), layers.TransformerBlock(3, 8)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.MultiHeadSelfAttention(3),
+        layers.TransformerBlock(3, 8),
+        layers.AttentionPooling(3, 8),
+    ],
+)
 def test_heads_that_do_not_divide_the_width(layer):
     with raises(
         "`num_heads` must divide `hidden_dim`: 8 is not a multiple of 3. Received: num_heads=3, "
@@ -179,6 +188,7 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.TransformerBlock(2, 8),
         layers.DistillationHead(2),
         layers.TokenPositionEmbedding(1, 2),
+        layers.AttentionPooling(2, 8),
     ],
 )
 def test_inputs_that_are_not_tokens(layer):
@@ -213,6 +223,10 @@ def test_a_single_token_has_no_distillation_token():
         (
             "layer_norm_epsilon",
             lambda value: layers.TransformerBlock(2, 8, layer_norm_epsilon=value),
+        ),
+        (
+            "layer_norm_epsilon",
+            lambda value: layers.AttentionPooling(2, 8, layer_norm_epsilon=value),
         ),
         ("crop_ratio", lambda value: layers.DeiTImageConverter(32, crop_ratio=value)),
         (
