@@ -9,6 +9,7 @@ from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
 from keras_deit.layers.token_merging import TokenMerging
@@ -24,6 +25,7 @@ __all__ = [
     "LayerScale",
     "MergingTransformerBlock",
     "MultiHeadSelfAttention",
+    "PatchDropout",
     "PatchEmbedding",
     "RotaryPositionEmbedding",
     "TokenMerging",

@@ -111,6 +111,11 @@ LAYERS = {
     },
     layers.LayerScale: {"init_value": POSITIVE},
     layers.DropPath: {"rate": RATE, "seed": [None, 0, 7, np.int64(3)]},
+    layers.PatchDropout: {
+        "rate": RATE,
+        "num_prefix_tokens": [0, *SIZE],
+        "seed": [None, 0, 7, np.int64(3)],
+    },
     layers.TransformerBlock: BLOCK,
     layers.MergingTransformerBlock: {
         **BLOCK,

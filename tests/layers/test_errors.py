@@ -24,6 +24,7 @@ POSITIVE = "`{0}` must be a positive integer. Received: {0}={1!r}"
             lambda rate: layers.MultiHeadSelfAttention(2, attention_dropout_rate=rate),
         ),
         ("rate", lambda rate: layers.DropPath(rate)),
+        ("rate", lambda rate: layers.PatchDropout(rate)),
         ("dropout_rate", lambda rate: layers.TransformerBlock(2, 8, dropout_rate=rate)),
         (
             "attention_dropout_rate",
@@ -189,6 +190,7 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.DistillationHead(2),
         layers.TokenPositionEmbedding(1, 2),
         layers.AttentionPooling(2, 8),
+        layers.PatchDropout(0.5),
     ],
 )
 def test_inputs_that_are_not_tokens(layer):
@@ -340,6 +342,8 @@ def test_activations(value):
 def test_seeds(seed):
     with raises(f"`seed` must be a non-negative integer. Received: seed={seed!r}"):
         layers.DropPath(0.0, seed=seed)
+    with raises(f"`seed` must be a non-negative integer. Received: seed={seed!r}"):
+        layers.PatchDropout(0.0, seed=seed)
 
 
 def test_sizes_that_no_tensor_has():
