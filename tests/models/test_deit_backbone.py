@@ -222,8 +222,8 @@ def test_the_model_itself_keeps_the_fused_attention(monkeypatch, rng):
 
 def test_errors():
     with raises(
-        "`patch_size` must divide the image: height 13 is not a multiple of 4. Use 12 or 16, or "
-        "resize first. "
+        "`patch_size` must divide the image: height 13 is not a multiple of 4. Use 12 or 16, "
+        "resize first, or use `pad_images=True`. "
         "Received: input shape (None, 13, 32, 3), data_format='channels_last', patch_size=(4, 8)"
     ):
         tiny_backbone(image_shape=(13, 32, 3))
