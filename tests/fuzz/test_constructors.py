@@ -96,6 +96,13 @@ LAYERS = {
         "attention_dropout_rate": RATE,
         "trainable": TRAINABLE,
     },
+    layers.AttentionPooling: {
+        "num_heads": SIZE,
+        "intermediate_dim": SIZE,
+        "layer_norm_epsilon": POSITIVE,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
+    },
     layers.MLP: {
         "intermediate_dim": SIZE,
         "activation": FUNCTIONS,
@@ -104,6 +111,11 @@ LAYERS = {
     },
     layers.LayerScale: {"init_value": POSITIVE},
     layers.DropPath: {"rate": RATE, "seed": [None, 0, 7, np.int64(3)]},
+    layers.PatchDropout: {
+        "rate": RATE,
+        "num_prefix_tokens": [0, *SIZE],
+        "seed": [None, 0, 7, np.int64(3)],
+    },
     layers.TransformerBlock: BLOCK,
     layers.MergingTransformerBlock: {
         **BLOCK,

@@ -70,10 +70,26 @@ CASES = {
         {"num_heads": 2, "use_bias": False},
         TOKENS,
     ),
+    "attention_with_qk_norm": (
+        layers.MultiHeadSelfAttention,
+        {"num_heads": 2, "use_qk_norm": True, "layer_norm_epsilon": 1e-5},
+        TOKENS,
+    ),
+    "attention_pooling": (
+        layers.AttentionPooling,
+        {"num_heads": 2, "intermediate_dim": 12, "layer_norm_epsilon": 1e-5},
+        TOKENS,
+    ),
     "mlp": (layers.MLP, {"intermediate_dim": 12, "dropout_rate": 0.5}, TOKENS),
     "mlp_relu": (layers.MLP, {"intermediate_dim": 12, "activation": "relu"}, TOKENS),
+    "mlp_with_gate": (
+        layers.MLP,
+        {"intermediate_dim": 12, "activation": "silu", "use_gate": True},
+        TOKENS,
+    ),
     "layer_scale": (layers.LayerScale, {"init_value": 0.5}, TOKENS),
     "drop_path": (layers.DropPath, {"rate": 0.5}, TOKENS),
+    "patch_dropout": (layers.PatchDropout, {"rate": 0.5, "num_prefix_tokens": 2}, TOKENS),
     "block": (layers.TransformerBlock, {"num_heads": 2, "intermediate_dim": 12}, TOKENS),
     "block_with_all": (
         layers.TransformerBlock,
@@ -85,8 +101,16 @@ CASES = {
             "drop_path_rate": 0.5,
             "layer_scale_init_value": 0.1,
             "layer_norm_epsilon": 1e-5,
+            "use_qk_norm": True,
+            "activation": layers.gelu_tanh,
+            "use_gated_mlp": True,
         },
         TOKENS,
+    ),
+    "rotary_position_embedding": (
+        layers.RotaryPositionEmbedding,
+        {"head_dim": 8, "num_prefix_tokens": 2, "base": 10.0},
+        (2, 3, 5),
     ),
     "token_merging": (
         layers.TokenMerging,
@@ -101,7 +125,10 @@ CASES = {
     "distillation_head": (layers.DistillationHead, {"num_classes": 3}, TOKENS),
 }
 RANDOM = [name for name, (_, kwargs, _) in CASES.items() if any("rate" in key for key in kwargs)]
-TRAINABLE = [name for name in CASES if name not in ("drop_path", "token_merging")]
+WITHOUT_WEIGHTS = ("drop_path", "patch_dropout", "rotary_position_embedding", "token_merging")
+TRAINABLE = [name for name in CASES if name not in WITHOUT_WEIGHTS]
+# Its result is the same for every image, and has no batch axis.
+FOR_EVERY_IMAGE = layers.RotaryPositionEmbedding
 
 
 @pytest.fixture(params=CASES)
@@ -161,16 +188,26 @@ def test_builds_by_shape_by_symbol_and_by_value_alike(case, rng):
     value = by_value(x)
     assert [tuple(v.shape) for v in by_shape.weights] == [tuple(v.shape) for v in by_value.weights]
     assert [tuple(v.shape) for v in by_symbol.weights] == [tuple(v.shape) for v in by_value.weights]
+    batch = 2 if isinstance(by_shape, FOR_EVERY_IMAGE) else None
     for symbolic, eager in zip(keras.tree.flatten(symbol), keras.tree.flatten(value)):
-        assert symbolic.shape[0] is None
-        assert tuple(symbolic.shape[1:]) == tuple(eager.shape[1:])
+        assert symbolic.shape[0] == batch
+        assert tuple(symbolic.shape[1:]) == promised(by_symbol, eager)[1:]
     expected = by_shape.compute_output_shape((3, *shape))
     expected = expected if isinstance(expected[0], tuple) else (expected,)
-    assert [tuple(part.shape) for part in keras.tree.flatten(value)] == list(expected)
+    assert [promised(by_value, part) for part in keras.tree.flatten(value)] == list(expected)
 
 
-def test_one_batch_of_three_is_three_batches_of_one(case, rng):
-    layer, shape = make(case)
+def promised(layer, output):
+    """The shape of an output, without what depends on `training`."""
+    batch, *sizes = output.shape
+    if isinstance(layer, layers.PatchDropout):
+        sizes[0] = None
+    return (batch, *sizes)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][0] != FOR_EVERY_IMAGE])
+def test_one_batch_of_three_is_three_batches_of_one(name, rng):
+    layer, shape = make(CASES[name])
     x = inputs_for(shape, rng)
     randomize_built(layer, x, rng)
     together = keras.tree.flatten(layer(x))
@@ -237,6 +274,7 @@ def test_a_compiled_training_step_is_finite_under_every_policy(policy, rng):
     for layer in (
         layers.PatchEmbedding(8, 2),
         layers.TokenPositionEmbedding(2, (3, 4), dropout_rate=0.1),
+        layers.PatchDropout(0.5, 2),
         layers.MultiHeadSelfAttention(2, dropout_rate=0.1, attention_dropout_rate=0.1),
         layers.MLP(12, dropout_rate=0.1),
         layers.LayerScale(0.5),
@@ -285,7 +323,14 @@ def functional(layer, shape):
     """A user's own model of our layer and Keras' layers, with one output."""
     inputs = keras.Input(shape)
     x = layer(inputs)
-    parts = [keras.layers.Flatten()(part) for part in keras.tree.flatten(x)]
+    if isinstance(layer, FOR_EVERY_IMAGE):
+        x = keras.layers.Flatten()(inputs)[:, :1] + keras.ops.reshape(x, (1, -1))
+    parts = [
+        keras.layers.GlobalAveragePooling1D()(part)
+        if None in part.shape[1:]  # the number of tokens depends on `training`
+        else keras.layers.Flatten()(part)
+        for part in keras.tree.flatten(x)
+    ]
     x = parts[0] if len(parts) == 1 else keras.layers.Concatenate()(parts)
     return keras.Model(inputs, keras.layers.Dense(1)(x))
 

@@ -25,6 +25,7 @@ POSITIVE = "`{0}` must be a positive integer. Received: {0}={1!r}"
             lambda rate: layers.MultiHeadSelfAttention(2, attention_dropout_rate=rate),
         ),
         ("rate", lambda rate: layers.DropPath(rate)),
+        ("rate", lambda rate: layers.PatchDropout(rate)),
         ("dropout_rate", lambda rate: layers.TransformerBlock(2, 8, dropout_rate=rate)),
         (
             "attention_dropout_rate",
@@ -48,6 +49,9 @@ def test_rates(name, make, rate):
         ("num_heads", lambda size: layers.TransformerBlock(size, 8)),
         ("intermediate_dim", lambda size: layers.TransformerBlock(2, size)),
         ("num_classes", lambda size: layers.DistillationHead(size)),
+        ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
+        ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
 )
 def test_sizes(name, make, size):
@@ -62,7 +66,11 @@ def test_sizes(name, make, size):
         ("flatten", lambda value: layers.PatchEmbedding(8, 2, flatten=value)),
         ("pad_images", lambda value: layers.PatchEmbedding(8, 2, pad_images=value)),
         ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
+        ("use_qk_norm", lambda value: layers.MultiHeadSelfAttention(2, use_qk_norm=value)),
+        ("use_gate", lambda value: layers.MLP(8, use_gate=value)),
         ("remat", lambda value: layers.TransformerBlock(2, 8, remat=value)),
+        ("use_qk_norm", lambda value: layers.TransformerBlock(2, 8, use_qk_norm=value)),
+        ("use_gated_mlp", lambda value: layers.TransformerBlock(2, 8, use_gated_mlp=value)),
         (
             "crop_to_aspect_ratio",
             lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value),
@@ -159,7 +167,14 @@ def test_prefix_tokens_and_grid():
         layers.TokenPositionEmbedding(1, (2, 3)).build((None, 5, 8))
 
 
-@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(3), layers.TransformerBlock(3, 8)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.MultiHeadSelfAttention(3),
+        layers.TransformerBlock(3, 8),
+        layers.AttentionPooling(3, 8),
+    ],
+)
 def test_heads_that_do_not_divide_the_width(layer):
     with raises(
         "`num_heads` must divide `hidden_dim`: 8 is not a multiple of 3. Received: num_heads=3, "
@@ -174,6 +189,8 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.MultiHeadSelfAttention(2),
         layers.TransformerBlock(2, 8),
         layers.DistillationHead(2),
+        layers.AttentionPooling(2, 8),
+        layers.PatchDropout(0.5),
     ],
 )
 def test_inputs_that_are_not_tokens(layer):
@@ -229,6 +246,10 @@ def test_a_single_token_has_no_distillation_token():
         (
             "layer_norm_epsilon",
             lambda value: layers.TransformerBlock(2, 8, layer_norm_epsilon=value),
+        ),
+        (
+            "layer_norm_epsilon",
+            lambda value: layers.AttentionPooling(2, 8, layer_norm_epsilon=value),
         ),
         ("crop_ratio", lambda value: layers.DeiTImageConverter(32, crop_ratio=value)),
         (
@@ -342,6 +363,8 @@ def test_activations(value):
 def test_seeds(seed):
     with raises(f"`seed` must be a non-negative integer. Received: seed={seed!r}"):
         layers.DropPath(0.0, seed=seed)
+    with raises(f"`seed` must be a non-negative integer. Received: seed={seed!r}"):
+        layers.PatchDropout(0.0, seed=seed)
 
 
 def test_sizes_that_no_tensor_has():
@@ -360,6 +383,31 @@ def test_a_switch_of_a_call(layer):
         "`return_attention_scores` must be `True` or `False`. Received: "
         "return_attention_scores='no'"
     ) in str(error.value)
+
+
+@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 8)])
+def test_a_rotation_for_another_image(layer):
+    rotation = layers.RotaryPositionEmbedding(8)(np.zeros((1, 1, 3, 4)))
+    with pytest.raises(ValueError) as error:
+        layer(np.ones((1, 3, 16), "float32"), rotation=rotation)
+    assert (
+        "`rotation` must have shape (2, tokens, head_dim / 2), here (2, 3, 4): use the output of "
+        "`RotaryPositionEmbedding(8, num_prefix_tokens)` for the same image. "
+        "Received: rotation=of shape (2, 4, 4), input shape (1, 3, 16)"
+    ) in str(error.value)
+
+
+def test_rotary_positions_of_odd_pairs_and_of_tokens():
+    with raises(
+        "`head_dim` must be a multiple of 4: each of the two coordinates rotates pairs of values. "
+        "Received: head_dim=6"
+    ):
+        layers.RotaryPositionEmbedding(6)
+    with raises(
+        "`RotaryPositionEmbedding` takes a feature map of shape (batch, rows, columns, channels), "
+        "such as the output of `PatchEmbedding(flatten=False)`. Received: input shape (2, 6, 8)"
+    ):
+        layers.RotaryPositionEmbedding(8).build((2, 6, 8))
 
 
 def test_more_outputs_than_tokens():

@@ -136,6 +136,35 @@ def test_attention_and_its_scores(num_heads, use_bias, rng):
     np.testing.assert_allclose(numpy(with_scores[1]).sum(axis=-1), 1.0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("num_queries", [None, 2])
+@pytest.mark.parametrize("use_qk_norm", [True, False])
+def test_attention_with_rotation_and_norms(use_qk_norm, num_queries, rng):
+    x = tokens(rng, length=2 + 2 * 3, dim=16)
+    attention = layers.MultiHeadSelfAttention(2, use_qk_norm=use_qk_norm, layer_norm_epsilon=1e-3)
+    layer = built(attention, x, rng)
+    rotation = layers.RotaryPositionEmbedding(8, num_prefix_tokens=2)(np.zeros((1, 2, 3, 1)))
+    outputs, scores = witness.attention(
+        x.astype("float64"),
+        witness.weights_of(layer),
+        2,
+        epsilon=1e-3,
+        angles=witness.rotary_angles(2, 3, 8, num_prefix_tokens=2, base=100.0),
+    )
+    options = {"rotation": rotation, "num_queries": num_queries}
+    np.testing.assert_allclose(numpy(layer(x, **options)), outputs[:, :num_queries], atol=TOLERANCE)
+    found = layer(x, return_attention_scores=True, **options)
+    np.testing.assert_allclose(numpy(found[0]), outputs[:, :num_queries], atol=TOLERANCE)
+    np.testing.assert_allclose(numpy(found[1]), scores[:, :, :num_queries], atol=TOLERANCE)
+
+
+def test_rotary_position_embedding():
+    layer = layers.RotaryPositionEmbedding(12, num_prefix_tokens=3, base=7.0)
+    cosines, sines = numpy(layer(np.zeros((2, 4, 5, 1), "float32")))
+    angles = witness.rotary_angles(4, 5, 12, num_prefix_tokens=3, base=7.0)
+    np.testing.assert_allclose(cosines, np.cos(angles), atol=TOLERANCE)
+    np.testing.assert_allclose(sines, np.sin(angles), atol=TOLERANCE)
+
+
 def test_attention_dropout_leaves_the_returned_scores_whole(rng):
     """The scores are those of the softmax: dropout acts on what they weigh, as in
     keras.layers.MultiHeadAttention.
@@ -152,6 +181,17 @@ def test_mlp(rng):
     layer = built(layers.MLP(12), x, rng)
     np.testing.assert_allclose(
         numpy(layer(x)), witness.mlp(x.astype("float64"), witness.weights_of(layer)), atol=TOLERANCE
+    )
+
+
+def test_mlp_with_a_gate(rng):
+    x = tokens(rng)
+    layer = built(layers.MLP(12, activation="silu", use_gate=True), x, rng)
+    weights = witness.weights_of(layer)
+    gate, hidden = np.split(witness.dense(x, witness.under(weights, "intermediate")), 2, axis=-1)
+    hidden = gate / (1 + np.exp(-gate)) * hidden
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.dense(hidden, witness.under(weights, "projection")), atol=TOLERANCE
     )
 
 
