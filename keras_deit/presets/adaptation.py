@@ -11,6 +11,7 @@ from absl import logging
 from keras_deit.arguments import as_pair
 from keras_deit.presets import architecture
 from keras_deit.presets.tensor_values import is_float
+from keras_deit.resampling import resample
 
 KERNEL = "patch_embedding/projection/kernel"
 PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
@@ -91,13 +92,8 @@ def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
     if tuple(grid_size) == tuple(new_grid_size):
         return positions
     prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
-    hidden_dim = positions.shape[-1]
-    grid = patches.reshape(*grid_size, hidden_dim).astype("float32")
-    grid = keras.ops.image.resize(
-        grid, new_grid_size, interpolation="bicubic", antialias=True, data_format="channels_last"
-    )
-    patches = keras.ops.convert_to_numpy(grid).reshape(-1, hidden_dim).astype(positions.dtype)
-    return np.concatenate([prefix, patches])
+    patches = resample(patches.astype("float32"), grid_size, new_grid_size, xp=np)
+    return np.concatenate([prefix, patches.astype(positions.dtype)])
 
 
 def resize_patches(kernel, patch_size, new_patch_size):
