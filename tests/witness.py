@@ -54,6 +54,27 @@ def patch_embedding(images, weights, patch_size):
     return np.stack(tokens, axis=1)
 
 
+def keys_cubic(x):
+    """The cubic convolution kernel of Keys (1981) with a = -1/2."""
+    x = abs(x)
+    if x <= 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def resize_bicubic(grid, new_size):
+    """Antialiased, number by number: (rows, columns, D) to (*new_size, D)."""
+    for axis, new in enumerate(new_size):
+        old = grid.shape[axis]
+        lines = []
+        for i in range(new):
+            centre, width = (i + 0.5) * old / new - 0.5, max(old / new, 1.0)
+            shares = np.array([keys_cubic((centre - j) / width) for j in range(old)])
+            lines.append(np.tensordot(shares / shares.sum(), grid, axes=(0, axis)))
+        grid = np.stack(lines, axis=axis)
+    return grid
+
+
 def token_position_embedding(patches, weights, position_scope):
     prefix = np.broadcast_to(
         weights["prefix_tokens"], (len(patches), *weights["prefix_tokens"].shape)

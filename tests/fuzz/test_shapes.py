@@ -43,7 +43,12 @@ LAYERS = {
     "TokenPositionEmbedding": (
         lambda: layers.TokenPositionEmbedding(2, (1, 5)),
         TOKENS,
-        lambda s: [(s[0], 7, s[2])],
+        lambda s: [(s[0], 2 + (5 if len(s) == 3 else s[1] * s[2]), s[-1])],
+    ),
+    "TokenPositionEmbedding of any size": (
+        lambda: layers.TokenPositionEmbedding(2, (1, 5)),
+        (2, 3, 4, 8),
+        lambda s: [(s[0], 2 + (5 if len(s) == 3 else s[1] * s[2]), s[-1])],
     ),
     "MultiHeadSelfAttention": (
         lambda: layers.MultiHeadSelfAttention(2),

@@ -50,6 +50,16 @@ CASES = {
         {"num_prefix_tokens": 0, "grid_size": (5, 1)},
         TOKENS,
     ),
+    "token_position_embedding_map": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 2, "grid_size": (2, 3), "dropout_rate": 0.5},
+        (4, 3, 8),
+    ),
+    "token_position_embedding_map_patches": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 0, "grid_size": (3, 2), "position_scope": "patches"},
+        (2, 2, 8),
+    ),
     "attention": (
         layers.MultiHeadSelfAttention,
         {"num_heads": 2, "dropout_rate": 0.5, "attention_dropout_rate": 0.5},

@@ -1,5 +1,6 @@
 """What a wrong argument gets to hear, word for word."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -188,7 +189,6 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.MultiHeadSelfAttention(2),
         layers.TransformerBlock(2, 8),
         layers.DistillationHead(2),
-        layers.TokenPositionEmbedding(1, 2),
         layers.AttentionPooling(2, 8),
         layers.PatchDropout(0.5),
     ],
@@ -200,6 +200,27 @@ def test_inputs_that_are_not_tokens(layer):
         "Received: input shape (None, 8)"
     ):
         layer.build((None, 8))
+
+
+@pytest.mark.parametrize("shape", [(None, 8), (None, 2, 2, None), (None, 2, 2, 2, 8)])
+def test_inputs_that_are_neither_tokens_nor_a_feature_map(shape):
+    with raises(
+        "`TokenPositionEmbedding` takes tokens of shape (batch, tokens, hidden_dim), or a feature "
+        "map of shape (batch, rows, columns, hidden_dim), with a known `hidden_dim`. "
+        f"Received: input shape {shape}"
+    ):
+        layers.TokenPositionEmbedding(1, 2).build(shape)
+
+
+def test_a_feature_map_has_no_mask():
+    """Its mask (batch, rows, columns) does not fit the tokens."""
+    masked = keras.layers.Masking()(np.ones((1, 2, 2, 8), "float32"))
+    with pytest.raises(ValueError) as error:
+        layers.TokenPositionEmbedding(1, 2)(masked)
+    assert (
+        "`TokenPositionEmbedding` takes a mask with tokens (batch, tokens, hidden_dim), not with a "
+        "feature map. Received: input shape (1, 2, 2, 8)"
+    ) in str(error.value)
 
 
 def test_a_single_token_has_no_distillation_token():

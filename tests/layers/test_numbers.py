@@ -78,6 +78,50 @@ def test_token_position_embedding(num_prefix_tokens, position_scope, rng):
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
 
 
+GRIDS = [(4, 5), (1, 2), (3, 1), (2, 3)]  # larger, smaller, of another aspect ratio, its own
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("position_scope", ["all", "patches"])
+def test_a_feature_map_of_any_size(position_scope, grid, rng):
+    x = rng.normal(size=(2, *grid, 8)).astype("float32")
+    layer = built(layers.TokenPositionEmbedding(2, (2, 3), position_scope), x, rng)
+    weights = witness.weights_of(layer)
+    prefix = 2 if position_scope == "all" else 0
+    patches = witness.resize_bicubic(weights["positions"][prefix:].reshape(2, 3, 8), grid)
+    weights["positions"] = np.concatenate([weights["positions"][:prefix], patches.reshape(-1, 8)])
+    expected = witness.token_position_embedding(
+        x.astype("float64").reshape(2, -1, 8), weights, position_scope
+    )
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
+
+
+def test_rows_and_columns_that_only_the_data_know(rng):
+    """One model for all sizes: the first must leave nothing behind."""
+    inputs = keras.Input((None, None, 8))
+    layer = layers.TokenPositionEmbedding(1, (2, 3))
+    outputs = layer(inputs)
+    assert outputs.shape == (None, None, 8)
+    model = randomize(keras.Model(inputs, outputs), rng)
+    for grid in GRIDS:
+        x = rng.normal(size=(2, *grid, 8)).astype("float32")
+        np.testing.assert_allclose(model.predict(x, verbose=0), numpy(layer(x)), atol=TOLERANCE)
+
+
+def test_positions_are_resampled_before_they_are_rounded(rng):
+    """Rounding them first would double the error."""
+    full = layers.TokenPositionEmbedding(0, (14, 14))
+    half = layers.TokenPositionEmbedding(0, (14, 14), dtype="mixed_bfloat16")
+    x = np.zeros((1, 20, 20, 8), "float32")
+    built(full, x, rng)
+    half.build(x.shape)
+    half.set_weights(full.get_weights())
+    rounded = numpy(keras.ops.cast(full(x), "bfloat16")).astype("float32")
+    found = numpy(half(x)).astype("float32")
+    # All but those that lie between two numbers of bfloat16
+    assert (found == rounded).mean() > 0.999
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
 def test_attention_and_its_scores(num_heads, use_bias, rng):
