@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from keras_deit import presets
-from keras_deit.layers import DeiTImageConverter
+from keras_deit.layers import DeiTImageConverter, gelu_tanh
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 from keras_deit.presets.mismatches import refuse_mismatches
 
@@ -68,6 +68,7 @@ def _backbone_config(arrays):
         "intermediate_dim": intermediate_dim,
         "position_scope": "patches",
         "drop_path_schedule": "constant",
+        "activation": gelu_tanh,  # Flax's default
         "layer_scale_init_value": 1e-4 if "layer_0/scale1" in arrays else None,
         "data_format": "channels_last",
     }
