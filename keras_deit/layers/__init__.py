@@ -11,6 +11,7 @@ from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.simple_feature_pyramid import SimpleFeaturePyramid
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
@@ -26,6 +27,7 @@ __all__ = [
     "MultiHeadSelfAttention",
     "PatchDropout",
     "PatchEmbedding",
+    "SimpleFeaturePyramid",
     "TokenMerging",
     "TokenPositionEmbedding",
     "TransformerBlock",
