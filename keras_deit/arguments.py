@@ -134,6 +134,18 @@ def check_token_sequence(layer, input_shape):
     check_not_zero(layer, "token", input_shape)
 
 
+def check_tokens_or_map(layer, input_shape):
+    """Refuses anything but tokens or a feature map with a known `hidden_dim`."""
+    check_shape(layer, input_shape)
+    if len(input_shape) not in (3, 4) or input_shape[-1] is None:
+        raise ValueError(
+            f"`{layer}` takes tokens of shape (batch, tokens, hidden_dim), or a feature map of "
+            "shape (batch, rows, columns, hidden_dim), with a known `hidden_dim`. "
+            f"Received: input shape {tuple(input_shape)}"
+        )
+    check_not_zero(layer, "token", input_shape)
+
+
 def check_shape(layer, input_shape):
     """Refuses what is not the shape of one tensor."""
     # PyTorch's exporter and JAX have sizes that are expressions, which may have any attribute.

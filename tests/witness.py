@@ -54,6 +54,27 @@ def patch_embedding(images, weights, patch_size):
     return np.stack(tokens, axis=1)
 
 
+def keys_cubic(x):
+    """The cubic convolution kernel of Keys (1981) with a = -1/2."""
+    x = abs(x)
+    if x <= 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def resize_bicubic(grid, new_size):
+    """Antialiased, number by number: (rows, columns, D) to (*new_size, D)."""
+    for axis, new in enumerate(new_size):
+        old = grid.shape[axis]
+        lines = []
+        for i in range(new):
+            centre, width = (i + 0.5) * old / new - 0.5, max(old / new, 1.0)
+            shares = np.array([keys_cubic((centre - j) / width) for j in range(old)])
+            lines.append(np.tensordot(shares / shares.sum(), grid, axes=(0, axis)))
+        grid = np.stack(lines, axis=axis)
+    return grid
+
+
 def token_position_embedding(patches, weights, position_scope):
     prefix = np.broadcast_to(
         weights["prefix_tokens"], (len(patches), *weights["prefix_tokens"].shape)
@@ -63,22 +84,50 @@ def token_position_embedding(patches, weights, position_scope):
     return np.concatenate([prefix, patches], axis=1) + weights["positions"]
 
 
-def attention(x, weights, num_heads):
-    """(outputs, scores), head by head."""
+def attention(x, weights, num_heads, epsilon=1e-6, angles=None):
+    """(outputs, scores), head by head; with norms of queries and keys if there are weights."""
     dim = x.shape[-1]
     head_dim = dim // num_heads
     qkv = dense(x, under(weights, "qkv"))
+
+    def prepared(x, norm):
+        if f"{norm}/gamma" in weights:
+            x = layer_norm(x, under(weights, norm), epsilon)
+        return x if angles is None else rotated(x, angles)
+
     outputs, scores = [], []
     for head in range(num_heads):
         query, key, value = (
             qkv[..., part * dim + head * head_dim : part * dim + (head + 1) * head_dim]
             for part in range(3)
         )
+        query, key = prepared(query, "query_norm"), prepared(key, "key_norm")
         scores.append(softmax(query @ key.swapaxes(1, 2) / math.sqrt(head_dim)))
         outputs.append(scores[-1] @ value)
     return dense(np.concatenate(outputs, axis=-1), under(weights, "projection")), np.stack(
         scores, axis=1
     )
+
+
+def rotated(x, angles):
+    """Each pair (x[i], x[i + head_dim / 2]) as a complex number, multiplied by exp(1j * angle)."""
+    half = x.shape[-1] // 2
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+def rotary_angles(rows, columns, head_dim, num_prefix_tokens, base):
+    """(tokens, head_dim / 2), token by token."""
+    count = head_dim // 4
+    angles = np.zeros((num_prefix_tokens + rows * columns, 2 * count))
+    for row in range(rows):
+        for column in range(columns):
+            token = num_prefix_tokens + row * columns + column
+            for i in range(count):
+                speed = 2 * np.pi / base ** (i / count)
+                angles[token, i] = speed * (2 * (row + 0.5) / rows - 1)
+                angles[token, count + i] = speed * (2 * (column + 0.5) / columns - 1)
+    return angles
 
 
 def mlp(x, weights):

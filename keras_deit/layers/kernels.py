@@ -97,6 +97,18 @@ def gelu(x: Any) -> Any:
     return 0.5 * x * (1.0 + ops.erf(x / math.sqrt(2.0)))
 
 
+@keras.saving.register_keras_serializable(package="keras_deit")
+def gelu_tanh(x: Any) -> Any:
+    """The approximation of GELU by `tanh`, as SigLIP's largest models use it.
+
+    `0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`. As an `activation`, it is saved
+    and loaded by its name.
+
+    Reference: [Hendrycks & Gimpel, 2016](https://arxiv.org/abs/1606.08415).
+    """
+    return ops.gelu(x, approximate=True)
+
+
 def dense(layer, tokens):
     """Returns `layer(tokens)`, (B, T, D), computed with the rank that the backend fuses best.
 
@@ -133,11 +145,14 @@ def layer_norm(layer, tokens):
     return ops.cast(x, layer.compute_dtype)
 
 
-def embed_patches(layer, images, patch_size):
-    """Applies `layer` to the flattened patches: (B, H, W, C) to (B, T, D), in row-major order."""
+def embed_patches(layer, images, patch_size, flatten):
+    """Applies `layer` to each patch: (B, H, W, C) to (B, rows, columns, D), or with `flatten` to
+    (B, rows * columns, D).
+    """
     batch, height, width, channels = ops.shape(images)
     patch_height, patch_width = patch_size
     rows, columns = height // patch_height, width // patch_width
+    grid = (rows * columns,) if flatten else (rows, columns)
     if _is_for(("gpu", "tpu"), images) and layer.quantization_mode is None:
         # The product reads each patch in place, without a copy of the image in rows of patches. (A
         # convolution takes as many cycles for 128 images of 224 pixels, and 5 times as many for 8.)
@@ -148,9 +163,7 @@ def embed_patches(layer, images, patch_size):
             ops.cast(x, layer.compute_dtype),
             ops.cast(kernel, layer.compute_dtype),
         )
-        return ops.reshape(x, (batch, rows * columns, -1)) + ops.cast(
-            layer.bias, layer.compute_dtype
-        )
+        return ops.reshape(x, (batch, *grid, -1)) + ops.cast(layer.bias, layer.compute_dtype)
     # Rank 4 throughout, because mobile delegates refuse the usual reshape to rank 6.
     # (B * rows, ph, columns, pw * C)
     x = ops.reshape(images, (-1, patch_height, columns, patch_width * channels))
@@ -158,7 +171,7 @@ def embed_patches(layer, images, patch_size):
     # (B * rows * columns, D)
     x = layer(ops.reshape(x, (-1, patch_height * patch_width * channels)))
     # Not -1 for the batch: it would hide that the patch size does not divide an image.
-    return ops.reshape(x, (batch, rows * columns, x.shape[-1]))
+    return ops.reshape(x, (batch, *grid, x.shape[-1]))
 
 
 def query_key_value(layer, tokens, num_heads, num_queries=None):
@@ -195,8 +208,19 @@ def _apart(x, num_heads):
     return ops.reshape(x, (-1, ops.shape(x)[1], num_heads, x.shape[-1] // num_heads))
 
 
-def self_attention(layer, tokens, num_heads, num_queries, training):
-    """Returns `attention` of `query_key_value`, (B, Q, D).
+def rotate(x, rotation):
+    """Rotates pairs of values, (B, T, heads, head_dim), by angles given as (2, T, head_dim / 2):
+    their cosines and sines. Value i forms a pair with value i + head_dim / 2.
+    """
+    cosines, sines = (ops.cast(rotation[index], x.dtype)[:, None, :] for index in range(2))
+    first, second = ops.split(x, 2, axis=-1)
+    return ops.concatenate(
+        [first * cosines - second * sines, second * cosines + first * sines], axis=-1
+    )
+
+
+def self_attention(heads, tokens, num_heads, num_queries, training):
+    """Returns `attention` of `heads(tokens)`, which are query, key and value: (B, Q, D).
 
     On a TPU, images are processed in chunks if their scores do not fit into on-chip memory. Without
     chunks, the compiler for a v5e moves scores, queries and keys to main memory and back: three
@@ -205,9 +229,9 @@ def self_attention(layer, tokens, num_heads, num_queries, training):
     """
 
     def attend(tokens):
-        x = attention(*query_key_value(layer, tokens, num_heads, num_queries), None, training)
-        _, queries, heads, head_dim = ops.shape(x)
-        return ops.reshape(x, (-1, queries, heads * head_dim))
+        x = attention(*heads(tokens), None, training)
+        _, queries, count, head_dim = ops.shape(x)
+        return ops.reshape(x, (-1, queries, count * head_dim))
 
     shards, chunks = _shards_and_chunks(tokens, num_heads) if num_queries is None else (1, 1)
     if chunks == 1:

@@ -8,6 +8,7 @@ from keras import ops
 from keras_deit.arguments import (
     check_bool,
     check_positive_int,
+    check_positive_number,
     check_rate,
     check_token_sequence,
 )
@@ -36,6 +37,9 @@ class MultiHeadSelfAttention(MaskedLayer):
         use_bias: bool. Whether `qkv` and `projection` have biases. Defaults to `True`.
         dropout_rate: float in [0, 1). Dropout on the outputs. Defaults to 0.0.
         attention_dropout_rate: float in [0, 1). Dropout on the scores. Defaults to 0.0.
+        use_qk_norm: bool. Whether queries and keys each pass a LayerNormalization over `head_dim`.
+            It keeps the scores of large models small in training. Defaults to `False`.
+        layer_norm_epsilon: float above 0, for `use_qk_norm`. Defaults to 1e-6.
 
     Call arguments:
         inputs: tokens.
@@ -47,6 +51,8 @@ class MultiHeadSelfAttention(MaskedLayer):
         mask: bool (batch, tokens), `False` for padding, which no token attends to. Defaults to
             the mask that comes with the inputs, such as that of `keras.layers.Masking`. The
             outputs of padding itself mean nothing.
+        rotation: (2, tokens, head_dim / 2), the output of `RotaryPositionEmbedding`, by which
+            queries and keys are rotated. Defaults to `None`.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -57,8 +63,8 @@ class MultiHeadSelfAttention(MaskedLayer):
         defaults to `tokens`.
 
     Raises:
-        ValueError: if an argument is out of range, `num_heads` does not divide `hidden_dim`, or
-            `mask` is not (batch, tokens).
+        ValueError: if an argument is out of range, `num_heads` does not divide `hidden_dim`,
+            `mask` is not (batch, tokens), or `rotation` has another shape.
 
     Example:
 
@@ -67,7 +73,9 @@ class MultiHeadSelfAttention(MaskedLayer):
     >>> scores.shape
     (2, 4, 6, 6)
 
-    Reference: [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762).
+    References:
+        [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762);
+        [Dehghani et al., 2023](https://arxiv.org/abs/2302.05442), section 2 (`use_qk_norm`).
     """
 
     def __init__(
@@ -76,17 +84,27 @@ class MultiHeadSelfAttention(MaskedLayer):
         use_bias: bool = True,
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
+        use_qk_norm: bool = False,
+        layer_norm_epsilon: float = 1e-6,
         **kwargs: Any,
     ) -> None:
         num_heads = check_positive_int("num_heads", num_heads)
         use_bias = check_bool("use_bias", use_bias)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         attention_dropout_rate = check_rate("attention_dropout_rate", attention_dropout_rate)
+        use_qk_norm = check_bool("use_qk_norm", use_qk_norm)
+        layer_norm_epsilon = check_positive_number("layer_norm_epsilon", layer_norm_epsilon)
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.use_bias = use_bias
         self.dropout_rate = dropout_rate
         self.attention_dropout_rate = attention_dropout_rate
+        self.use_qk_norm = use_qk_norm
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.query_norm = self.key_norm = None
+        if use_qk_norm:
+            self.query_norm = self._norm("query_norm")
+            self.key_norm = self._norm("key_norm")
         self.attention_dropout = keras.layers.Dropout(
             attention_dropout_rate, **self.sublayer("attention_dropout")
         )
@@ -100,6 +118,10 @@ class MultiHeadSelfAttention(MaskedLayer):
         self.projection = self._dense(hidden_dim, "projection")
         self.qkv.build((None, hidden_dim))
         self.projection.build((None, hidden_dim))
+        if self.use_qk_norm:
+            head_shape = (None, None, self.num_heads, hidden_dim // self.num_heads)
+            self.query_norm.build(head_shape)
+            self.key_norm.build(head_shape)
         self.attention_dropout.build(
             (input_shape[0], self.num_heads, input_shape[1], input_shape[1])
         )
@@ -108,39 +130,59 @@ class MultiHeadSelfAttention(MaskedLayer):
         self.built = True
 
     def call(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+        self,
+        inputs,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+        mask=None,
+        rotation=None,
     ):
         inputs = as_floats(self, inputs)
         check_token_sequence("MultiHeadSelfAttention", inputs.shape)
         self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+        check_rotation(rotation, inputs.shape, self.num_heads)
         if mask is not None or self._needs_scores(training, return_attention_scores):
-            heads = self.heads(inputs, num_queries=num_queries)
+            heads = self.heads(inputs, num_queries=num_queries, rotation=rotation)
             return self.attend(
                 *heads,
                 training=training,
                 return_attention_scores=return_attention_scores,
                 mask=mask,
             )
-        _check_num_queries(num_queries, inputs.shape[1])
-        return self._project(
-            kernels.self_attention(self.qkv, inputs, self.num_heads, num_queries, training),
+        x = kernels.self_attention(
+            lambda tokens: self.heads(tokens, num_queries=num_queries, rotation=rotation),
+            inputs,
+            self.num_heads,
+            num_queries,
             training,
         )
+        return self._project(x, training)
 
-    def heads(self, inputs: Any, num_queries: int | None = None) -> tuple[Any, Any, Any]:
-        """Returns the unscaled queries, keys and values of each head.
+    def heads(
+        self, inputs: Any, num_queries: int | None = None, rotation: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Returns the unscaled queries, keys and values of each head, normalised and rotated.
 
         Args:
             inputs: tokens (batch, tokens, hidden_dim).
             num_queries: int. Computes queries for the first `num_queries` tokens only. Defaults to
                 `None`, which means all.
+            rotation: as in a call of the layer.
 
         Returns:
             query (batch, num_queries, num_heads, head_dim); key and value (batch, tokens,
             num_heads, head_dim).
         """
         _check_num_queries(num_queries, inputs.shape[1])
-        return kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
+        query, key, value = kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
+        if self.use_qk_norm:
+            query = kernels.layer_norm(self.query_norm, query)
+            key = kernels.layer_norm(self.key_norm, key)
+        if rotation is not None:
+            of_queries = rotation if num_queries is None else rotation[:, :num_queries]
+            query, key = kernels.rotate(query, of_queries), kernels.rotate(key, rotation)
+        return query, key, value
 
     def attend(
         self,
@@ -199,6 +241,11 @@ class MultiHeadSelfAttention(MaskedLayer):
             **self.sublayer(name),
         )
 
+    def _norm(self, name):
+        return keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, **self.sublayer(name)
+        )
+
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         check_token_sequence("MultiHeadSelfAttention", input_shape)
         batch, tokens, hidden_dim = input_shape
@@ -212,9 +259,16 @@ class MultiHeadSelfAttention(MaskedLayer):
         )
 
     def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+        self,
+        inputs,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+        mask=None,
+        rotation=None,
     ):
         self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+        check_rotation(rotation, inputs.shape, self.num_heads)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )
@@ -226,6 +280,8 @@ class MultiHeadSelfAttention(MaskedLayer):
             "use_bias": self.use_bias,
             "dropout_rate": self.dropout_rate,
             "attention_dropout_rate": self.attention_dropout_rate,
+            "use_qk_norm": self.use_qk_norm,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
         }
 
 
@@ -234,6 +290,27 @@ def check_heads_divide(num_heads, hidden_dim):
         raise ValueError(
             f"`num_heads` must divide `hidden_dim`: {hidden_dim} is not a multiple of {num_heads}. "
             f"Received: num_heads={num_heads}, hidden_dim={hidden_dim}"
+        )
+
+
+def check_rotation(rotation, input_shape, num_heads):
+    if rotation is None:
+        return
+    _, tokens, hidden_dim = input_shape
+    expected = (2, tokens, hidden_dim // num_heads // 2)
+    shape = tuple(getattr(rotation, "shape", ()))
+    # Sizes may be unknown, or expressions of PyTorch's exporter and JAX.
+    fits = len(shape) == 3 and not any(
+        isinstance(size, int) and isinstance(wanted, int) and size != wanted
+        for size, wanted in zip(shape, expected)
+    )
+    if not fits:
+        received = f"of shape {shape}" if hasattr(rotation, "shape") else repr(rotation)
+        raise ValueError(
+            "`rotation` must have shape (2, tokens, head_dim / 2), here "
+            f"{expected}: use the output of `RotaryPositionEmbedding({2 * expected[2]}, "
+            "num_prefix_tokens)` for the same image. "
+            f"Received: rotation={received}, input shape {tuple(input_shape)}"
         )
 
 

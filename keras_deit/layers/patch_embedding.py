@@ -5,7 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_not_zero, check_pair, check_positive_int, check_shape
+from keras_deit.arguments import (
+    check_bool,
+    check_not_zero,
+    check_pair,
+    check_positive_int,
+    check_shape,
+)
 from keras_deit.data_formats import check_data_format, split_image_shape
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
@@ -23,17 +29,23 @@ class PatchEmbedding(CompositeLayer):
 
     Args:
         hidden_dim: int. Size D of a token.
-        patch_size: int or (height, width), in pixels. Must divide the image's height and width.
+        patch_size: int or (height, width), in pixels. Must divide the image's height and width,
+            unless `pad_images=True`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
+        flatten: bool. Whether to return a sequence of tokens. `False` returns a feature map.
+            Defaults to `True`.
+        pad_images: bool. Whether to add zeros at the bottom and at the right of images that
+            `patch_size` does not divide. Defaults to `False`, which refuses them.
 
     Input shape:
         (batch, height, width, channels), or (batch, channels, height, width) with
-        `data_format="channels_first"`. Any number of channels.
+        `data_format="channels_first"`. Any number of channels. Height and width may be `None`.
 
     Output shape:
-        (batch, rows * columns, hidden_dim), with `rows = height / patch_height` and
-        `columns = width / patch_width`.
+        (batch, rows * columns, hidden_dim), or (batch, rows, columns, hidden_dim) with
+        `flatten=False`, in either data format. `rows = height / patch_height` and
+        `columns = width / patch_width`, rounded up with `pad_images=True`.
 
     Raises:
         ValueError: if an argument is out of range, or `patch_size` does not divide the image.
@@ -43,6 +55,8 @@ class PatchEmbedding(CompositeLayer):
     >>> images = keras.random.uniform((2, 32, 48, 3))
     >>> PatchEmbedding(hidden_dim=64, patch_size=16)(images).shape
     (2, 6, 64)
+    >>> PatchEmbedding(hidden_dim=64, patch_size=16, flatten=False)(images).shape
+    (2, 2, 3, 64)
 
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), section 3.1.
     """
@@ -52,15 +66,21 @@ class PatchEmbedding(CompositeLayer):
         hidden_dim: int,
         patch_size: int | tuple[int, int],
         data_format: str | None = None,
+        flatten: bool = True,
+        pad_images: bool = False,
         **kwargs: Any,
     ) -> None:
         hidden_dim = check_positive_int("hidden_dim", hidden_dim)
         patch_size = check_pair("patch_size", patch_size)
         data_format = check_data_format(data_format)
+        flatten = check_bool("flatten", flatten)
+        pad_images = check_bool("pad_images", pad_images)
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.patch_size = patch_size
         self.data_format = data_format
+        self.flatten = flatten
+        self.pad_images = pad_images
         self.projection = keras.layers.Dense(
             hidden_dim, kernel_initializer=deit_initializer(), **self.sublayer("projection")
         )
@@ -83,17 +103,26 @@ class PatchEmbedding(CompositeLayer):
         self._size_and_channels(inputs.shape)
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
-        return embed_patches(self.projection, inputs, self.patch_size)
+        if self.pad_images:
+            bottom, right = (
+                -size % patch for size, patch in zip(ops.shape(inputs)[1:3], self.patch_size)
+            )
+            inputs = ops.pad(inputs, ((0, 0), (0, bottom), (0, right), (0, 0)))
+        return embed_patches(self.projection, inputs, self.patch_size, self.flatten)
 
     def compute_output_shape(self, input_shape):
-        (height, width), _ = self._size_and_channels(input_shape)
-        num_patches = None
-        if height is not None and width is not None:
-            num_patches = (height // self.patch_size[0]) * (width // self.patch_size[1])
+        image_size, _ = self._size_and_channels(input_shape)
+        rows, columns = (
+            None if size is None else -(-size // patch)
+            for size, patch in zip(image_size, self.patch_size)
+        )
+        if not self.flatten:
+            return (input_shape[0], rows, columns, self.hidden_dim)
+        num_patches = None if rows is None or columns is None else rows * columns
         return (input_shape[0], num_patches, self.hidden_dim)
 
     def _size_and_channels(self, input_shape):
-        """((height, width), channels) of the images, which the patch size must divide."""
+        """((height, width), channels) of the images, checked."""
         check_shape("PatchEmbedding", input_shape)
         if len(input_shape) != 4:
             raise ValueError(
@@ -103,12 +132,12 @@ class PatchEmbedding(CompositeLayer):
         check_not_zero("PatchEmbedding", "patch", input_shape)
         image_size, channels = split_image_shape(input_shape, self.data_format)
         for side, size, patch in zip(("height", "width"), image_size, self.patch_size):
-            if size is not None and size % patch:
+            if size is not None and size % patch and not self.pad_images:
                 smaller, larger = size // patch * patch, -(-size // patch) * patch
                 advice = f"{smaller} or {larger}" if smaller else f"{larger}"
                 raise ValueError(
                     f"`patch_size` must divide the image: {side} {size} is not a multiple of "
-                    f"{patch}. Use {advice}, or resize first. "
+                    f"{patch}. Use {advice}, resize first, or use `pad_images=True`. "
                     f"Received: input shape {tuple(input_shape)}, "
                     f"data_format={self.data_format!r}, patch_size={self.patch_size}"
                 )
@@ -120,4 +149,6 @@ class PatchEmbedding(CompositeLayer):
             "hidden_dim": self.hidden_dim,
             "patch_size": self.patch_size,
             "data_format": self.data_format,
+            "flatten": self.flatten,
+            "pad_images": self.pad_images,
         }

@@ -22,10 +22,12 @@ class ScoredAttention(keras.layers.Wrapper):
             layer, **{"name": f"{layer.name}_with_scores", "dtype": layer.dtype_policy, **kwargs}
         )
 
-    def call(self, inputs, token_sizes=None, training=None, mask=None):
-        merged = {} if token_sizes is None else {"token_sizes": token_sizes}
+    def call(self, inputs, token_sizes=None, training=None, mask=None, rotation=None):
+        # A layer takes one of them.
+        given = {"token_sizes": token_sizes, "rotation": rotation}
+        given = {name: value for name, value in given.items() if value is not None}
         return self.layer(
-            inputs, **merged, training=training, return_attention_scores=True, mask=mask
+            inputs, **given, training=training, return_attention_scores=True, mask=mask
         )
 
     def compute_mask(self, inputs, previous_mask=None):
@@ -34,6 +36,8 @@ class ScoredAttention(keras.layers.Wrapper):
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape, return_attention_scores=True)
 
-    def compute_output_spec(self, inputs, token_sizes=None, training=None, mask=None):
+    def compute_output_spec(
+        self, inputs, token_sizes=None, training=None, mask=None, rotation=None
+    ):
         shapes = self.compute_output_shape(inputs.shape)
         return tuple(keras.KerasTensor(shape, dtype=self.layer.compute_dtype) for shape in shapes)

@@ -1,10 +1,12 @@
 """The transformer block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_deit.arguments import (
+    check_activation,
     check_bool,
     check_positive_int,
     check_positive_number,
@@ -16,10 +18,11 @@ from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.masks import MaskedLayer
-from keras_deit.layers.mlp import MLP
+from keras_deit.layers.mlp import MLP, activation_config
 from keras_deit.layers.multi_head_self_attention import (
     MultiHeadSelfAttention,
     check_heads_divide,
+    check_rotation,
     output_specs,
 )
 from keras_deit.layers.rematerialization import rematerialized
@@ -44,6 +47,11 @@ class TransformerBlock(MaskedLayer):
         remat: bool. Whether to use gradient checkpointing: training keeps only the block's inputs
             and recomputes the rest in the backward pass. Less memory, more time, same results.
             Defaults to `False`.
+        use_qk_norm: bool. Whether the attention normalises queries and keys
+            (`MultiHeadSelfAttention`). Defaults to `False`.
+        activation: name or callable, the activation of the MLP. Defaults to `"gelu"`.
+        use_gated_mlp: bool. Whether the MLP has a gate (`MLP`). With `activation="silu"`, it is
+            SwiGLU. Defaults to `False`.
 
     Call arguments:
         inputs: tokens.
@@ -56,6 +64,8 @@ class TransformerBlock(MaskedLayer):
         mask: bool (batch, tokens), `False` for padding, which no token attends to. Defaults to
             the mask that comes with the inputs, such as that of `keras.layers.Masking`, and goes
             with the outputs. The outputs of padding itself mean nothing.
+        rotation: (2, tokens, head_dim / 2), the output of `RotaryPositionEmbedding`, by which
+            the attention rotates queries and keys. Defaults to `None`.
 
     Input shape:
         (batch, tokens, hidden_dim).
@@ -87,6 +97,9 @@ class TransformerBlock(MaskedLayer):
         layer_scale_init_value: float | None = None,
         layer_norm_epsilon: float = 1e-6,
         remat: bool = False,
+        use_qk_norm: bool = False,
+        activation: str | Callable = "gelu",
+        use_gated_mlp: bool = False,
         **kwargs: Any,
     ) -> None:
         num_heads = check_positive_int("num_heads", num_heads)
@@ -100,6 +113,9 @@ class TransformerBlock(MaskedLayer):
                 "layer_scale_init_value", layer_scale_init_value
             )
         remat = check_bool("remat", remat)
+        use_gated_mlp = check_bool("use_gated_mlp", use_gated_mlp)
+        activation = check_activation("activation", activation)
+        use_qk_norm = check_bool("use_qk_norm", use_qk_norm)
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.intermediate_dim = intermediate_dim
@@ -109,6 +125,8 @@ class TransformerBlock(MaskedLayer):
         self.layer_scale_init_value = layer_scale_init_value
         self.layer_norm_epsilon = layer_norm_epsilon
         self.remat = remat
+        self.use_qk_norm = use_qk_norm
+        self.use_gated_mlp = use_gated_mlp
 
         self.attention_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, **self.sublayer("attention_norm")
@@ -117,13 +135,21 @@ class TransformerBlock(MaskedLayer):
             num_heads,
             dropout_rate=dropout_rate,
             attention_dropout_rate=attention_dropout_rate,
+            use_qk_norm=use_qk_norm,
+            layer_norm_epsilon=layer_norm_epsilon,
             **self.sublayer("attention"),
         )
         self.attention_drop_path = DropPath(drop_path_rate, **self.sublayer("attention_drop_path"))
         self.mlp_norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, **self.sublayer("mlp_norm")
         )
-        self.mlp = MLP(intermediate_dim, dropout_rate=dropout_rate, **self.sublayer("mlp"))
+        self.mlp = MLP(
+            intermediate_dim,
+            activation,
+            dropout_rate=dropout_rate,
+            use_gate=use_gated_mlp,
+            **self.sublayer("mlp"),
+        )
         self.mlp_drop_path = DropPath(drop_path_rate, **self.sublayer("mlp_drop_path"))
         self.attention_scale = self.mlp_scale = None
         if layer_scale_init_value is not None:
@@ -152,11 +178,18 @@ class TransformerBlock(MaskedLayer):
         self.built = True
 
     def call(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+        self,
+        inputs,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+        mask=None,
+        rotation=None,
     ):
         inputs = as_floats(self, inputs)
         check_token_sequence("TransformerBlock", inputs.shape)
         self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+        check_rotation(rotation, inputs.shape, self.num_heads)
 
         def compute(inputs):
             attended = self.attention(
@@ -165,6 +198,7 @@ class TransformerBlock(MaskedLayer):
                 return_attention_scores=return_attention_scores,
                 num_queries=num_queries,
                 mask=mask,
+                rotation=rotation,
             )
             branch, *scores = attended if return_attention_scores else (attended,)
             x = self._add_attention(
@@ -197,9 +231,16 @@ class TransformerBlock(MaskedLayer):
         )
 
     def compute_output_spec(
-        self, inputs, training=None, return_attention_scores=False, num_queries=None, mask=None
+        self,
+        inputs,
+        training=None,
+        return_attention_scores=False,
+        num_queries=None,
+        mask=None,
+        rotation=None,
     ):
         self._check_call(inputs.shape, return_attention_scores, num_queries, mask)
+        check_rotation(rotation, inputs.shape, self.num_heads)
         return output_specs(
             self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
         )
@@ -215,6 +256,9 @@ class TransformerBlock(MaskedLayer):
             "layer_scale_init_value": self.layer_scale_init_value,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
+            "use_qk_norm": self.use_qk_norm,
+            "activation": activation_config(self.mlp.activation),
+            "use_gated_mlp": self.use_gated_mlp,
         }
 
     @classmethod

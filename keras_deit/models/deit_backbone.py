@@ -1,13 +1,12 @@
 """The vision transformer without a head: images to tokens."""
 
 import functools
-import math
 import os
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_deit.arguments import (
     check_bool,
@@ -29,25 +28,33 @@ from keras_deit.layers.composite import (
     sublayers_config,
 )
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
+from keras_deit.layers.mlp import activation_config
+from keras_deit.layers.multi_head_self_attention import check_heads_divide
 from keras_deit.layers.naming import unique_name
+from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
+from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
+POSITION_SCOPES = ("all", "patches", "rotary")
 DROP_PATH_SCHEDULES = ("linear", "constant")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTBackbone(PresetModel):
+class DeiTBackbone(FeatureMaps, PresetModel):
     """A DeiT vision transformer without a head, as a functional model.
 
     The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`
     `TransformerBlock`s and a `LayerNormalization`. The defaults are DeiT's. DeiT III uses
     `position_scope="patches"`, `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
+    Other vision transformers combine the arguments from `use_class_token` on; docs/load.md has a
+    table.
 
     Args:
         image_shape: (height, width, channels) in pixels, or (channels, height, width) with
@@ -59,8 +66,10 @@ class DeiTBackbone(PresetModel):
         intermediate_dim: int. Size of the MLP's hidden layer.
         use_distillation_token: bool. Whether to add a distillation token after the class token.
             Defaults to `False`.
-        position_scope: `"all"` adds positions to prefix tokens and patches (DeiT), `"patches"` to
-            patches only (DeiT III). Defaults to `"all"`.
+        position_scope: `"all"` adds learned positions to prefix tokens and patches (DeiT),
+            `"patches"` to patches only (DeiT III). `"rotary"` has no learned positions: each
+            attention rotates its queries and keys (`RotaryPositionEmbedding`, DINOv3). Defaults to
+            `"all"`.
         dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each
             attention. Defaults to 0.0.
         attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
@@ -77,6 +86,18 @@ class DeiTBackbone(PresetModel):
         remat: bool. Whether to use gradient checkpointing: training keeps only the inputs of the
             blocks and recomputes the rest in the backward pass. Less memory, more time, same
             results. Defaults to `False`.
+        use_class_token: bool. Whether there is a class token. Defaults to `True`.
+        num_register_tokens: int, 0 or more. Number of further learned tokens, after the class and
+            the distillation token, in which the model can keep information about the whole image.
+            Defaults to 0.
+        use_qk_norm: bool. Whether each attention normalises queries and keys. Defaults to `False`.
+        activation: name or callable, the activation of the MLPs. Defaults to `"gelu"`.
+        use_gated_mlp: bool. Whether the MLPs have a gate. With `activation="silu"`, they are
+            SwiGLU. Defaults to `False`.
+        use_final_norm: bool. Whether a LayerNormalization follows the last block. `False` is for
+            classifiers that normalise after pooling (`use_head_norm`). Defaults to `True`.
+        patch_dropout_rate: float in [0, 1). Share of the patches that each training step leaves
+            out (`PatchDropout`), to save time. Defaults to 0.0.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
@@ -93,8 +114,8 @@ class DeiTBackbone(PresetModel):
         block removes that many tokens, or half of its patch tokens if that is fewer.
 
     Raises:
-        ValueError: if an argument is out of range, `patch_size` does not divide the image, or
-            `num_heads` does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, `patch_size` does not divide the image,
+            `num_heads` does not divide `hidden_dim`, or arguments exclude each other.
 
     Example:
 
@@ -114,7 +135,8 @@ class DeiTBackbone(PresetModel):
 
     References:
         [Touvron et al., 2021](https://arxiv.org/abs/2012.12877) (DeiT);
-        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III).
+        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III);
+        [Darcet et al., 2024](https://arxiv.org/abs/2309.16588) (register tokens).
     """
 
     def __init__(
@@ -135,6 +157,13 @@ class DeiTBackbone(PresetModel):
         layer_norm_epsilon: float = 1e-6,
         num_merged_tokens: int = 0,
         remat: bool = False,
+        use_class_token: bool = True,
+        num_register_tokens: int = 0,
+        use_qk_norm: bool = False,
+        activation: str | Callable = "gelu",
+        use_gated_mlp: bool = False,
+        use_final_norm: bool = True,
+        patch_dropout_rate: float = 0.0,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
@@ -145,18 +174,35 @@ class DeiTBackbone(PresetModel):
         image_shape = _check_image_shape(image_shape, data_format)
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
-        num_prefix_tokens = 2 if use_distillation_token else 1
+        use_class_token = check_bool("use_class_token", use_class_token)
+        use_final_norm = check_bool("use_final_norm", use_final_norm)
+        num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
+        patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
+        check_choice("position_scope", position_scope, POSITION_SCOPES)
+        _check_together(
+            use_class_token,
+            use_distillation_token,
+            position_scope == "rotary",
+            num_merged_tokens,
+            patch_dropout_rate,
+        )
+        num_prefix_tokens = use_class_token + use_distillation_token + num_register_tokens
         merging = _merging_arguments(num_merged_tokens, num_prefix_tokens)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
         patch_embedding = PatchEmbedding(
-            hidden_dim, patch_size, data_format=data_format, **sublayer("patch_embedding")
+            hidden_dim,
+            patch_size,
+            data_format=data_format,
+            # The rotation needs the rows and columns.
+            flatten=position_scope != "rotary",
+            **sublayer("patch_embedding"),
         )
         patch_embedding.build((None, *image_shape))  # checks that patches divide the image
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
             _grid_size(image_shape, patch_embedding),
-            position_scope=position_scope,
+            position_scope="none" if position_scope == "rotary" else position_scope,
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
         )
@@ -171,20 +217,42 @@ class DeiTBackbone(PresetModel):
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
                 remat=remat,
+                use_qk_norm=use_qk_norm,
+                activation=activation,
+                use_gated_mlp=use_gated_mlp,
                 **merging,
                 **sublayer(f"block_{index}"),
             )
             for index, rate in enumerate(drop_path_rates)
         ]
-        final_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, **sublayer("final_norm")
-        )
+        final_norm = None
+        if use_final_norm:
+            final_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, **sublayer("final_norm")
+            )
 
         images = keras.Input(image_shape, name="images")
-        states = _block_states(blocks, token_position_embedding(patch_embedding(images)))
+        patches = patch_embedding(images)
+        tokens = token_position_embedding(patches)
+        if patch_dropout_rate:
+            dropout = PatchDropout(
+                patch_dropout_rate, num_prefix_tokens, dtype=own_policy(dtype), name="patch_dropout"
+            )
+            tokens = dropout(tokens)
+        rotation = {}
+        if position_scope == "rotary":
+            check_heads_divide(num_heads, hidden_dim)
+            rotary = RotaryPositionEmbedding(
+                hidden_dim // num_heads,
+                num_prefix_tokens,
+                dtype=own_policy(dtype),
+                name="rotary_position_embedding",
+            )
+            rotation = {"rotation": rotary(patches)}
+        states = _block_states(blocks, tokens, rotation)
         super().__init__(
             inputs=images,
-            outputs=final_norm(states[-1][0]),
+            outputs=states[-1][0] if final_norm is None else final_norm(states[-1][0]),
             name=name or unique_name("deit_backbone"),
             trainable=own_trainable(trainable),
         )
@@ -194,11 +262,16 @@ class DeiTBackbone(PresetModel):
         self.blocks = blocks
         self.final_norm = final_norm
         self.image_shape = image_shape
+        self.use_class_token = use_class_token
         self.use_distillation_token = use_distillation_token
+        self.num_register_tokens = num_register_tokens
+        self.position_scope = position_scope
+        self.patch_dropout_rate = patch_dropout_rate
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
         self._states = states
+        self._rotation = rotation
 
     def _get_image_shape(self):
         return self.image_shape
@@ -227,7 +300,7 @@ class DeiTBackbone(PresetModel):
 
     @property
     def num_prefix_tokens(self):
-        """1 for the class token, 2 with the distillation token."""
+        """Number of tokens before the patches: class, distillation and register tokens."""
         return self.token_position_embedding.num_prefix_tokens
 
     @property
@@ -245,10 +318,6 @@ class DeiTBackbone(PresetModel):
     @property
     def intermediate_dim(self):
         return self.blocks[0].intermediate_dim
-
-    @property
-    def position_scope(self):
-        return self.token_position_embedding.position_scope
 
     @property
     def dropout_rate(self):
@@ -269,6 +338,23 @@ class DeiTBackbone(PresetModel):
     @property
     def remat(self):
         return self.blocks[0].remat
+
+    @property
+    def use_qk_norm(self):
+        return self.blocks[0].use_qk_norm
+
+    @property
+    def activation(self):
+        """The activation function of the MLPs."""
+        return self.blocks[0].mlp.activation
+
+    @property
+    def use_gated_mlp(self):
+        return self.blocks[0].use_gated_mlp
+
+    @property
+    def use_final_norm(self):
+        return self.final_norm is not None
 
     @property
     def block_outputs(self):
@@ -294,33 +380,28 @@ class DeiTBackbone(PresetModel):
         """(attention scores, tokens after the last block), on a graph of their own."""
         state, attention_scores = self._states[0], {}
         for block in self.blocks:
-            tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
+            tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(
+                *state, **self._rotation
+            )
             state = [tokens, *token_sizes]
         return attention_scores, tokens
 
     @functools.cached_property
-    def _prefix_output(self):
-        """The output of the prefix tokens alone, without the last block's work on patch tokens."""
-        outputs = self.blocks[-1](*self._states[-2], num_queries=self.num_prefix_tokens)
-        return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
-
-    @functools.cached_property
-    def pyramid_outputs(self):
-        """The patch tokens of the output as a feature map, as a symbolic tensor.
-
-        `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
-        `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
-        rounded, such as `"P4"` for patches of 16 or 14 pixels and `"P2"` for 4. A backbone that
-        merges tokens has no feature map.
+    def _class_output(self):
+        """The output of the class and distillation tokens alone, without the last block's work on
+        the other tokens.
         """
-        if self.num_merged_tokens:
-            return _NoFeatureMaps(self.num_merged_tokens)
-        x = self.output[:, self.num_prefix_tokens :]
-        x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
-        if self.data_format == "channels_first":
-            x = ops.transpose(x, (0, 3, 1, 2))
-        level = round(math.log2(math.prod(self.patch_size)) / 2)
-        return {f"P{level}": x}
+        outputs = self.blocks[-1](
+            *self._states[-2], **self._rotation, num_queries=self._num_class_tokens
+        )
+        return self._normalized(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+    @property
+    def _num_class_tokens(self):
+        return self.use_class_token + self.use_distillation_token
+
+    def _normalized(self, tokens):
+        return tokens if self.final_norm is None else self.final_norm(tokens)
 
     @classmethod
     def from_preset(
@@ -418,7 +499,7 @@ class DeiTBackbone(PresetModel):
             self.patch_embedding,
             self.token_position_embedding,
             *self.blocks,
-            self.final_norm,
+            *([] if self.final_norm is None else [self.final_norm]),
         ]
         return {
             "name": self.name,
@@ -439,6 +520,13 @@ class DeiTBackbone(PresetModel):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_merged_tokens": self.num_merged_tokens,
             "remat": self.remat,
+            "use_class_token": self.use_class_token,
+            "num_register_tokens": self.num_register_tokens,
+            "use_qk_norm": self.use_qk_norm,
+            "activation": activation_config(self.activation),
+            "use_gated_mlp": self.use_gated_mlp,
+            "use_final_norm": self.use_final_norm,
+            "patch_dropout_rate": self.patch_dropout_rate,
             "data_format": self.data_format,
         }
 
@@ -475,27 +563,38 @@ def _merging_arguments(num_merged_tokens, num_prefix_tokens):
     return {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
 
 
-def _block_states(blocks, embeddings):
+def _check_together(
+    use_class_token, use_distillation_token, is_rotary, num_merged_tokens, patch_dropout_rate
+):
+    """Refuses arguments that exclude each other."""
+    if use_distillation_token and not use_class_token:
+        raise ValueError(
+            "A distillation token needs a class token beside it. Use `use_class_token=True`, or "
+            "`use_distillation_token=False`. Received: use_class_token=False, "
+            "use_distillation_token=True"
+        )
+    # A rotation belongs to the place of its token.
+    for name, value in (
+        ("num_merged_tokens", num_merged_tokens),
+        ("patch_dropout_rate", patch_dropout_rate),
+    ):
+        if is_rotary and value:
+            raise ValueError(
+                f'`position_scope="rotary"` needs every patch in its place. Use `{name}=0`. '
+                f"Received: position_scope='rotary', {name}={value!r}"
+            )
+    if num_merged_tokens and patch_dropout_rate:
+        raise ValueError(
+            "Tokens are merged only where their number is known, and patch dropout changes it in "
+            "training. Use one of the two. Received: "
+            f"num_merged_tokens={num_merged_tokens!r}, patch_dropout_rate={patch_dropout_rate!r}"
+        )
+
+
+def _block_states(blocks, embeddings, rotation):
     """The inputs of each block and the outputs of the last: [tokens], or [tokens, token sizes]."""
     states = [[embeddings]]
     for block in blocks:
-        outputs = block(*states[-1])
+        outputs = block(*states[-1], **rotation)
         states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
     return states
-
-
-class _NoFeatureMaps(dict):
-    """The feature maps of a backbone that merges tokens: empty, with an error for each level.
-
-    The property itself must not raise, because PyTorch's tracer reads it when it exports a model.
-    """
-
-    def __init__(self, num_merged_tokens):
-        super().__init__()
-        self.num_merged_tokens = num_merged_tokens
-
-    def __missing__(self, level):
-        raise ValueError(
-            "`pyramid_outputs` needs one token for each patch, so use `num_merged_tokens=0`. "
-            f"Received: num_merged_tokens={self.num_merged_tokens}"
-        )

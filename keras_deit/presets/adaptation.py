@@ -11,6 +11,7 @@ from absl import logging
 from keras_deit.arguments import as_pair
 from keras_deit.presets import architecture
 from keras_deit.presets.tensor_values import is_float
+from keras_deit.resampling import resample
 
 KERNEL = "patch_embedding/projection/kernel"
 PREFIX_TOKENS = "token_position_embedding/prefix_tokens"
@@ -33,14 +34,14 @@ def adapt_backbone(state, saved_config, backbone, source):
         backbone: the new `DeiTBackbone`.
         source: name of the preset in warnings.
     """
-    num_prefix_tokens = len(state[PREFIX_TOKENS])
     has_prefix_positions = backbone.position_scope == "all"
-    state[POSITIONS] = resample_positions(
-        state[POSITIONS],
-        num_prefix_tokens if has_prefix_positions else 0,
-        architecture.grid_size(saved_config),
-        backbone.grid_size,
-    )
+    if POSITIONS in state:
+        state[POSITIONS] = resample_positions(
+            state[POSITIONS],
+            architecture.num_prefix_tokens(saved_config) if has_prefix_positions else 0,
+            architecture.grid_size(saved_config),
+            backbone.grid_size,
+        )
     if is_float(state[KERNEL].dtype):  # quantized kernels do not adapt
         num_channels = architecture.num_channels(saved_config)
         if num_channels != backbone.num_channels:
@@ -48,13 +49,13 @@ def adapt_backbone(state, saved_config, backbone, source):
         state[KERNEL] = resize_patches(
             state[KERNEL], as_pair(saved_config["patch_size"]), backbone.patch_size
         )
-    if num_prefix_tokens == 1 and backbone.use_distillation_token:
+    if backbone.use_distillation_token and not saved_config.get("use_distillation_token"):
         logging.warning(
             "The distillation token is not trained: the %s has none, so it starts as a copy of "
             "the class token.",
             source,
         )
-        state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
+        state[PREFIX_TOKENS] = np.concatenate([state[PREFIX_TOKENS][:1], state[PREFIX_TOKENS]])
         if has_prefix_positions:
             state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
     return state
@@ -91,13 +92,8 @@ def resample_positions(positions, num_prefix_tokens, grid_size, new_grid_size):
     if tuple(grid_size) == tuple(new_grid_size):
         return positions
     prefix, patches = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
-    hidden_dim = positions.shape[-1]
-    grid = patches.reshape(*grid_size, hidden_dim).astype("float32")
-    grid = keras.ops.image.resize(
-        grid, new_grid_size, interpolation="bicubic", antialias=True, data_format="channels_last"
-    )
-    patches = keras.ops.convert_to_numpy(grid).reshape(-1, hidden_dim).astype(positions.dtype)
-    return np.concatenate([prefix, patches])
+    patches = resample(patches.astype("float32"), grid_size, new_grid_size, xp=np)
+    return np.concatenate([prefix, patches.astype(positions.dtype)])
 
 
 def resize_patches(kernel, patch_size, new_patch_size):

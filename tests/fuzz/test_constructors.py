@@ -78,6 +78,8 @@ LAYERS = {
         "hidden_dim": SIZE,
         "patch_size": [*SIZE, (2, 3), [4, 1]],
         "data_format": FORMAT,
+        "flatten": SWITCH,
+        "pad_images": SWITCH,
         "trainable": TRAINABLE,
     },
     layers.TokenPositionEmbedding: {

@@ -33,10 +33,22 @@ LAYERS = {
         IMAGES,
         lambda s: [(s[0], s[1] // 2 * (s[2] // 4), 8)],
     ),
+    "PatchEmbedding of any size": (
+        lambda: layers.PatchEmbedding(
+            8, (2, 4), data_format="channels_last", flatten=False, pad_images=True
+        ),
+        IMAGES,
+        lambda s: [(s[0], -(-s[1] // 2), -(-s[2] // 4), 8)],
+    ),
     "TokenPositionEmbedding": (
         lambda: layers.TokenPositionEmbedding(2, (1, 5)),
         TOKENS,
-        lambda s: [(s[0], 7, s[2])],
+        lambda s: [(s[0], 2 + (5 if len(s) == 3 else s[1] * s[2]), s[-1])],
+    ),
+    "TokenPositionEmbedding of any size": (
+        lambda: layers.TokenPositionEmbedding(2, (1, 5)),
+        (2, 3, 4, 8),
+        lambda s: [(s[0], 2 + (5 if len(s) == 3 else s[1] * s[2]), s[-1])],
     ),
     "MultiHeadSelfAttention": (
         lambda: layers.MultiHeadSelfAttention(2),
@@ -97,6 +109,11 @@ OWN = {
 }
 
 
+def own(name):
+    name = name.split()[0]
+    return OWN.get(name, [f"`{name}`"])
+
+
 def shapes(good):
     """Shapes of any rank, and good ones of which one size is any other."""
 
@@ -146,7 +163,7 @@ def test_layers(name, data):
     try:
         outputs = call(np.ones(shape, dtype))
     except ValueError as error:
-        assert_words(error, OWN.get(name, [f"`{name}`"]), shape, f"layer '{layer.name}'")
+        assert_words(error, own(name), shape, f"layer '{layer.name}'")
     else:
         assert_shapes(shapes_of(outputs), documented(shape))
         for part in keras.tree.flatten(outputs):
@@ -176,7 +193,7 @@ def test_shapes_without_values(name, data):
         try:
             result = use()
         except ValueError as error:
-            assert_words(error, OWN.get(name, [f"`{name}`"]), shape)
+            assert_words(error, own(name), shape)
         else:
             assert result is None or None in shape or result == documented(shape)
 
@@ -192,7 +209,7 @@ def test_what_is_no_tensor(name, inputs, is_built):
     with pytest.raises(ValueError) as error:
         layer(inputs)
     assert re.search(
-        f"`{name}` takes one tensor|should be tensors|input tensor|layer '{layer.name}'",
+        f"`{name.split()[0]}` takes one tensor|should be tensors|input tensor|layer '{layer.name}'",
         str(error.value),
     )
 

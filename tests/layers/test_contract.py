@@ -25,6 +25,16 @@ CASES = {
         {"hidden_dim": 8, "patch_size": 2, "data_format": "channels_first"},
         (3, 6, 8),
     ),
+    "patch_embedding_map": (
+        layers.PatchEmbedding,
+        {"hidden_dim": 8, "patch_size": (2, 4), "flatten": False},
+        (6, 8, 3),
+    ),
+    "patch_embedding_padded": (
+        layers.PatchEmbedding,
+        {"hidden_dim": 8, "patch_size": (2, 4), "pad_images": True},
+        (5, 9, 3),
+    ),
     "token_position_embedding": (
         layers.TokenPositionEmbedding,
         {"num_prefix_tokens": 2, "grid_size": (1, 5), "dropout_rate": 0.5},
@@ -40,6 +50,16 @@ CASES = {
         {"num_prefix_tokens": 0, "grid_size": (5, 1)},
         TOKENS,
     ),
+    "token_position_embedding_map": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 2, "grid_size": (2, 3), "dropout_rate": 0.5},
+        (4, 3, 8),
+    ),
+    "token_position_embedding_map_patches": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 0, "grid_size": (3, 2), "position_scope": "patches"},
+        (2, 2, 8),
+    ),
     "attention": (
         layers.MultiHeadSelfAttention,
         {"num_heads": 2, "dropout_rate": 0.5, "attention_dropout_rate": 0.5},
@@ -50,6 +70,11 @@ CASES = {
         {"num_heads": 2, "use_bias": False},
         TOKENS,
     ),
+    "attention_with_qk_norm": (
+        layers.MultiHeadSelfAttention,
+        {"num_heads": 2, "use_qk_norm": True, "layer_norm_epsilon": 1e-5},
+        TOKENS,
+    ),
     "attention_pooling": (
         layers.AttentionPooling,
         {"num_heads": 2, "intermediate_dim": 12, "layer_norm_epsilon": 1e-5},
@@ -57,6 +82,11 @@ CASES = {
     ),
     "mlp": (layers.MLP, {"intermediate_dim": 12, "dropout_rate": 0.5}, TOKENS),
     "mlp_relu": (layers.MLP, {"intermediate_dim": 12, "activation": "relu"}, TOKENS),
+    "mlp_with_gate": (
+        layers.MLP,
+        {"intermediate_dim": 12, "activation": "silu", "use_gate": True},
+        TOKENS,
+    ),
     "layer_scale": (layers.LayerScale, {"init_value": 0.5}, TOKENS),
     "drop_path": (layers.DropPath, {"rate": 0.5}, TOKENS),
     "patch_dropout": (layers.PatchDropout, {"rate": 0.5, "num_prefix_tokens": 2}, TOKENS),
@@ -71,8 +101,16 @@ CASES = {
             "drop_path_rate": 0.5,
             "layer_scale_init_value": 0.1,
             "layer_norm_epsilon": 1e-5,
+            "use_qk_norm": True,
+            "activation": layers.gelu_tanh,
+            "use_gated_mlp": True,
         },
         TOKENS,
+    ),
+    "rotary_position_embedding": (
+        layers.RotaryPositionEmbedding,
+        {"head_dim": 8, "num_prefix_tokens": 2, "base": 10.0},
+        (2, 3, 5),
     ),
     "token_merging": (
         layers.TokenMerging,
@@ -102,7 +140,10 @@ CASES = {
     "distillation_head": (layers.DistillationHead, {"num_classes": 3}, TOKENS),
 }
 RANDOM = [name for name, (_, kwargs, _) in CASES.items() if any("rate" in key for key in kwargs)]
-TRAINABLE = [name for name in CASES if name not in ("drop_path", "patch_dropout", "token_merging")]
+WITHOUT_WEIGHTS = ("drop_path", "patch_dropout", "rotary_position_embedding", "token_merging")
+TRAINABLE = [name for name in CASES if name not in WITHOUT_WEIGHTS]
+# Its result is the same for every image, and has no batch axis.
+FOR_EVERY_IMAGE = layers.RotaryPositionEmbedding
 
 
 @pytest.fixture(params=CASES)
@@ -162,8 +203,9 @@ def test_builds_by_shape_by_symbol_and_by_value_alike(case, rng):
     value = by_value(x)
     assert [tuple(v.shape) for v in by_shape.weights] == [tuple(v.shape) for v in by_value.weights]
     assert [tuple(v.shape) for v in by_symbol.weights] == [tuple(v.shape) for v in by_value.weights]
+    batch = 2 if isinstance(by_shape, FOR_EVERY_IMAGE) else None
     for symbolic, eager in zip(keras.tree.flatten(symbol), keras.tree.flatten(value)):
-        assert symbolic.shape[0] is None
+        assert symbolic.shape[0] == batch
         assert tuple(symbolic.shape[1:]) == promised(by_symbol, eager)[1:]
     expected = by_shape.compute_output_shape((3, *shape))
     if isinstance(expected, dict):
@@ -180,8 +222,9 @@ def promised(layer, output):
     return (batch, *sizes)
 
 
-def test_one_batch_of_three_is_three_batches_of_one(case, rng):
-    layer, shape = make(case)
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][0] != FOR_EVERY_IMAGE])
+def test_one_batch_of_three_is_three_batches_of_one(name, rng):
+    layer, shape = make(CASES[name])
     x = inputs_for(shape, rng)
     randomize_built(layer, x, rng)
     together = keras.tree.flatten(layer(x))
@@ -297,6 +340,8 @@ def functional(layer, shape):
     """A user's own model of our layer and Keras' layers, with one output."""
     inputs = keras.Input(shape)
     x = layer(inputs)
+    if isinstance(layer, FOR_EVERY_IMAGE):
+        x = keras.layers.Flatten()(inputs)[:, :1] + keras.ops.reshape(x, (1, -1))
     parts = [
         keras.layers.GlobalAveragePooling1D()(part)
         if None in part.shape[1:]  # the number of tokens depends on `training`

@@ -1,5 +1,6 @@
 """What a wrong argument gets to hear, word for word."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -48,6 +49,7 @@ def test_rates(name, make, rate):
         ("num_heads", lambda size: layers.TransformerBlock(size, 8)),
         ("intermediate_dim", lambda size: layers.TransformerBlock(2, size)),
         ("num_classes", lambda size: layers.DistillationHead(size)),
+        ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
         ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
         ("hidden_dim", lambda size: layers.SimpleFeaturePyramid(size)),
         ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
@@ -62,8 +64,14 @@ def test_sizes(name, make, size):
 @pytest.mark.parametrize(
     ("name", "make"),
     [
+        ("flatten", lambda value: layers.PatchEmbedding(8, 2, flatten=value)),
+        ("pad_images", lambda value: layers.PatchEmbedding(8, 2, pad_images=value)),
         ("use_bias", lambda value: layers.MultiHeadSelfAttention(2, use_bias=value)),
+        ("use_qk_norm", lambda value: layers.MultiHeadSelfAttention(2, use_qk_norm=value)),
+        ("use_gate", lambda value: layers.MLP(8, use_gate=value)),
         ("remat", lambda value: layers.TransformerBlock(2, 8, remat=value)),
+        ("use_qk_norm", lambda value: layers.TransformerBlock(2, 8, use_qk_norm=value)),
+        ("use_gated_mlp", lambda value: layers.TransformerBlock(2, 8, use_gated_mlp=value)),
         (
             "crop_to_aspect_ratio",
             lambda value: layers.DeiTImageConverter(8, crop_to_aspect_ratio=value),
@@ -92,14 +100,14 @@ def test_pairs():
 def test_an_image_that_the_patch_size_does_not_divide():
     with raises(
         "`patch_size` must divide the image: height 225 is not a multiple of 16. Use 224 or 240, "
-        "or resize first. "
+        "resize first, or use `pad_images=True`. "
         "Received: input shape (None, 225, 224, 3), data_format='channels_last', patch_size=(16, "
         "16)"
     ):
         layers.PatchEmbedding(8, 16).build((None, 225, 224, 3))
     with raises(
-        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, or resize "
-        "first. "
+        "`patch_size` must divide the image: width 9 is not a multiple of 16. Use 16, resize first, "
+        "or use `pad_images=True`. "
         "Received: input shape (None, 3, 16, 9), data_format='channels_first', patch_size=(16, 16)"
     ):
         layers.PatchEmbedding(8, 16, data_format="channels_first").build((None, 3, 16, 9))
@@ -110,8 +118,8 @@ def test_a_later_image_that_does_not_fit_does_not_change_the_batch():
     layer = layers.PatchEmbedding(16, 2, data_format="channels_last")
     layer.build((None, None, None, 3))
     with raises(
-        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, or "
-        "resize first. "
+        "`patch_size` must divide the image: height 9 is not a multiple of 2. Use 8 or 10, resize "
+        "first, or use `pad_images=True`. "
         "Received: input shape (32, 9, 8, 3), data_format='channels_last', patch_size=(2, 2)"
     ):
         layer.call(np.zeros((32, 9, 8, 3), "float32"))
@@ -182,7 +190,6 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.MultiHeadSelfAttention(2),
         layers.TransformerBlock(2, 8),
         layers.DistillationHead(2),
-        layers.TokenPositionEmbedding(1, 2),
         layers.AttentionPooling(2, 8),
         layers.PatchDropout(0.5),
     ],
@@ -194,6 +201,27 @@ def test_inputs_that_are_not_tokens(layer):
         "Received: input shape (None, 8)"
     ):
         layer.build((None, 8))
+
+
+@pytest.mark.parametrize("shape", [(None, 8), (None, 2, 2, None), (None, 2, 2, 2, 8)])
+def test_inputs_that_are_neither_tokens_nor_a_feature_map(shape):
+    with raises(
+        "`TokenPositionEmbedding` takes tokens of shape (batch, tokens, hidden_dim), or a feature "
+        "map of shape (batch, rows, columns, hidden_dim), with a known `hidden_dim`. "
+        f"Received: input shape {shape}"
+    ):
+        layers.TokenPositionEmbedding(1, 2).build(shape)
+
+
+def test_a_feature_map_has_no_mask():
+    """Its mask (batch, rows, columns) does not fit the tokens."""
+    masked = keras.layers.Masking()(np.ones((1, 2, 2, 8), "float32"))
+    with pytest.raises(ValueError) as error:
+        layers.TokenPositionEmbedding(1, 2)(masked)
+    assert (
+        "`TokenPositionEmbedding` takes a mask with tokens (batch, tokens, hidden_dim), not with a "
+        "feature map. Received: input shape (1, 2, 2, 8)"
+    ) in str(error.value)
 
 
 def test_a_single_token_has_no_distillation_token():
@@ -360,6 +388,31 @@ def test_a_switch_of_a_call(layer):
         "`return_attention_scores` must be `True` or `False`. Received: "
         "return_attention_scores='no'"
     ) in str(error.value)
+
+
+@pytest.mark.parametrize("layer", [layers.MultiHeadSelfAttention(2), layers.TransformerBlock(2, 8)])
+def test_a_rotation_for_another_image(layer):
+    rotation = layers.RotaryPositionEmbedding(8)(np.zeros((1, 1, 3, 4)))
+    with pytest.raises(ValueError) as error:
+        layer(np.ones((1, 3, 16), "float32"), rotation=rotation)
+    assert (
+        "`rotation` must have shape (2, tokens, head_dim / 2), here (2, 3, 4): use the output of "
+        "`RotaryPositionEmbedding(8, num_prefix_tokens)` for the same image. "
+        "Received: rotation=of shape (2, 4, 4), input shape (1, 3, 16)"
+    ) in str(error.value)
+
+
+def test_rotary_positions_of_odd_pairs_and_of_tokens():
+    with raises(
+        "`head_dim` must be a multiple of 4: each of the two coordinates rotates pairs of values. "
+        "Received: head_dim=6"
+    ):
+        layers.RotaryPositionEmbedding(6)
+    with raises(
+        "`RotaryPositionEmbedding` takes a feature map of shape (batch, rows, columns, channels), "
+        "such as the output of `PatchEmbedding(flatten=False)`. Received: input shape (2, 6, 8)"
+    ):
+        layers.RotaryPositionEmbedding(8).build((2, 6, 8))
 
 
 def test_more_outputs_than_tokens():

@@ -1,5 +1,7 @@
 """Each layer against the NumPy float64 witness, and what must not depend on how it is computed."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -42,6 +44,29 @@ def test_patch_embedding_channels_first_is_channels_last_transposed(rng):
     np.testing.assert_array_equal(numpy(first(x.transpose(0, 3, 1, 2))), numpy(last(x)))
 
 
+@pytest.mark.parametrize("platform", [None, "gpu"])  # they compute the patches differently
+def test_a_feature_map_is_the_tokens_in_rows_and_columns(platform, rng):
+    x = rng.normal(size=(2, 6, 8, 3)).astype("float32")
+    tokens = built(layers.PatchEmbedding(5, (3, 2)), x, rng)
+    grid = layers.PatchEmbedding(5, (3, 2), flatten=False)
+    grid.build(x.shape)
+    grid.set_weights(tokens.get_weights())
+    with layers.target_platform(platform) if platform else contextlib.nullcontext():
+        np.testing.assert_array_equal(numpy(grid(x)).reshape(2, 8, 5), numpy(tokens(x)))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 2), (6, 8)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_images_are_padded_at_the_bottom_and_the_right(size, data_format, rng):
+    x = rng.normal(size=(2, *size, 3)).astype("float32")
+    layer = layers.PatchEmbedding(5, (3, 2), data_format=data_format, pad_images=True)
+    given = x.transpose(0, 3, 1, 2) if data_format == "channels_first" else x
+    built(layer, given, rng)
+    padded = np.pad(x.astype("float64"), ((0, 0), (0, -size[0] % 3), (0, -size[1] % 2), (0, 0)))
+    expected = witness.patch_embedding(padded, witness.weights_of(layer), (3, 2))
+    np.testing.assert_allclose(numpy(layer(given)), expected, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("position_scope", ["all", "patches"])
 @pytest.mark.parametrize("num_prefix_tokens", [1, 2])
 def test_token_position_embedding(num_prefix_tokens, position_scope, rng):
@@ -51,6 +76,50 @@ def test_token_position_embedding(num_prefix_tokens, position_scope, rng):
         x.astype("float64"), witness.weights_of(layer), position_scope
     )
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
+
+
+GRIDS = [(4, 5), (1, 2), (3, 1), (2, 3)]  # larger, smaller, of another aspect ratio, its own
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("position_scope", ["all", "patches"])
+def test_a_feature_map_of_any_size(position_scope, grid, rng):
+    x = rng.normal(size=(2, *grid, 8)).astype("float32")
+    layer = built(layers.TokenPositionEmbedding(2, (2, 3), position_scope), x, rng)
+    weights = witness.weights_of(layer)
+    prefix = 2 if position_scope == "all" else 0
+    patches = witness.resize_bicubic(weights["positions"][prefix:].reshape(2, 3, 8), grid)
+    weights["positions"] = np.concatenate([weights["positions"][:prefix], patches.reshape(-1, 8)])
+    expected = witness.token_position_embedding(
+        x.astype("float64").reshape(2, -1, 8), weights, position_scope
+    )
+    np.testing.assert_allclose(numpy(layer(x)), expected, atol=TOLERANCE)
+
+
+def test_rows_and_columns_that_only_the_data_know(rng):
+    """One model for all sizes: the first must leave nothing behind."""
+    inputs = keras.Input((None, None, 8))
+    layer = layers.TokenPositionEmbedding(1, (2, 3))
+    outputs = layer(inputs)
+    assert outputs.shape == (None, None, 8)
+    model = randomize(keras.Model(inputs, outputs), rng)
+    for grid in GRIDS:
+        x = rng.normal(size=(2, *grid, 8)).astype("float32")
+        np.testing.assert_allclose(model.predict(x, verbose=0), numpy(layer(x)), atol=TOLERANCE)
+
+
+def test_positions_are_resampled_before_they_are_rounded(rng):
+    """Rounding them first would double the error."""
+    full = layers.TokenPositionEmbedding(0, (14, 14))
+    half = layers.TokenPositionEmbedding(0, (14, 14), dtype="mixed_bfloat16")
+    x = np.zeros((1, 20, 20, 8), "float32")
+    built(full, x, rng)
+    half.build(x.shape)
+    half.set_weights(full.get_weights())
+    rounded = numpy(keras.ops.cast(full(x), "bfloat16")).astype("float32")
+    found = numpy(half(x)).astype("float32")
+    # All but those that lie between two numbers of bfloat16
+    assert (found == rounded).mean() > 0.999
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
@@ -65,6 +134,35 @@ def test_attention_and_its_scores(num_heads, use_bias, rng):
     np.testing.assert_allclose(numpy(with_scores[1]), scores, atol=TOLERANCE)
     assert numpy(with_scores[1]).shape == (3, num_heads, 5, 5)
     np.testing.assert_allclose(numpy(with_scores[1]).sum(axis=-1), 1.0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("num_queries", [None, 2])
+@pytest.mark.parametrize("use_qk_norm", [True, False])
+def test_attention_with_rotation_and_norms(use_qk_norm, num_queries, rng):
+    x = tokens(rng, length=2 + 2 * 3, dim=16)
+    attention = layers.MultiHeadSelfAttention(2, use_qk_norm=use_qk_norm, layer_norm_epsilon=1e-3)
+    layer = built(attention, x, rng)
+    rotation = layers.RotaryPositionEmbedding(8, num_prefix_tokens=2)(np.zeros((1, 2, 3, 1)))
+    outputs, scores = witness.attention(
+        x.astype("float64"),
+        witness.weights_of(layer),
+        2,
+        epsilon=1e-3,
+        angles=witness.rotary_angles(2, 3, 8, num_prefix_tokens=2, base=100.0),
+    )
+    options = {"rotation": rotation, "num_queries": num_queries}
+    np.testing.assert_allclose(numpy(layer(x, **options)), outputs[:, :num_queries], atol=TOLERANCE)
+    found = layer(x, return_attention_scores=True, **options)
+    np.testing.assert_allclose(numpy(found[0]), outputs[:, :num_queries], atol=TOLERANCE)
+    np.testing.assert_allclose(numpy(found[1]), scores[:, :, :num_queries], atol=TOLERANCE)
+
+
+def test_rotary_position_embedding():
+    layer = layers.RotaryPositionEmbedding(12, num_prefix_tokens=3, base=7.0)
+    cosines, sines = numpy(layer(np.zeros((2, 4, 5, 1), "float32")))
+    angles = witness.rotary_angles(4, 5, 12, num_prefix_tokens=3, base=7.0)
+    np.testing.assert_allclose(cosines, np.cos(angles), atol=TOLERANCE)
+    np.testing.assert_allclose(sines, np.sin(angles), atol=TOLERANCE)
 
 
 def test_attention_dropout_leaves_the_returned_scores_whole(rng):
@@ -83,6 +181,17 @@ def test_mlp(rng):
     layer = built(layers.MLP(12), x, rng)
     np.testing.assert_allclose(
         numpy(layer(x)), witness.mlp(x.astype("float64"), witness.weights_of(layer)), atol=TOLERANCE
+    )
+
+
+def test_mlp_with_a_gate(rng):
+    x = tokens(rng)
+    layer = built(layers.MLP(12, activation="silu", use_gate=True), x, rng)
+    weights = witness.weights_of(layer)
+    gate, hidden = np.split(witness.dense(x, witness.under(weights, "intermediate")), 2, axis=-1)
+    hidden = gate / (1 + np.exp(-gate)) * hidden
+    np.testing.assert_allclose(
+        numpy(layer(x)), witness.dense(hidden, witness.under(weights, "projection")), atol=TOLERANCE
     )
 
 

@@ -1,8 +1,10 @@
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_deit.presets.adaptation import resample_positions
+from keras_deit.resampling import resample
 
 
 @pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])
@@ -32,3 +34,12 @@ def test_patches_are_resampled_bicubically_and_prefix_tokens_kept(num_prefix_tok
 def test_a_grid_of_the_same_number_of_patches_is_not_the_same_grid(rng):
     positions = rng.normal(size=(12, 4)).astype("float32")
     assert not np.allclose(resample_positions(positions, 0, (3, 4), (4, 3)), positions)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("new_grid", [(5, 7), (2, 2), (8, 3), (4, 3)])
+def test_a_model_and_a_preset_resample_alike(new_grid, rng):
+    positions = rng.normal(size=(12, 5)).astype("float32")
+    in_a_model = keras.ops.convert_to_numpy(resample(positions, (4, 3), new_grid))
+    loaded = resample_positions(positions, 0, (4, 3), new_grid)
+    np.testing.assert_allclose(in_a_model, loaded, atol=1e-6)
