@@ -35,6 +35,12 @@ CASES = {
         {"hidden_dim": 8, "patch_size": (2, 4), "pad_images": True},
         (5, 9, 3),
     ),
+    "hmlp_stem": (layers.HMLPStem, {"hidden_dim": 8, "data_format": "channels_last"}, (16, 32, 3)),
+    "hmlp_stem_channels_first": (
+        layers.HMLPStem,
+        {"hidden_dim": 8, "patch_size": 8, "data_format": "channels_first"},
+        (3, 16, 24),
+    ),
     "token_position_embedding": (
         layers.TokenPositionEmbedding,
         {"num_prefix_tokens": 2, "grid_size": (1, 5), "dropout_rate": 0.5},

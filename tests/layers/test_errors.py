@@ -51,6 +51,7 @@ def test_rates(name, make, rate):
         ("num_classes", lambda size: layers.DistillationHead(size)),
         ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
         ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("hidden_dim", lambda size: layers.HMLPStem(size)),
         ("hidden_dim", lambda size: layers.SimpleFeaturePyramid(size)),
         ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
