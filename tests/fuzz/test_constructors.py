@@ -82,6 +82,13 @@ LAYERS = {
         "pad_images": SWITCH,
         "trainable": TRAINABLE,
     },
+    layers.HMLPStem: {
+        "hidden_dim": of_numpy(4, 8),
+        "patch_size": of_numpy(8, 16, 32),
+        "data_format": FORMAT,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
+    },
     layers.TokenPositionEmbedding: {
         "num_prefix_tokens": [0, *SIZE],
         "grid_size": [*SIZE, (2, 3)],
@@ -115,6 +122,15 @@ LAYERS = {
         "rate": RATE,
         "num_prefix_tokens": [0, *SIZE],
         "seed": [None, 0, 7, np.int64(3)],
+    },
+    layers.SimpleFeaturePyramid: {
+        "hidden_dim": SIZE,
+        "levels": [("P1", "P2"), ["P3"], ("P4", "P2", "P3"), ("P0", "P5")],
+        "input_level": ["P2", "P4"],
+        "layer_norm_epsilon": POSITIVE,
+        "data_format": FORMAT,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
     },
     layers.TransformerBlock: BLOCK,
     layers.MergingTransformerBlock: {
