@@ -70,9 +70,8 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
     """
     parameters = num_parameters(backbone_config)
     if classifier_config is not None:
-        parameters += (
-            head_dim(classifier_config, backbone_config) * classifier_config["num_classes"]
-        )
+        inputs = head_inputs(classifier_config, backbone_config)
+        parameters += inputs * classifier_config["num_classes"]
     if parameters > (_MOST_PARAMETERS if most is None else most):
         allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(
