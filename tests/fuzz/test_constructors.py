@@ -128,6 +128,15 @@ LAYERS = {
         "num_prefix_tokens": [0, *SIZE],
         "seed": [None, 0, 7, np.int64(3)],
     },
+    layers.SimpleFeaturePyramid: {
+        "hidden_dim": SIZE,
+        "levels": [("P1", "P2"), ["P3"], ("P4", "P2", "P3"), ("P0", "P5")],
+        "input_level": ["P2", "P4"],
+        "layer_norm_epsilon": POSITIVE,
+        "data_format": FORMAT,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
+    },
     layers.TransformerBlock: BLOCK,
     layers.MergingTransformerBlock: {
         **BLOCK,
