@@ -6,7 +6,6 @@ models_v2.py), timm 1.0.31, transformers 5.23.0.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 
@@ -14,9 +13,17 @@ import numpy as np
 from absl import logging
 
 from keras_deit.arguments import as_pair
-from keras_deit.presets.architecture import grid_size, has_two_heads, num_channels
+from keras_deit.presets.architecture import (
+    has_two_heads,
+    head_inputs,
+    num_channels,
+    num_positions,
+)
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.tensor_values import refuse_non_finite, refuse_non_floats
+
+# How the paths of a classifier's own variables begin
+HEAD_LAYERS = ("head/", "head_norm/", "attention_pooling/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +48,12 @@ def rules(backbone_config, classifier_config=None):
     Returns:
         List of `Rule`, one for each variable.
     """
-    table = [
-        *_embedding_rules(backbone_config),
-        *_block_rules(backbone_config),
-        *_norm("norm", backbone_config["hidden_dim"], "final_norm"),
-    ]
+    dim = backbone_config["hidden_dim"]
+    table = [*_embedding_rules(backbone_config), *_block_rules(backbone_config)]
+    if backbone_config.get("use_pre_norm"):
+        table += _norm("norm_pre", dim, "pre_norm")
+    if backbone_config.get("use_final_norm", True):
+        table += _norm("norm", dim, "final_norm")
     if classifier_config is not None:
         table += _head_rules(backbone_config, classifier_config)
     return table
@@ -54,13 +62,13 @@ def rules(backbone_config, classifier_config=None):
 def _embedding_rules(backbone_config):
     channels, dim = num_channels(backbone_config), backbone_config["hidden_dim"]
     patch_size = as_pair(backbone_config["patch_size"])
-    prefix_tokens = ["cls_token"]
+    # (name, number of tokens)
+    prefix_tokens = [("cls_token", 1)] if backbone_config.get("use_class_token", True) else []
     if backbone_config.get("use_distillation_token"):
-        prefix_tokens.append("dist_token")
-    num_positions = math.prod(grid_size(backbone_config))
-    if backbone_config.get("position_scope", "all") == "all":
-        num_positions += len(prefix_tokens)
-    return [
+        prefix_tokens.append(("dist_token", 1))
+    if backbone_config.get("num_register_tokens"):
+        prefix_tokens.append(("reg_token", backbone_config["num_register_tokens"]))
+    table = [
         Rule(
             ("patch_embed.proj.weight",),
             ((dim, channels, *patch_size),),
@@ -70,25 +78,35 @@ def _embedding_rules(backbone_config):
             lambda kernel: [kernel.reshape(*patch_size, channels, dim).transpose(3, 2, 0, 1)],
         ),
         _unchanged("patch_embed.proj.bias", (dim,), "patch_embedding/projection/bias"),
-        Rule(
-            tuple(prefix_tokens),
-            ((1, 1, dim),) * len(prefix_tokens),
-            "token_position_embedding/prefix_tokens",
-            lambda *tokens: np.concatenate(tokens, axis=1)[0],
-            lambda tokens: [token[None, None] for token in tokens],
-        ),
-        Rule(
-            ("pos_embed",),
-            ((1, num_positions, dim),),
-            "token_position_embedding/positions",
-            lambda positions: positions[0],
-            lambda array: [array[None]],
-        ),
     ]
+    if prefix_tokens:
+        names, counts = zip(*prefix_tokens)
+        table.append(
+            Rule(
+                names,
+                tuple((1, count, dim) for count in counts),
+                "token_position_embedding/prefix_tokens",
+                lambda *tokens: np.concatenate(tokens, axis=1)[0],
+                lambda tokens: np.split(tokens[None], np.cumsum(counts)[:-1], axis=1),
+            )
+        )
+    if num_positions(backbone_config):
+        table.append(
+            Rule(
+                ("pos_embed",),
+                ((1, num_positions(backbone_config), dim),),
+                "token_position_embedding/positions",
+                lambda positions: positions[0],
+                lambda array: [array[None]],
+            )
+        )
+    return table
 
 
 def _block_rules(backbone_config):
     dim, intermediate_dim = backbone_config["hidden_dim"], backbone_config["intermediate_dim"]
+    first = 2 * intermediate_dim if backbone_config.get("use_gated_mlp") else intermediate_dim
+    head_dim = dim // backbone_config["num_heads"]
     table = []
     for index in range(backbone_config["num_layers"]):
         name, path = f"blocks.{index}", f"block_{index}"
@@ -96,7 +114,10 @@ def _block_rules(backbone_config):
         table += _dense(f"{name}.attn.qkv", (3 * dim, dim), f"{path}/attention/qkv")
         table += _dense(f"{name}.attn.proj", (dim, dim), f"{path}/attention/projection")
         table += _norm(f"{name}.norm2", dim, f"{path}/mlp_norm")
-        table += _dense(f"{name}.mlp.fc1", (intermediate_dim, dim), f"{path}/mlp/intermediate")
+        if backbone_config.get("use_qk_norm"):
+            table += _norm(f"{name}.attn.q_norm", head_dim, f"{path}/attention/query_norm")
+            table += _norm(f"{name}.attn.k_norm", head_dim, f"{path}/attention/key_norm")
+        table += _dense(f"{name}.mlp.fc1", (first, dim), f"{path}/mlp/intermediate")
         table += _dense(f"{name}.mlp.fc2", (dim, intermediate_dim), f"{path}/mlp/projection")
         if backbone_config.get("layer_scale_init_value") is not None:
             table.append(_unchanged(f"{name}.ls1.gamma", (dim,), f"{path}/attention_scale/gamma"))
@@ -105,12 +126,36 @@ def _block_rules(backbone_config):
 
 
 def _head_rules(backbone_config, classifier_config):
-    shape = (classifier_config["num_classes"], backbone_config["hidden_dim"])
-    if not has_two_heads(classifier_config, backbone_config):
-        return _dense("head", shape, "head")
+    num_classes, dim = classifier_config["num_classes"], backbone_config["hidden_dim"]
+    if has_two_heads(classifier_config, backbone_config):
+        return [
+            *_dense("head", (num_classes, dim), "head/class_head"),
+            *_dense("head_dist", (num_classes, dim), "head/distillation_head"),
+        ]
+    table = _dense("head", (num_classes, head_inputs(classifier_config, backbone_config)), "head")
+    if classifier_config.get("pooling") == "map":
+        table += _attention_pooling_rules(dim, backbone_config["intermediate_dim"])
+    if classifier_config.get("use_head_norm"):
+        table += _norm("fc_norm", dim, "head_norm")
+    return table
+
+
+def _attention_pooling_rules(dim, intermediate_dim):
+    name, path = "attn_pool", "attention_pooling"
     return [
-        *_dense("head", shape, "head/class_head"),
-        *_dense("head_dist", shape, "head/distillation_head"),
+        Rule(
+            (f"{name}.latent",),
+            ((1, 1, dim),),
+            f"{path}/latent",
+            lambda latent: latent[0],
+            lambda array: [array[None]],
+        ),
+        *_dense(f"{name}.q", (dim, dim), f"{path}/query"),
+        *_dense(f"{name}.kv", (2 * dim, dim), f"{path}/key_value"),
+        *_dense(f"{name}.proj", (dim, dim), f"{path}/projection"),
+        *_norm(f"{name}.norm", dim, f"{path}/norm"),
+        *_dense(f"{name}.mlp.fc1", (intermediate_dim, dim), f"{path}/mlp/intermediate"),
+        *_dense(f"{name}.mlp.fc2", (dim, intermediate_dim), f"{path}/mlp/projection"),
     ]
 
 
@@ -163,12 +208,15 @@ def to_timm_names(tensors):
 
 
 _BASE = r"(?:deit\.|vit\.|dinov2\.)?"  # before the names of a backbone inside another model
-_ADDED = re.compile(rf"{_BASE}embeddings\.mask_token|(?:pooler\.dense|decoder\.0)\.(?:weight|bias)")
+_ADDED = re.compile(
+    rf"{_BASE}embeddings\.mask_token|mask_token|(?:pooler\.dense|decoder\.0)\.(?:weight|bias)"
+    r"|(?:attn_pool|fc_norm)\..*"
+)
 
 
 def of_backbone(tensors):
-    """Drops what transformers adds to a backbone, with a warning: a pooler, the mask token of
-    pre-training, and its decoder.
+    """Drops what is not a backbone's, with a warning: pooling, the mask token of pre-training, and
+    its decoder.
     """
     added = [name for name in tensors if _ADDED.fullmatch(name)]
     if added:
