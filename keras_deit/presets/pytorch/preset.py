@@ -13,10 +13,11 @@ from keras_deit.presets.preset import Preset
 from keras_deit.presets.pytorch.config_values import required
 from keras_deit.presets.pytorch.tensor_names import (
     HEAD_LAYERS,
-    of_backbone,
     rules,
     to_keras,
     to_timm_names,
+    without_class_position,
+    without_unused,
 )
 from keras_deit.presets.safetensors_file import parse_tensors
 from keras_deit.presets.sources import Folder, Repository, need, read_json
@@ -51,6 +52,8 @@ class PyTorchPreset(Preset):
     # Regular expression of the tensors that the original has no parameters for, such as the bias of
     # a layer without one. They are zeros.
     zeros: str | None = None
+    # Whether, of several prefix tokens, the class token alone has a position.
+    has_class_position: bool = False
     sha256: str | None = None  # what the weights file must have, if the catalog knows it
     converter_file: str = "config.json"
 
@@ -88,9 +91,12 @@ class PyTorchPreset(Preset):
     @functools.cached_property
     def _state(self):
         where = self.files.where(WEIGHTS)
-        tensors = to_timm_names(self._tensors())
-        if not self.has_head:
-            tensors = of_backbone(tensors)
+        # Models without register tokens may keep an empty tensor of them.
+        tensors = {name: array for name, array in self._tensors().items() if array.size}
+        tensors = to_timm_names(tensors, self.zeros)
+        if self.has_class_position:
+            tensors = without_class_position(tensors)
+        tensors = without_unused(tensors, self.has_head)
         table = rules(self.backbone, self.classifier)
         if self.zeros is not None:
             tensors.update(

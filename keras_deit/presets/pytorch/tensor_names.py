@@ -185,8 +185,13 @@ def to_timm(state, table):
     }
 
 
-def to_timm_names(tensors):
-    """Renames the tensors of any of the three layouts to timm's names; unknown names stay."""
+def to_timm_names(tensors, zeros=None):
+    """Renames the tensors of any of the three layouts to timm's names; unknown names stay.
+
+    Args:
+        tensors: {name: array}.
+        zeros: regular expression, `zeros` of `PyTorchPreset`.
+    """
     renamed = {}
     for name, array in tensors.items():
         timm_name = _to_timm_name(name)
@@ -196,32 +201,57 @@ def to_timm_names(tensors):
                 f"Several tensors map to timm's {timm_name}: {', '.join(others)}. Keep one of them."
             )
         renamed[timm_name] = array
-    for query in [
-        name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.query\.(weight|bias)", name)
-    ]:
-        names = [query.replace("query", third) for third in ("query", "key", "value")]
-        if all(name in renamed for name in names):
-            renamed[query.replace("query", "qkv")] = np.concatenate(
-                [renamed.pop(name) for name in names]
+    for whole, parts in _PARTS.items():
+        _join(renamed, whole, parts, zeros)
+    # What is left belongs to MLPs without a gate.
+    return {name.replace(".mlp.value.", ".mlp.fc1."): array for name, array in renamed.items()}
+
+
+# timm's name of a module, and the parts of it that others keep apart
+_PARTS = {
+    "attn.qkv": ("attn.query", "attn.key", "attn.value"),
+    "mlp.fc1": ("mlp.gate", "mlp.value"),
+}
+
+
+def _join(tensors, whole, parts, zeros):
+    """Joins the parts of a module in each block, in place."""
+    first = re.compile(rf"blocks\.\d+\.{re.escape(parts[0])}\.(weight|bias)")
+    for name in [name for name in tensors if first.fullmatch(name)]:
+        names = [name.replace(parts[0], part) for part in parts]
+        for missing in set(names) - set(tensors):
+            if zeros is not None and re.fullmatch(zeros, missing):
+                tensors[missing] = np.zeros_like(tensors[name])
+        if all(each in tensors for each in names):
+            tensors[name.replace(parts[0], whole)] = np.concatenate(
+                [tensors.pop(each) for each in names]
             )
-    return renamed
 
 
-_BASE = r"(?:deit\.|vit\.|dinov2\.)?"  # before the names of a backbone inside another model
-_ADDED = re.compile(
-    rf"{_BASE}embeddings\.mask_token|mask_token|(?:pooler\.dense|decoder\.0)\.(?:weight|bias)"
-    r"|(?:attn_pool|fc_norm)\..*"
-)
+def without_class_position(tensors):
+    """Adds the class token's position to the token, where no other prefix token has one."""
+    token, positions = tensors.get("cls_token"), tensors.get("pos_embed")
+    if token is None or positions is None or token.shape != positions[:, :1].shape:
+        return tensors  # which are then refused by name
+    return {**tensors, "cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:]}
 
 
-def of_backbone(tensors):
-    """Drops what is not a backbone's, with a warning: pooling, the mask token of pre-training, and
-    its decoder.
+# Before the names of a backbone inside another model
+_BASE = r"(?:deit\.|vit\.|dinov2\.|dinov2_with_registers\.)?"
+_OF_TRAINING = rf"{_BASE}embeddings\.mask_token|mask_token"
+_OF_HEADS = r"(?:pooler\.dense|decoder\.0|attn_pool|fc_norm)\..*"
+
+
+def without_unused(tensors, has_head):
+    """Drops, with a warning, the mask token of pre-training and, for a backbone, what others have
+    after it: pooling, its norm, and the decoder of pre-training.
     """
-    added = [name for name in tensors if _ADDED.fullmatch(name)]
-    if added:
-        logging.warning("Ignored, because `DeiTBackbone` does not use them: %s", ", ".join(added))
-    return {name: array for name, array in tensors.items() if name not in added}
+    unused = re.compile(_OF_TRAINING if has_head else f"{_OF_TRAINING}|{_OF_HEADS}")
+    names = [name for name in tensors if unused.fullmatch(name)]
+    if names:
+        model = "DeiTImageClassifier" if has_head else "DeiTBackbone"
+        logging.warning("Ignored, because `%s` does not use them: %s", model, ", ".join(names))
+    return {name: array for name, array in tensors.items() if name not in names}
 
 
 def to_transformers_names(tensors):
@@ -241,55 +271,86 @@ def to_transformers_names(tensors):
 
 
 # timm's name of a module or tensor: transformers' names in version 4 (as in the files on the hub)
-# and in version 5, and those of its DINOv2; for LayerScale, facebookresearch's too. # stands for
-# the block's index.
+# and in version 5, those of its DINOv2 and DINOv3, facebookresearch's of LayerScale, and those of
+# timm's DINOv3. # stands for the block's index.
 _ALIASES = {
     "cls_token": ("embeddings.cls_token",),
     "dist_token": ("embeddings.distillation_token",),
     "pos_embed": ("embeddings.position_embeddings",),
-    "patch_embed.proj": ("embeddings.patch_embeddings.projection",),
+    "reg_token": ("embeddings.register_tokens",),
+    "patch_embed.proj": ("embeddings.patch_embeddings.projection", "embeddings.patch_embeddings"),
     "blocks.#.norm1": (
         "encoder.layer.#.layernorm_before",
         "layers.#.layernorm_before",
         "encoder.layer.#.norm1",
+        "layer.#.norm1",
     ),
     "blocks.#.attn.query": (
         "encoder.layer.#.attention.attention.query",
         "layers.#.attention.q_proj",
         "encoder.layer.#.attention.q_proj",
+        "layer.#.attention.q_proj",
     ),
     "blocks.#.attn.key": (
         "encoder.layer.#.attention.attention.key",
         "layers.#.attention.k_proj",
         "encoder.layer.#.attention.k_proj",
+        "layer.#.attention.k_proj",
     ),
     "blocks.#.attn.value": (
         "encoder.layer.#.attention.attention.value",
         "layers.#.attention.v_proj",
         "encoder.layer.#.attention.v_proj",
+        "layer.#.attention.v_proj",
     ),
     "blocks.#.attn.proj": (
         "encoder.layer.#.attention.output.dense",
         "layers.#.attention.o_proj",
         "encoder.layer.#.attention.o_proj",
+        "layer.#.attention.o_proj",
     ),
     "blocks.#.norm2": (
         "encoder.layer.#.layernorm_after",
         "layers.#.layernorm_after",
         "encoder.layer.#.norm2",
+        "layer.#.norm2",
     ),
     "blocks.#.mlp.fc1": (
         "encoder.layer.#.intermediate.dense",
         "layers.#.mlp.fc1",
         "encoder.layer.#.mlp.fc1",
+        "encoder.layer.#.mlp.weights_in",
+    ),
+    "blocks.#.mlp.gate": (
+        "blocks.#.mlp.fc1_g",
+        "layer.#.mlp.gate_proj",
+        "encoder.layer.#.mlp.gate_proj",
+    ),
+    "blocks.#.mlp.value": (
+        "blocks.#.mlp.fc1_x",
+        "layer.#.mlp.up_proj",
+        "encoder.layer.#.mlp.up_proj",
     ),
     "blocks.#.mlp.fc2": (
         "encoder.layer.#.output.dense",
         "layers.#.mlp.fc2",
         "encoder.layer.#.mlp.fc2",
+        "encoder.layer.#.mlp.weights_out",
+        "encoder.layer.#.mlp.down_proj",
+        "layer.#.mlp.down_proj",
     ),
-    "blocks.#.ls1.gamma": ("blocks.#.gamma_1", "encoder.layer.#.layer_scale1.lambda1"),
-    "blocks.#.ls2.gamma": ("blocks.#.gamma_2", "encoder.layer.#.layer_scale2.lambda1"),
+    "blocks.#.attn.query.bias": ("blocks.#.attn.q_bias",),
+    "blocks.#.attn.value.bias": ("blocks.#.attn.v_bias",),
+    "blocks.#.ls1.gamma": (
+        "blocks.#.gamma_1",
+        "encoder.layer.#.layer_scale1.lambda1",
+        "layer.#.layer_scale1.lambda1",
+    ),
+    "blocks.#.ls2.gamma": (
+        "blocks.#.gamma_2",
+        "encoder.layer.#.layer_scale2.lambda1",
+        "layer.#.layer_scale2.lambda1",
+    ),
     "norm": ("layernorm",),
     "head": ("classifier", "cls_classifier"),
     "head_dist": ("distillation_classifier",),

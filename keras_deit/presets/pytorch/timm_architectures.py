@@ -3,13 +3,14 @@
 timm's config.json has a name and what differs from it, but no sizes. A name gives the arguments of
 timm's constructor: first those of the size, then those of each part of the name, such as `reg4` or
 `siglip`. They are translated together with the `model_args` of the file. Source: timm 1.0.31,
-vision_transformer.py and deit.py.
+vision_transformer.py, deit.py and eva.py (DINOv3).
 """
 
 import re
 
 from keras_deit.presets import kinds
 from keras_deit.presets.catalog import ARCHITECTURES, SIZES
+from keras_deit.presets.pytorch.activations import GELU_TANH, QUICK_GELU
 
 # depth, num_heads, embed_dim, mlp_ratio
 _SIZES = {
@@ -32,6 +33,7 @@ _PLAIN = re.compile(
     r"(_plus|_36x1|(_reg[14])?(_gap|_map)?|(_reg[14])?_(dinov2|tipsv2)"
     r"|_siglip(_gap)?|(_plus)?_clip(_quickgelu)?)(_\d{3})?(_miil)?"
 )
+_DINOV3 = re.compile(r"vit_(small|base|large|huge|7b)(_plus)?_patch16_dinov3(_qkvb)?")
 # Parts of a name and the arguments that they stand for, in the order in which they apply
 _PARTS = (
     (r"_plus_", {"embed_dim": 896, "num_heads": 14, "init_values": 1e-5}),
@@ -68,6 +70,7 @@ PATTERNS = (
     "vit_{size}_patch{8,14,16,32}_{pixels} with the parts plus, reg, gap, map, dinov2, tipsv2, "
     "siglip, clip and quickgelu",
     "flexivit_{small,base,large}",
+    "vit_{size}_patch16_dinov3",
     "eva_large_patch14_{pixels}",
     "deit_*",
     "deit3_*",
@@ -93,15 +96,7 @@ ARGUMENTS = {
     "attn_drop_rate": kinds.RATE,
     "drop_path_rate": kinds.RATE,
 }
-_ACTIVATIONS = {
-    name: {
-        "module": "builtins",
-        "class_name": "function",
-        "config": f"keras_deit>{name}",
-        "registered_name": "function",
-    }
-    for name in ("gelu_tanh", "quick_gelu")
-}
+_ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU}
 _RENAMED = {
     "patch_size": "patch_size",
     "depth": "num_layers",
@@ -126,6 +121,9 @@ def named_arguments(name):
     if name in ARCHITECTURES and not ARCHITECTURES[name].in21k:
         return ARCHITECTURES[name].backbone_config, {}
     plain, flexi = _PLAIN.fullmatch(name), re.fullmatch(r"flexivit_(small|base|large)", name)
+    dinov3 = _DINOV3.fullmatch(name)
+    if dinov3:
+        return {"data_format": "channels_last"}, _dinov3_arguments(*dinov3.groups())
     if plain:
         size, patch_size = plain["size"], int(plain["patch"])
     elif flexi:
@@ -152,6 +150,28 @@ def named_arguments(name):
     return {"data_format": "channels_last"}, arguments
 
 
+def _dinov3_arguments(size, plus, qkvb):
+    depth, num_heads, embed_dim, mlp_ratio = (
+        (40, 32, 4096, 4) if size == "7b" else (*SIZES[size], 8 if plus else 4)
+    )
+    return {
+        "patch_size": 16,
+        "depth": depth,
+        "num_heads": 20 if size == "huge" else num_heads,
+        "embed_dim": embed_dim,
+        "mlp_ratio": mlp_ratio,
+        **({"mlp_layer": "swiglu"} if plus or size == "7b" else {}),
+        "use_rot_pos_emb": True,
+        "reg_tokens": 4,
+        "init_values": 1e-5,
+        "norm_eps": 1e-5,
+        # With "_qkvb", queries and values have biases, and keys do not.
+        "qkv_bias": bool(qkvb),
+        "global_pool": "avg",
+        "fc_norm": False,
+    }
+
+
 def translated(backbone, arguments):
     """The arguments of a `DeiTBackbone` and of a `DeiTImageClassifier`.
 
@@ -175,6 +195,8 @@ def translated(backbone, arguments):
         backbone["activation"] = _ACTIVATIONS.get(name, name)
     if "no_embed_class" in arguments:
         backbone["position_scope"] = "patches" if arguments["no_embed_class"] else "all"
+    if arguments.get("use_rot_pos_emb"):
+        backbone["position_scope"] = "rotary"
     pooling = arguments.get("global_pool", "token")
     norm_after_pooling = arguments.get("fc_norm")
     if norm_after_pooling is None:
@@ -190,6 +212,8 @@ def tensors_of_zeros(arguments):
     or `None`.
     """
     missing = []
+    if arguments.get("use_rot_pos_emb"):
+        missing.append(r"blocks\.\d+\.attn\.key\.bias")
     if not arguments.get("qkv_bias", True):
         missing.append(r"blocks\.\d+\.attn\.qkv\.bias")
     if arguments.get("pre_norm"):

@@ -31,6 +31,8 @@ TIMM = {
     "vit_base_patch32_clip_224": {"img_size": 64, "embed_dim": 96, "num_heads": 4},
     "vit_base_patch16_clip_quickgelu_224": {"img_size": 32, "embed_dim": 96, "num_heads": 4},
     "vit_intern300m_patch14_448": {"img_size": 28, "embed_dim": 96, "num_heads": 4},
+    "vit_small_patch16_dinov3_qkvb": {"img_size": 48},
+    "vit_small_plus_patch16_dinov3": {"img_size": 48},
     "eva_large_patch14_196": {"img_size": 28, "embed_dim": 96, "num_heads": 4},
 }
 
@@ -128,7 +130,18 @@ TRANSFORMERS = {
     "Dinov2Model": {"layer_norm_eps": 1e-6, "mlp_ratio": 2},
     "ViTForMaskedImageModeling": {"intermediate_size": 80},
     "DeiTForMaskedImageModeling": {"intermediate_size": 80},
-    "ViTModel": {"intermediate_size": 80},
+    "ViTModel": {"intermediate_size": 80, "qkv_bias": False, "hidden_act": "gelu_new"},
+    "Dinov2WithRegistersModel": {"num_register_tokens": 3},
+    "Dinov2WithRegistersBackbone": {"num_register_tokens": 3, "use_swiglu_ffn": True},
+    "DINOv3ViTModel": {"intermediate_size": 80, "num_register_tokens": 3},
+    "DINOv3ViTBackbone": {
+        "intermediate_size": 80,
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+        "key_bias": True,
+    },
+    "Dinov2ForImageClassification": {"use_swiglu_ffn": True},
+    "Dinov2WithRegistersForImageClassification": {"num_labels": 5},
 }
 
 
@@ -146,6 +159,7 @@ def test_a_folder_of_transformers_has_its_tokens(name, shard_size, rng, tmp_path
         num_hidden_layers=2,
         num_attention_heads=4,
         encoder_stride=14,
+        reshape_hidden_states=False,
         **TRANSFORMERS[name],
     )
     model = randomized(cls(config), rng)
@@ -153,7 +167,17 @@ def test_a_folder_of_transformers_has_its_tokens(name, shard_size, rng, tmp_path
     assert (tmp_path / "saved" / "model.safetensors").exists() == (shard_size == "1GB")
     ours = DeiTBackbone.from_preset(tmp_path / "saved")
     x = rng.normal(size=(2, 28, 28, 3)).astype("float32")
-    base = getattr(model, model.base_model_prefix, model)
+    pixels = torch.tensor(x.transpose(0, 3, 1, 2))
     with torch.no_grad():
-        expected = base(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state
-    np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)
+        if name.endswith("ForImageClassification"):
+            ours = DeiTImageClassifier.from_preset(tmp_path / "saved")
+            expected = model(pixels).logits
+        elif name.endswith("Backbone"):
+            [expected] = model(pixels).feature_maps
+        else:
+            base = getattr(model, model.base_model_prefix, model)
+            base = model if name == "DINOv3ViTModel" else base
+            expected = base(pixels).last_hidden_state
+    found = numpy(ours(x))
+    # transformers' backbones leave out the prefix tokens.
+    np.testing.assert_allclose(found[:, -expected.shape[1] :], expected.numpy(), atol=1e-4)

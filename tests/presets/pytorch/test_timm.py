@@ -138,7 +138,7 @@ def test_an_architecture_of_other_layers_is_refused_by_name(name, tmp_path):
         f"{folder / 'config.json'} has timm's architecture {name!r}, which is not supported. "
         "Supported: vit_{size}_patch{8,14,16,32}_{pixels} with the parts plus, reg, gap, map, "
         "dinov2, tipsv2, siglip, clip and quickgelu; flexivit_{small,base,large}; "
-        "eva_large_patch14_{pixels}; deit_*; deit3_*."
+        "vit_{size}_patch16_dinov3; eva_large_patch14_{pixels}; deit_*; deit3_*."
     ):
         DeiTBackbone.from_preset(folder)
 
