@@ -10,6 +10,8 @@ import textwrap
 # Less of TensorFlow's log among what Sphinx prints
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
+
 import keras_deit
 
 DOCS = pathlib.Path(__file__).parent
@@ -99,10 +101,22 @@ def write_api_pages(app):
 def _entry(module, name):
     value = getattr(importlib.import_module(module), name)
     if isinstance(value, type):
-        return f".. autoclass:: {module}.{name}\n   :members:\n"
+        mixed_in = "".join(
+            f"\n   .. auto{kind}:: {member}\n" for kind, member in _from_mixins(value)
+        )
+        return f".. autoclass:: {module}.{name}\n   :members:\n{mixed_in}"
     kind = "function" if callable(value) else "data"
     options = "   :no-value:\n" if kind == "data" else ""
     return f".. auto{kind}:: {module}.{name}\n{options}"
+
+
+def _from_mixins(cls):
+    """(kind, name) of what a model has from mixins of ours, beyond what Keras' models have."""
+    for base in cls.__mro__[1:]:
+        if base.__module__.startswith("keras_deit.models"):
+            for name, member in vars(base).items():
+                if not name.startswith("_") and not hasattr(keras.Model, name) and member.__doc__:
+                    yield "method" if callable(member) else "property", name
 
 
 _FENCE = re.compile(r"(?ms)^[ ]*```python\n(.*?)^[ ]*```$")

@@ -1,13 +1,11 @@
 """The vision transformer without a head: images to tokens."""
 
 import functools
-import math
 import os
 from typing import Any, Self
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_deit.arguments import (
     check_bool,
@@ -34,6 +32,7 @@ from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
+from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
@@ -42,7 +41,7 @@ DROP_PATH_SCHEDULES = ("linear", "constant")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTBackbone(PresetModel):
+class DeiTBackbone(FeatureMaps, PresetModel):
     """A DeiT vision transformer without a head, as a functional model.
 
     The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`
@@ -304,24 +303,6 @@ class DeiTBackbone(PresetModel):
         outputs = self.blocks[-1](*self._states[-2], num_queries=self.num_prefix_tokens)
         return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
 
-    @functools.cached_property
-    def pyramid_outputs(self):
-        """The patch tokens of the output as a feature map, as a symbolic tensor.
-
-        `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
-        `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
-        rounded, such as `"P4"` for patches of 16 or 14 pixels and `"P2"` for 4. A backbone that
-        merges tokens has no feature map.
-        """
-        if self.num_merged_tokens:
-            return _NoFeatureMaps(self.num_merged_tokens)
-        x = self.output[:, self.num_prefix_tokens :]
-        x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
-        if self.data_format == "channels_first":
-            x = ops.transpose(x, (0, 3, 1, 2))
-        level = round(math.log2(math.prod(self.patch_size)) / 2)
-        return {f"P{level}": x}
-
     @classmethod
     def from_preset(
         cls,
@@ -482,20 +463,3 @@ def _block_states(blocks, embeddings):
         outputs = block(*states[-1])
         states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
     return states
-
-
-class _NoFeatureMaps(dict):
-    """The feature maps of a backbone that merges tokens: empty, with an error for each level.
-
-    The property itself must not raise, because PyTorch's tracer reads it when it exports a model.
-    """
-
-    def __init__(self, num_merged_tokens):
-        super().__init__()
-        self.num_merged_tokens = num_merged_tokens
-
-    def __missing__(self, level):
-        raise ValueError(
-            "`pyramid_outputs` needs one token for each patch, so use `num_merged_tokens=0`. "
-            f"Received: num_merged_tokens={self.num_merged_tokens}"
-        )

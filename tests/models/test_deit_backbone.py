@@ -60,23 +60,6 @@ def test_agrees_with_the_witness_at_every_depth(backbone, rng):
     np.testing.assert_array_equal(numpy(backbone(x)), numpy(found["output"]))
 
 
-def test_pyramid_is_the_patch_tokens_in_their_places(backbone, rng):
-    x = images(rng)
-    pyramid = keras.Model(backbone.input, backbone.pyramid_outputs)(x)
-    # Patches of 4 x 8 pixels: the level of 2 ** 2.5, rounded to even.
-    assert set(pyramid) == {"P2"}
-    tokens = numpy(backbone(x))[:, backbone.num_prefix_tokens :]
-    np.testing.assert_array_equal(numpy(pyramid["P2"]), tokens.reshape(4, 3, 4, 8))
-
-
-@pytest.mark.parametrize(
-    ("patch_size", "level"), [(16, "P4"), (14, "P4"), (8, "P3"), (4, "P2"), (32, "P5")]
-)
-def test_pyramid_level_is_the_power_of_two_nearest_to_the_patch(patch_size, level):
-    backbone = DeiTBackbone((2 * patch_size, patch_size, 3), patch_size, 1, 1, 4, 4)
-    assert list(backbone.pyramid_outputs) == [level]
-
-
 def test_channels_first_is_channels_last_transposed_and_survives_a_round_trip(rng, tmp_path):
     last = randomize(tiny_backbone(), rng)
     first = tiny_backbone(image_shape=(3, 12, 32), data_format="channels_first")
