@@ -12,7 +12,7 @@ from keras_deit.arguments import (
     check_positive_int,
     check_shape,
 )
-from keras_deit.data_formats import check_data_format, split_image_shape
+from keras_deit.data_formats import check_data_format, grid_size_of, split_image_shape
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.inputs import as_floats
@@ -112,10 +112,7 @@ class PatchEmbedding(CompositeLayer):
 
     def compute_output_shape(self, input_shape):
         image_size, _ = self._size_and_channels(input_shape)
-        rows, columns = (
-            None if size is None else -(-size // patch)
-            for size, patch in zip(image_size, self.patch_size)
-        )
+        rows, columns = grid_size_of(image_size, self.patch_size)
         if not self.flatten:
             return (input_shape[0], rows, columns, self.hidden_dim)
         num_patches = None if rows is None or columns is None else rows * columns

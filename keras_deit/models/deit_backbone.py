@@ -11,12 +11,13 @@ from keras_deit.arguments import (
     check_bool,
     check_choice,
     check_non_negative_int,
+    check_pair,
     check_positive_int,
     check_rate,
 )
 from keras_deit.data_formats import (
-    axes_in_words,
     check_data_format,
+    grid_size_of,
     join_image_shape,
     split_image_shape,
 )
@@ -34,6 +35,11 @@ from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
+from keras_deit.models.image_sizes import (
+    check_image_shape,
+    check_position_grid_size,
+    refuse_merging,
+)
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
@@ -50,8 +56,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     Args:
         image_shape: (height, width, channels) in pixels, or (channels, height, width) with
-            `data_format="channels_first"`. Images need not be square.
-        patch_size: int or (height, width), in pixels. Must divide the image.
+            `data_format="channels_first"`. Images need not be square. `None` for height and width
+            means images of any size.
+        patch_size: int or (height, width), in pixels. Must divide the image, unless
+            `pad_images=True`.
         num_layers: int. Number of transformer blocks.
         num_heads: int. Number of attention heads in each block. Must divide `hidden_dim`.
         hidden_dim: int. Size D of a token.
@@ -76,6 +84,11 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         remat: bool. Whether to use gradient checkpointing: training keeps only the inputs of the
             blocks and recomputes the rest in the backward pass. Less memory, more time, same
             results. Defaults to `False`.
+        position_grid_size: int or (rows, columns). Grid of the learned positions. Where an image
+            has another one, its positions are resampled in the graph. Defaults to `None`, the grid
+            of `image_shape`; must be given for images of any size.
+        pad_images: bool. Whether to add zeros at the bottom and at the right of images that
+            `patch_size` does not divide. Defaults to `False`, which refuses them.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
@@ -134,6 +147,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         layer_norm_epsilon: float = 1e-6,
         num_merged_tokens: int = 0,
         remat: bool = False,
+        position_grid_size: int | tuple[int, int] | None = None,
+        pad_images: bool = False,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
@@ -141,7 +156,11 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         quantization_config: dict | None = None,
     ) -> None:
         data_format = check_data_format(data_format)
-        image_shape = _check_image_shape(image_shape, data_format)
+        image_shape = check_image_shape(image_shape, data_format)
+        patch_size = check_pair("patch_size", patch_size)
+        grid_size = grid_size_of(split_image_shape(image_shape, data_format)[0], patch_size)
+        position_grid_size = check_position_grid_size(position_grid_size, grid_size, image_shape)
+        refuse_merging(num_merged_tokens, image_shape)
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         num_prefix_tokens = 2 if use_distillation_token else 1
@@ -149,12 +168,17 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
         patch_embedding = PatchEmbedding(
-            hidden_dim, patch_size, data_format=data_format, **sublayer("patch_embedding")
+            hidden_dim,
+            patch_size,
+            data_format=data_format,
+            flatten=position_grid_size == grid_size,  # resampling needs the rows and columns
+            pad_images=pad_images,
+            **sublayer("patch_embedding"),
         )
         patch_embedding.build((None, *image_shape))  # checks that patches divide the image
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
-            _grid_size(image_shape, patch_embedding),
+            position_grid_size,
             position_scope=position_scope,
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
@@ -180,7 +204,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         )
 
         images = keras.Input(image_shape, name="images")
-        states = _block_states(blocks, token_position_embedding(patch_embedding(images)))
+        patches = patch_embedding(images)
+        states = _block_states(blocks, token_position_embedding(patches))
         super().__init__(
             inputs=images,
             outputs=final_norm(states[-1][0]),
@@ -197,10 +222,11 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
+        self._patches = patches
         self._states = states
 
-    def _get_image_shape(self):
-        return self.image_shape
+    def _get_backbone(self):
+        return self
 
     @property
     def data_format(self):
@@ -208,7 +234,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     @property
     def image_size(self):
-        """(height, width) in pixels."""
+        """(height, width) in pixels; `(None, None)` for images of any size."""
         return split_image_shape(self.image_shape, self.data_format)[0]
 
     @property
@@ -221,8 +247,31 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     @property
     def grid_size(self):
-        """(rows, columns) of patches."""
+        """(rows, columns) of patches; `(None, None)` for images of any size."""
+        return grid_size_of(self.image_size, self.patch_size)
+
+    def grid_size_of(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Returns (rows, columns) of the patches of an image, for a backbone of any image size.
+
+        Args:
+            image_size: int or (height, width), in pixels.
+
+        Raises:
+            ValueError: if `patch_size` does not divide the image and `pad_images` is `False`.
+        """
+        image_size = check_pair("image_size", image_size)
+        image_shape = join_image_shape(image_size, self.num_channels, self.data_format)
+        self.patch_embedding.compute_output_shape((None, *image_shape))  # checks the size
+        return grid_size_of(image_size, self.patch_size)
+
+    @property
+    def position_grid_size(self):
+        """(rows, columns) of the learned positions."""
         return self.token_position_embedding.grid_size
+
+    @property
+    def pad_images(self):
+        return self.patch_embedding.pad_images
 
     @property
     def num_prefix_tokens(self):
@@ -420,24 +469,13 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_merged_tokens": self.num_merged_tokens,
             "remat": self.remat,
+            # Not the grid of the image, which `from_preset` would keep at another image size.
+            "position_grid_size": None
+            if self.position_grid_size == self.grid_size
+            else self.position_grid_size,
+            "pad_images": self.pad_images,
             "data_format": self.data_format,
         }
-
-
-def _check_image_shape(image_shape, data_format):
-    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        raise ValueError(
-            f"`image_shape` must be {axes_in_words(data_format)} for data_format={data_format!r}, "
-            "in pixels, such as "
-            f"{join_image_shape((224, 224), 3, data_format)}. Received: image_shape={image_shape!r}"
-        )
-    return tuple(check_positive_int("image_shape", size) for size in image_shape)
-
-
-def _grid_size(image_shape, patch_embedding):
-    """(rows, columns) of patches."""
-    image_size, _ = split_image_shape(image_shape, patch_embedding.data_format)
-    return tuple(size // patch for size, patch in zip(image_size, patch_embedding.patch_size))
 
 
 def _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule):

@@ -3,17 +3,18 @@
 import math
 
 from keras_deit.arguments import as_pair
-from keras_deit.data_formats import split_image_shape
+from keras_deit.data_formats import grid_size_of, split_image_shape
 
 # Far above any published vision transformer
 _MOST_PARAMETERS = 2**33
 
 
-def grid_size(backbone_config):
-    """(rows, columns) of patches."""
+def position_grid_size(backbone_config):
+    """(rows, columns) of the learned positions."""
+    if backbone_config.get("position_grid_size") is not None:
+        return as_pair(backbone_config["position_grid_size"])
     image_size, _ = _split(backbone_config)
-    patch_size = as_pair(backbone_config["patch_size"])
-    return tuple(size // patch for size, patch in zip(image_size, patch_size))
+    return grid_size_of(image_size, as_pair(backbone_config["patch_size"]))
 
 
 def num_channels(backbone_config):
@@ -61,7 +62,7 @@ def num_parameters(config):
     prefix_tokens = 2 if config.get("use_distillation_token") else 1
     prefix_positions = prefix_tokens if config.get("position_scope", "all") == "all" else 0
     patch = math.prod(as_pair(config["patch_size"])) * num_channels(config) + 1
-    tokens = prefix_tokens + prefix_positions + math.prod(grid_size(config))
+    tokens = prefix_tokens + prefix_positions + math.prod(position_grid_size(config))
     attention = 4 * dim * (dim + 1)
     mlp = 2 * dim * intermediate_dim + intermediate_dim + dim
     norms_and_scales = 4 * dim + (2 * dim if config.get("layer_scale_init_value") else 0)

@@ -57,7 +57,7 @@ def position_similarity(backbone: Any) -> np.ndarray:
 
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), figure 7, centre.
     """
-    rows, columns = backbone.grid_size
+    rows, columns = backbone.position_grid_size
     # The positions of prefix tokens, if they have any, come first.
     positions = keras.ops.convert_to_numpy(backbone.token_position_embedding.positions)[
         -rows * columns :
