@@ -1,17 +1,23 @@
 """Pooling by attention: one learned query reads all tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_positive_int, check_positive_number, check_token_sequence
+from keras_deit.arguments import (
+    check_activation,
+    check_positive_int,
+    check_positive_number,
+    check_token_sequence,
+)
 from keras_deit.layers import kernels
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.masks import check_mask, padding_bias
-from keras_deit.layers.mlp import MLP
+from keras_deit.layers.mlp import MLP, activation_config
 from keras_deit.layers.multi_head_self_attention import check_heads_divide
 
 
@@ -30,6 +36,7 @@ class AttentionPooling(CompositeLayer):
     Args:
         num_heads: int. Must divide `hidden_dim`.
         intermediate_dim: int. Size of the MLP's hidden layer. SigLIP uses `4 * hidden_dim`.
+        activation: name or callable, the activation of the MLP. Defaults to `"gelu"`.
         layer_norm_epsilon: float above 0. Defaults to 1e-6.
 
     Call arguments:
@@ -65,11 +72,13 @@ class AttentionPooling(CompositeLayer):
         self,
         num_heads: int,
         intermediate_dim: int,
+        activation: str | Callable = "gelu",
         layer_norm_epsilon: float = 1e-6,
         **kwargs: Any,
     ) -> None:
         num_heads = check_positive_int("num_heads", num_heads)
         intermediate_dim = check_positive_int("intermediate_dim", intermediate_dim)
+        activation = check_activation("activation", activation)
         layer_norm_epsilon = check_positive_number("layer_norm_epsilon", layer_norm_epsilon)
         super().__init__(**kwargs)
         self.num_heads = num_heads
@@ -78,7 +87,7 @@ class AttentionPooling(CompositeLayer):
         self.norm = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, **self.sublayer("norm")
         )
-        self.mlp = MLP(intermediate_dim, **self.sublayer("mlp"))
+        self.mlp = MLP(intermediate_dim, activation, **self.sublayer("mlp"))
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -139,5 +148,6 @@ class AttentionPooling(CompositeLayer):
             **super().get_config(),
             "num_heads": self.num_heads,
             "intermediate_dim": self.intermediate_dim,
+            "activation": activation_config(self.mlp.activation),
             "layer_norm_epsilon": self.layer_norm_epsilon,
         }

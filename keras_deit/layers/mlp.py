@@ -127,9 +127,12 @@ class MLP(CompositeLayer):
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,
-            "activation": "gelu"
-            if self.activation is gelu
-            else keras.activations.serialize(self.activation),
+            "activation": activation_config(self.activation),
             "dropout_rate": self.dropout_rate,
             "use_gate": self.use_gate,
         }
+
+
+def activation_config(activation):
+    """The value of `activation` in the config of a layer or model with an `MLP`."""
+    return "gelu" if activation is gelu else keras.activations.serialize(activation)

@@ -18,7 +18,7 @@ from keras_deit.layers.drop_path import DropPath
 from keras_deit.layers.inputs import as_floats
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.masks import MaskedLayer
-from keras_deit.layers.mlp import MLP
+from keras_deit.layers.mlp import MLP, activation_config
 from keras_deit.layers.multi_head_self_attention import (
     MultiHeadSelfAttention,
     check_heads_divide,
@@ -257,7 +257,7 @@ class TransformerBlock(MaskedLayer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "remat": self.remat,
             "use_qk_norm": self.use_qk_norm,
-            "activation": self.mlp.get_config()["activation"],
+            "activation": activation_config(self.mlp.activation),
             "use_gated_mlp": self.use_gated_mlp,
         }
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, Self
 
 import keras
@@ -28,21 +29,22 @@ from keras_deit.layers.composite import (
     sublayers_config,
 )
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
+from keras_deit.layers.mlp import activation_config
+from keras_deit.layers.multi_head_self_attention import check_heads_divide
 from keras_deit.layers.naming import unique_name
+from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
+from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
-from keras_deit.models.image_sizes import (
-    check_image_shape,
-    check_position_grid_size,
-    refuse_merging,
-)
+from keras_deit.models.image_sizes import check_image_shape, grids
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
+POSITION_SCOPES = ("all", "patches", "rotary")
 DROP_PATH_SCHEDULES = ("linear", "constant")
 
 
@@ -53,6 +55,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`
     `TransformerBlock`s and a `LayerNormalization`. The defaults are DeiT's. DeiT III uses
     `position_scope="patches"`, `layer_scale_init_value=1e-4` and `drop_path_schedule="constant"`.
+    Other vision transformers combine the arguments from `use_class_token` on; docs/load.md has a
+    table.
 
     Args:
         image_shape: (height, width, channels) in pixels, or (channels, height, width) with
@@ -66,8 +70,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         intermediate_dim: int. Size of the MLP's hidden layer.
         use_distillation_token: bool. Whether to add a distillation token after the class token.
             Defaults to `False`.
-        position_scope: `"all"` adds positions to prefix tokens and patches (DeiT), `"patches"` to
-            patches only (DeiT III). Defaults to `"all"`.
+        position_scope: `"all"` adds learned positions to prefix tokens and patches (DeiT),
+            `"patches"` to patches only (DeiT III). `"rotary"` has no learned positions: each
+            attention rotates its queries and keys (`RotaryPositionEmbedding`, DINOv3). Defaults to
+            `"all"`.
         dropout_rate: float in [0, 1). Dropout after the embedding, in the MLPs and after each
             attention. Defaults to 0.0.
         attention_dropout_rate: float in [0, 1). Dropout on the attention scores. Defaults to 0.0.
@@ -84,6 +90,18 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         remat: bool. Whether to use gradient checkpointing: training keeps only the inputs of the
             blocks and recomputes the rest in the backward pass. Less memory, more time, same
             results. Defaults to `False`.
+        use_class_token: bool. Whether there is a class token. Defaults to `True`.
+        num_register_tokens: int, 0 or more. Number of further learned tokens, after the class and
+            the distillation token, in which the model can keep information about the whole image.
+            Defaults to 0.
+        use_qk_norm: bool. Whether each attention normalises queries and keys. Defaults to `False`.
+        activation: name or callable, the activation of the MLPs. Defaults to `"gelu"`.
+        use_gated_mlp: bool. Whether the MLPs have a gate. With `activation="silu"`, they are
+            SwiGLU. Defaults to `False`.
+        use_final_norm: bool. Whether a LayerNormalization follows the last block. `False` is for
+            classifiers that normalise after pooling (`use_head_norm`). Defaults to `True`.
+        patch_dropout_rate: float in [0, 1). Share of the patches that each training step leaves
+            out (`PatchDropout`), to save time. Defaults to 0.0.
         position_grid_size: int or (rows, columns). Grid of the learned positions. Where an image
             has another one, its positions are resampled in the graph. Defaults to `None`, the grid
             of `image_shape`; must be given for images of any size.
@@ -105,8 +123,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         block removes that many tokens, or half of its patch tokens if that is fewer.
 
     Raises:
-        ValueError: if an argument is out of range, `patch_size` does not divide the image, or
-            `num_heads` does not divide `hidden_dim`.
+        ValueError: if an argument is out of range, `patch_size` does not divide the image,
+            `num_heads` does not divide `hidden_dim`, or arguments exclude each other.
 
     Example:
 
@@ -126,7 +144,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     References:
         [Touvron et al., 2021](https://arxiv.org/abs/2012.12877) (DeiT);
-        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III).
+        [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III);
+        [Darcet et al., 2024](https://arxiv.org/abs/2309.16588) (register tokens).
     """
 
     def __init__(
@@ -147,6 +166,13 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         layer_norm_epsilon: float = 1e-6,
         num_merged_tokens: int = 0,
         remat: bool = False,
+        use_class_token: bool = True,
+        num_register_tokens: int = 0,
+        use_qk_norm: bool = False,
+        activation: str | Callable = "gelu",
+        use_gated_mlp: bool = False,
+        use_final_norm: bool = True,
+        patch_dropout_rate: float = 0.0,
         position_grid_size: int | tuple[int, int] | None = None,
         pad_images: bool = False,
         data_format: str | None = None,
@@ -157,13 +183,25 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     ) -> None:
         data_format = check_data_format(data_format)
         image_shape = check_image_shape(image_shape, data_format)
-        patch_size = check_pair("patch_size", patch_size)
-        grid_size = grid_size_of(split_image_shape(image_shape, data_format)[0], patch_size)
-        position_grid_size = check_position_grid_size(position_grid_size, grid_size, image_shape)
-        refuse_merging(num_merged_tokens, image_shape)
+        grid_size, position_grid_size = grids(
+            image_shape, patch_size, data_format, position_grid_size, position_scope
+        )
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
-        num_prefix_tokens = 2 if use_distillation_token else 1
+        use_class_token = check_bool("use_class_token", use_class_token)
+        use_final_norm = check_bool("use_final_norm", use_final_norm)
+        num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
+        patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
+        check_choice("position_scope", position_scope, POSITION_SCOPES)
+        _check_together(
+            use_class_token,
+            use_distillation_token,
+            position_scope == "rotary",
+            num_merged_tokens,
+            patch_dropout_rate,
+            image_shape,
+        )
+        num_prefix_tokens = use_class_token + use_distillation_token + num_register_tokens
         merging = _merging_arguments(num_merged_tokens, num_prefix_tokens)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
@@ -171,15 +209,16 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             hidden_dim,
             patch_size,
             data_format=data_format,
-            flatten=position_grid_size == grid_size,  # resampling needs the rows and columns
+            # Rotary positions, and learned ones of another grid, need the rows and columns.
+            flatten=position_grid_size == grid_size,
             pad_images=pad_images,
             **sublayer("patch_embedding"),
         )
         patch_embedding.build((None, *image_shape))  # checks that patches divide the image
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
-            position_grid_size,
-            position_scope=position_scope,
+            position_grid_size or (1, 1),
+            position_scope="none" if position_scope == "rotary" else position_scope,
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
         )
@@ -194,21 +233,42 @@ class DeiTBackbone(FeatureMaps, PresetModel):
                 layer_scale_init_value=layer_scale_init_value,
                 layer_norm_epsilon=layer_norm_epsilon,
                 remat=remat,
+                use_qk_norm=use_qk_norm,
+                activation=activation,
+                use_gated_mlp=use_gated_mlp,
                 **merging,
                 **sublayer(f"block_{index}"),
             )
             for index, rate in enumerate(drop_path_rates)
         ]
-        final_norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, **sublayer("final_norm")
-        )
+        final_norm = None
+        if use_final_norm:
+            final_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, **sublayer("final_norm")
+            )
 
         images = keras.Input(image_shape, name="images")
         patches = patch_embedding(images)
-        states = _block_states(blocks, token_position_embedding(patches))
+        tokens = token_position_embedding(patches)
+        if patch_dropout_rate:
+            dropout = PatchDropout(
+                patch_dropout_rate, num_prefix_tokens, dtype=own_policy(dtype), name="patch_dropout"
+            )
+            tokens = dropout(tokens)
+        rotation = {}
+        if position_scope == "rotary":
+            check_heads_divide(num_heads, hidden_dim)
+            rotary = RotaryPositionEmbedding(
+                hidden_dim // num_heads,
+                num_prefix_tokens,
+                dtype=own_policy(dtype),
+                name="rotary_position_embedding",
+            )
+            rotation = {"rotation": rotary(patches)}
+        states = _block_states(blocks, tokens, rotation)
         super().__init__(
             inputs=images,
-            outputs=final_norm(states[-1][0]),
+            outputs=states[-1][0] if final_norm is None else final_norm(states[-1][0]),
             name=name or unique_name("deit_backbone"),
             trainable=own_trainable(trainable),
         )
@@ -218,12 +278,18 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self.blocks = blocks
         self.final_norm = final_norm
         self.image_shape = image_shape
+        self.use_class_token = use_class_token
         self.use_distillation_token = use_distillation_token
+        self.num_register_tokens = num_register_tokens
+        self.position_scope = position_scope
+        self.patch_dropout_rate = patch_dropout_rate
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
+        self.position_grid_size = position_grid_size
         self._patches = patches
         self._states = states
+        self._rotation = rotation
 
     def _get_backbone(self):
         return self
@@ -265,17 +331,12 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         return grid_size_of(image_size, self.patch_size)
 
     @property
-    def position_grid_size(self):
-        """(rows, columns) of the learned positions."""
-        return self.token_position_embedding.grid_size
-
-    @property
     def pad_images(self):
         return self.patch_embedding.pad_images
 
     @property
     def num_prefix_tokens(self):
-        """1 for the class token, 2 with the distillation token."""
+        """Number of tokens before the patches: class, distillation and register tokens."""
         return self.token_position_embedding.num_prefix_tokens
 
     @property
@@ -293,10 +354,6 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     @property
     def intermediate_dim(self):
         return self.blocks[0].intermediate_dim
-
-    @property
-    def position_scope(self):
-        return self.token_position_embedding.position_scope
 
     @property
     def dropout_rate(self):
@@ -317,6 +374,23 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     @property
     def remat(self):
         return self.blocks[0].remat
+
+    @property
+    def use_qk_norm(self):
+        return self.blocks[0].use_qk_norm
+
+    @property
+    def activation(self):
+        """The activation function of the MLPs."""
+        return self.blocks[0].mlp.activation
+
+    @property
+    def use_gated_mlp(self):
+        return self.blocks[0].use_gated_mlp
+
+    @property
+    def use_final_norm(self):
+        return self.final_norm is not None
 
     @property
     def block_outputs(self):
@@ -342,15 +416,28 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         """(attention scores, tokens after the last block), on a graph of their own."""
         state, attention_scores = self._states[0], {}
         for block in self.blocks:
-            tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(*state)
+            tokens, attention_scores[block.name], *token_sizes = ScoredAttention(block)(
+                *state, **self._rotation
+            )
             state = [tokens, *token_sizes]
         return attention_scores, tokens
 
     @functools.cached_property
-    def _prefix_output(self):
-        """The output of the prefix tokens alone, without the last block's work on patch tokens."""
-        outputs = self.blocks[-1](*self._states[-2], num_queries=self.num_prefix_tokens)
-        return self.final_norm(outputs[0] if isinstance(outputs, tuple) else outputs)
+    def _class_output(self):
+        """The output of the class and distillation tokens alone, without the last block's work on
+        the other tokens.
+        """
+        outputs = self.blocks[-1](
+            *self._states[-2], **self._rotation, num_queries=self._num_class_tokens
+        )
+        return self._normalized(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+    @property
+    def _num_class_tokens(self):
+        return self.use_class_token + self.use_distillation_token
+
+    def _normalized(self, tokens):
+        return tokens if self.final_norm is None else self.final_norm(tokens)
 
     @classmethod
     def from_preset(
@@ -448,7 +535,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             self.patch_embedding,
             self.token_position_embedding,
             *self.blocks,
-            self.final_norm,
+            *([] if self.final_norm is None else [self.final_norm]),
         ]
         return {
             "name": self.name,
@@ -469,6 +556,13 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "num_merged_tokens": self.num_merged_tokens,
             "remat": self.remat,
+            "use_class_token": self.use_class_token,
+            "num_register_tokens": self.num_register_tokens,
+            "use_qk_norm": self.use_qk_norm,
+            "activation": activation_config(self.activation),
+            "use_gated_mlp": self.use_gated_mlp,
+            "use_final_norm": self.use_final_norm,
+            "patch_dropout_rate": self.patch_dropout_rate,
             # Not the grid of the image, which `from_preset` would keep at another image size.
             "position_grid_size": None
             if self.position_grid_size == self.grid_size
@@ -494,10 +588,44 @@ def _merging_arguments(num_merged_tokens, num_prefix_tokens):
     return {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
 
 
-def _block_states(blocks, embeddings):
+def _check_together(
+    use_class_token, use_distillation_token, is_rotary, num_merged_tokens, patch_dropout_rate, image_shape
+):
+    """Refuses arguments that exclude each other."""
+    if use_distillation_token and not use_class_token:
+        raise ValueError(
+            "A distillation token needs a class token beside it. Use `use_class_token=True`, or "
+            "`use_distillation_token=False`. Received: use_class_token=False, "
+            "use_distillation_token=True"
+        )
+    # A rotation belongs to the place of its token.
+    for name, value in (
+        ("num_merged_tokens", num_merged_tokens),
+        ("patch_dropout_rate", patch_dropout_rate),
+    ):
+        if is_rotary and value:
+            raise ValueError(
+                f'`position_scope="rotary"` needs every patch in its place. Use `{name}=0`. '
+                f"Received: position_scope='rotary', {name}={value!r}"
+            )
+    if num_merged_tokens and None in image_shape:
+        raise ValueError(
+            "Tokens are merged only where their number is known. Use an `image_shape` without "
+            "`None`, or `num_merged_tokens=0`. "
+            f"Received: image_shape={image_shape}, num_merged_tokens={num_merged_tokens!r}"
+        )
+    if num_merged_tokens and patch_dropout_rate:
+        raise ValueError(
+            "Tokens are merged only where their number is known, and patch dropout changes it in "
+            "training. Use one of the two. Received: "
+            f"num_merged_tokens={num_merged_tokens!r}, patch_dropout_rate={patch_dropout_rate!r}"
+        )
+
+
+def _block_states(blocks, embeddings, rotation):
     """The inputs of each block and the outputs of the last: [tokens], or [tokens, token sizes]."""
     states = [[embeddings]]
     for block in blocks:
-        outputs = block(*states[-1])
+        outputs = block(*states[-1], **rotation)
         states.append(list(outputs) if isinstance(outputs, tuple) else [outputs])
     return states

@@ -13,7 +13,6 @@ from keras import ops
 from keras_deit.arguments import (
     check_activation,
     check_bool,
-    check_choice,
     check_positive_int,
     check_rate,
 )
@@ -29,11 +28,10 @@ from keras_deit.layers.naming import unique_name
 from keras_deit.models.compilation import AutomaticCompilation
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.from_preset import STORED_APART, load_classifier
+from keras_deit.models.pooling import check_pooling, pool
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets.directory import write_preset
-
-POOLINGS = ("token", "mean")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -57,12 +55,15 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         num_classes: int, 1 or more. For features without a head, use the backbone.
         preprocessor: Keras layer that converts raw images to the backbone's input, such as
             `DeiTImageConverter`. Defaults to `None`.
-        pooling: `"token"` reads the class token, `"mean"` the mean of the patch tokens. Defaults to
-            `"token"`.
+        pooling: what the head reads. `"token"`: the class token. `"mean"`: the mean of the patch
+            tokens. `"token_and_mean"`: both, concatenated, as DINOv2's classifiers do. `"map"`: the
+            patch tokens through an `AttentionPooling`, as SigLIP does. Defaults to `"token"`.
         use_distillation_head: bool. Whether the distillation token has its own head. Use `False`
             for a distilled backbone that is fine-tuned on labels alone, as in transformers'
             `DeiTForImageClassification`. Defaults to
             `backbone.use_distillation_token`.
+        use_head_norm: bool. Whether a LayerNormalization follows the pooling, usually in place of
+            the backbone's `use_final_norm`. Defaults to `False`.
         dropout_rate: float in [0, 1). Dropout before the head. Defaults to 0.0.
         activation: name or callable, applied to the logits. Defaults to `None`, which returns the
             logits.
@@ -110,6 +111,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         preprocessor: keras.layers.Layer | None = None,
         pooling: str = "token",
         use_distillation_head: bool | None = None,
+        use_head_norm: bool = False,
         dropout_rate: float = 0.0,
         activation: str | Callable | None = None,
         labels: Sequence[str] | None = None,
@@ -126,28 +128,38 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         if use_distillation_head is None:
             use_distillation_head = backbone.use_distillation_token
         use_distillation_head = check_bool("use_distillation_head", use_distillation_head)
-        _check_pooling(pooling, use_distillation_head, backbone)
+        use_head_norm = check_bool("use_head_norm", use_head_norm)
+        check_pooling(pooling, use_distillation_head, backbone)
         dropout_rate = check_rate("dropout_rate", dropout_rate)
         _check_preprocessor(preprocessor)
         labels = _check_labels(labels, num_classes)
         activation = check_activation("activation", activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
-        for_head = SublayerArguments(dtype, trainable, quantization_config).of("head")
+        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
         dtype = own_policy(dtype)
 
-        features = backbone.output if pooling == "mean" else backbone._prefix_output
+        features = backbone._class_output if pooling == "token" else backbone.output
+        pooled, attention_pooling = pool(
+            features, pooling, use_distillation_head, backbone, sublayer
+        )
+        head_norm = None
+        if use_head_norm:
+            head_norm = keras.layers.LayerNormalization(
+                epsilon=backbone.layer_norm_epsilon, **sublayer("head_norm")
+            )
+            pooled = head_norm(pooled)
         dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
         if use_distillation_head:
-            head = DistillationHead(num_classes, **for_head)
-            class_logits, distillation_logits = head(dropout(features))
+            head = DistillationHead(num_classes, **sublayer("head"))
+            class_logits, distillation_logits = head(dropout(pooled))
             token_logits = {"class": class_logits, "distillation": distillation_logits}
             average = keras.layers.Average(dtype=dtype, name="mean_logits")
             outputs = average([class_logits, distillation_logits])
         else:
             head = keras.layers.Dense(
-                num_classes, kernel_initializer=deit_initializer(), **for_head
+                num_classes, kernel_initializer=deit_initializer(), **sublayer("head")
             )
-            outputs = head(dropout(_pooled(features, pooling, backbone.num_prefix_tokens)))
+            outputs = head(dropout(pooled))
             token_logits = {"class": outputs}
         if activation is not keras.activations.linear:
             outputs = keras.layers.Activation(activation, dtype=dtype, name="activation")(outputs)
@@ -166,10 +178,13 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         self.dtype_policy = dtype
         self.backbone = backbone
         self.head = head
+        self.head_norm = head_norm
+        self.attention_pooling = attention_pooling
         self.num_classes = num_classes
         self.preprocessor = preprocessor
         self.pooling = pooling
         self.use_distillation_head = use_distillation_head
+        self.use_head_norm = use_head_norm
         self.dropout_rate = dropout_rate
         self.activation = activation
         self.labels = labels
@@ -200,8 +215,8 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     def _scored_outputs(self):
         _, tokens = self.backbone._scored
         if self.pooling == "token":
-            tokens = tokens[:, : self.backbone.num_prefix_tokens]
-        return self._head_model(self.backbone.final_norm(tokens))
+            tokens = tokens[:, : self.backbone._num_class_tokens]
+        return self._head_model(self.backbone._normalized(tokens))
 
     def decode_predictions(self, logits: Any, top: int = 5) -> list[list[tuple[str, float]]]:
         """Returns the most likely classes of each image with their probabilities.
@@ -312,7 +327,14 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        of_head = sublayers_config(self, [self.head])
+        of_head = sublayers_config(
+            self,
+            [
+                layer
+                for layer in (self.attention_pooling, self.head_norm, self.head)
+                if layer is not None
+            ],
+        )
         if of_head["trainable"] is False:
             # A bare `False` would freeze the backbone too, which has its own entry.
             of_head["trainable"] = {"": False}
@@ -324,6 +346,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             "preprocessor": None if self.preprocessor is None else serialize(self.preprocessor),
             "pooling": self.pooling,
             "use_distillation_head": self.use_distillation_head,
+            "use_head_norm": self.use_head_norm,
             "dropout_rate": self.dropout_rate,
             "activation": keras.activations.serialize(self.activation),
             "labels": self.labels,
@@ -348,26 +371,6 @@ def _check_num_classes(num_classes):
             "`DeiTBackbone`: `backbone(images)[:, 0]` is the class token. Received: num_classes=0"
         )
     return check_positive_int("num_classes", num_classes)
-
-
-def _check_pooling(pooling, use_distillation_head, backbone):
-    check_choice("pooling", pooling, POOLINGS)
-    if use_distillation_head and not backbone.use_distillation_token:
-        raise ValueError(
-            "`use_distillation_head=True` needs a backbone with `use_distillation_token=True`. "
-            f"Received: use_distillation_token={backbone.use_distillation_token!r}"
-        )
-    if pooling == "mean" and use_distillation_head:
-        raise ValueError(
-            '`pooling="mean"` needs a single head, but this classifier has two. Use '
-            "`pooling=\"token\"`, or `use_distillation_head=False`. Received: pooling='mean'"
-        )
-    if pooling == "mean" and backbone.num_merged_tokens:
-        raise ValueError(
-            'The mean of merged tokens is not the mean of the patches. Use `pooling="token"`, or '
-            "a backbone with `num_merged_tokens=0`. Received: pooling='mean', "
-            f"num_merged_tokens={backbone.num_merged_tokens}"
-        )
 
 
 def _check_preprocessor(preprocessor):
@@ -396,9 +399,3 @@ def _check_labels(labels, num_classes):
             f"Received: {len(labels)} labels"
         )
     return labels
-
-
-def _pooled(features, pooling, num_prefix_tokens):
-    if pooling == "token":
-        return features[:, 0]
-    return ops.mean(features[:, num_prefix_tokens:], axis=1)

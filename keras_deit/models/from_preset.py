@@ -37,6 +37,7 @@ _ADAPTABLE = (
     "attention_dropout_rate",
     "drop_path_rate",
     "drop_path_schedule",
+    "patch_dropout_rate",
     "layer_scale_init_value",
     "num_merged_tokens",
     "remat",

@@ -1,7 +1,7 @@
 """Which images a backbone takes, and which grid its learned positions have."""
 
 from keras_deit.arguments import check_pair, check_positive_int
-from keras_deit.data_formats import axes_in_words, join_image_shape, split_image_shape
+from keras_deit.data_formats import axes_in_words, grid_size_of, join_image_shape, split_image_shape
 
 
 def check_image_shape(image_shape, data_format):
@@ -25,10 +25,23 @@ def check_image_shape(image_shape, data_format):
     return join_image_shape(image_size, channels, data_format)
 
 
-def check_position_grid_size(position_grid_size, grid_size, image_shape):
-    """(rows, columns) of the learned positions: by default those of the image."""
+def grids(image_shape, patch_size, data_format, position_grid_size, position_scope):
+    """The grid of the image's patches and that of the learned positions, (rows, columns) each.
+
+    The image's is `(None, None)` if the size is not known; that of the positions is `None` if there
+    are none.
+    """
+    image_size, _ = split_image_shape(image_shape, data_format)
+    grid_size = grid_size_of(image_size, check_pair("patch_size", patch_size))
+    if position_scope == "rotary":
+        if position_grid_size is not None:
+            raise ValueError(
+                '`position_scope="rotary"` has no learned positions. Use `position_grid_size=None`. '
+                f"Received: position_grid_size={position_grid_size!r}"
+            )
+        return grid_size, None
     if position_grid_size is not None:
-        return check_pair("position_grid_size", position_grid_size)
+        return grid_size, check_pair("position_grid_size", position_grid_size)
     if None in grid_size:
         raise ValueError(
             "Images of any size need `position_grid_size`, the (rows, columns) of the learned "
@@ -36,14 +49,4 @@ def check_position_grid_size(position_grid_size, grid_size, image_shape):
             "224 pixels and patches of 16. "
             f"Received: image_shape={image_shape}, position_grid_size=None"
         )
-    return grid_size
-
-
-def refuse_merging(num_merged_tokens, image_shape):
-    """Refuses to merge tokens of which the number is not known."""
-    if num_merged_tokens and None in image_shape:
-        raise ValueError(
-            "Merging needs a known number of tokens. Use an `image_shape` without `None`, or "
-            f"`num_merged_tokens=0`. Received: image_shape={image_shape}, "
-            f"num_merged_tokens={num_merged_tokens!r}"
-        )
+    return grid_size, grid_size

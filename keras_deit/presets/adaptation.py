@@ -34,14 +34,14 @@ def adapt_backbone(state, saved_config, backbone, source):
         backbone: the new `DeiTBackbone`.
         source: name of the preset in warnings.
     """
-    num_prefix_tokens = len(state[PREFIX_TOKENS])
     has_prefix_positions = backbone.position_scope == "all"
-    state[POSITIONS] = resample_positions(
-        state[POSITIONS],
-        num_prefix_tokens if has_prefix_positions else 0,
-        architecture.position_grid_size(saved_config),
-        backbone.position_grid_size,
-    )
+    if POSITIONS in state:
+        state[POSITIONS] = resample_positions(
+            state[POSITIONS],
+            architecture.num_prefix_tokens(saved_config) if has_prefix_positions else 0,
+            architecture.position_grid_size(saved_config),
+            backbone.position_grid_size,
+        )
     if is_float(state[KERNEL].dtype):  # quantized kernels do not adapt
         num_channels = architecture.num_channels(saved_config)
         if num_channels != backbone.num_channels:
@@ -49,13 +49,13 @@ def adapt_backbone(state, saved_config, backbone, source):
         state[KERNEL] = resize_patches(
             state[KERNEL], as_pair(saved_config["patch_size"]), backbone.patch_size
         )
-    if num_prefix_tokens == 1 and backbone.use_distillation_token:
+    if backbone.use_distillation_token and not saved_config.get("use_distillation_token"):
         logging.warning(
             "The distillation token is not trained: the %s has none, so it starts as a copy of "
             "the class token.",
             source,
         )
-        state[PREFIX_TOKENS] = np.repeat(state[PREFIX_TOKENS], 2, axis=0)
+        state[PREFIX_TOKENS] = np.concatenate([state[PREFIX_TOKENS][:1], state[PREFIX_TOKENS]])
         if has_prefix_positions:
             state[POSITIONS] = np.concatenate([state[POSITIONS][:1], state[POSITIONS]])
     return state

@@ -22,12 +22,37 @@ def num_channels(backbone_config):
     return channels
 
 
+def num_prefix_tokens(backbone_config):
+    return (
+        backbone_config.get("use_class_token", True)
+        + backbone_config.get("use_distillation_token", False)
+        + backbone_config.get("num_register_tokens", 0)
+    )
+
+
+def num_positions(backbone_config):
+    """How many tokens have learned positions."""
+    scope = backbone_config.get("position_scope", "all")
+    if scope == "rotary":
+        return 0
+    patches = math.prod(position_grid_size(backbone_config))
+    return patches + (num_prefix_tokens(backbone_config) if scope == "all" else 0)
+
+
 def has_two_heads(classifier_config, backbone_config):
     """Whether the classifier has a head for the distillation token too."""
     use_distillation_head = classifier_config.get("use_distillation_head")
     if use_distillation_head is None:
         return bool(backbone_config.get("use_distillation_token"))
     return use_distillation_head
+
+
+def head_inputs(classifier_config, backbone_config):
+    """How many values all heads read of an image."""
+    is_double = classifier_config.get("pooling") == "token_and_mean" or has_two_heads(
+        classifier_config, backbone_config
+    )
+    return backbone_config["hidden_dim"] * (2 if is_double else 1)
 
 
 def _split(config):
@@ -46,8 +71,9 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
     """
     parameters = num_parameters(backbone_config)
     if classifier_config is not None:
-        heads = 2 if has_two_heads(classifier_config, backbone_config) else 1
-        parameters += heads * classifier_config["num_classes"] * backbone_config["hidden_dim"]
+        parameters += (
+            head_dim(classifier_config, backbone_config) * classifier_config["num_classes"]
+        )
     if parameters > (_MOST_PARAMETERS if most is None else most):
         allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(
@@ -59,12 +85,14 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
 def num_parameters(config):
     """How many parameters a backbone has. Quantized weights have scales beside them."""
     dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
-    prefix_tokens = 2 if config.get("use_distillation_token") else 1
-    prefix_positions = prefix_tokens if config.get("position_scope", "all") == "all" else 0
     patch = math.prod(as_pair(config["patch_size"])) * num_channels(config) + 1
-    tokens = prefix_tokens + prefix_positions + math.prod(position_grid_size(config))
+    tokens = num_prefix_tokens(config) + num_positions(config)
     attention = 4 * dim * (dim + 1)
-    mlp = 2 * dim * intermediate_dim + intermediate_dim + dim
+    if config.get("use_qk_norm"):
+        attention += 4 * (dim // config["num_heads"])
+    first = 2 * intermediate_dim if config.get("use_gated_mlp") else intermediate_dim
+    mlp = dim * first + first + intermediate_dim * dim + dim
     norms_and_scales = 4 * dim + (2 * dim if config.get("layer_scale_init_value") else 0)
     block = attention + mlp + norms_and_scales
-    return dim * (patch + tokens + 2) + config["num_layers"] * block
+    final_norm = 2 if config.get("use_final_norm", True) else 0
+    return dim * (patch + tokens + final_norm) + config["num_layers"] * block

@@ -30,6 +30,13 @@ BACKBONE = {
     "layer_norm_epsilon": kinds.NUMBER,
     "num_merged_tokens": kinds.whole(0, 2**20),
     "remat": kinds.SWITCH,
+    "use_class_token": kinds.SWITCH,
+    "num_register_tokens": kinds.whole(0, 2**12),
+    "use_qk_norm": kinds.SWITCH,
+    "activation": ACTIVATION,
+    "use_gated_mlp": kinds.SWITCH,
+    "use_final_norm": kinds.SWITCH,
+    "patch_dropout_rate": kinds.RATE,
     "data_format": kinds.or_null(kinds.TEXT),
 }
 CLASSIFIER = {
@@ -38,6 +45,7 @@ CLASSIFIER = {
     "num_classes": kinds.CLASSES,
     "pooling": kinds.TEXT,
     "use_distillation_head": kinds.or_null(kinds.SWITCH),
+    "use_head_norm": kinds.SWITCH,
     "dropout_rate": kinds.RATE,
     "activation": ACTIVATION,
 }

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from keras_deit.arguments import as_pair
-from keras_deit.presets.architecture import grid_size, has_two_heads, num_channels
+from keras_deit.presets.architecture import has_two_heads, num_channels, position_grid_size
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.tensor_values import refuse_non_finite, refuse_non_floats
 
@@ -57,7 +57,7 @@ def _embedding_rules(backbone_config):
     prefix_tokens = ["cls_token"]
     if backbone_config.get("use_distillation_token"):
         prefix_tokens.append("dist_token")
-    num_positions = math.prod(grid_size(backbone_config))
+    num_positions = math.prod(position_grid_size(backbone_config))
     if backbone_config.get("position_scope", "all") == "all":
         num_positions += len(prefix_tokens)
     return [
