@@ -104,8 +104,10 @@ class PatchEmbedding(CompositeLayer):
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
         if self.pad_images:
+            # Not `-size % patch`: ONNX's remainder of a negative number is another one.
             bottom, right = (
-                -size % patch for size, patch in zip(ops.shape(inputs)[1:3], self.patch_size)
+                (patch - size % patch) % patch
+                for size, patch in zip(ops.shape(inputs)[1:3], self.patch_size)
             )
             inputs = ops.pad(inputs, ((0, 0), (0, bottom), (0, right), (0, 0)))
         return embed_patches(self.projection, inputs, self.patch_size, self.flatten)

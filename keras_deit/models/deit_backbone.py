@@ -183,9 +183,6 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     ) -> None:
         data_format = check_data_format(data_format)
         image_shape = check_image_shape(image_shape, data_format)
-        grid_size, position_grid_size = grids(
-            image_shape, patch_size, data_format, position_grid_size, position_scope
-        )
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         use_class_token = check_bool("use_class_token", use_class_token)
@@ -193,6 +190,9 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
         patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
         check_choice("position_scope", position_scope, POSITION_SCOPES)
+        grid_size, position_grid_size = grids(
+            image_shape, patch_size, data_format, position_grid_size, position_scope
+        )
         _check_together(
             use_class_token,
             use_distillation_token,
@@ -589,7 +589,12 @@ def _merging_arguments(num_merged_tokens, num_prefix_tokens):
 
 
 def _check_together(
-    use_class_token, use_distillation_token, is_rotary, num_merged_tokens, patch_dropout_rate, image_shape
+    use_class_token,
+    use_distillation_token,
+    is_rotary,
+    num_merged_tokens,
+    patch_dropout_rate,
+    image_shape,
 ):
     """Refuses arguments that exclude each other."""
     if use_distillation_token and not use_class_token:

@@ -91,7 +91,7 @@ class FeatureMaps:
         for index in indices:
             x = self._states[index + 1][0]
             if norm:
-                x = self.output if index == len(self.blocks) - 1 else self.final_norm(x)
+                x = self.output if index == len(self.blocks) - 1 else self._normalized(x)
             outputs[self.blocks[index].name] = self._as_map(x) if reshape else x
         return keras.Model(self.input, outputs, name=unique_name("features"))
 

@@ -36,8 +36,9 @@ def grids(image_shape, patch_size, data_format, position_grid_size, position_sco
     if position_scope == "rotary":
         if position_grid_size is not None:
             raise ValueError(
-                '`position_scope="rotary"` has no learned positions. Use `position_grid_size=None`. '
-                f"Received: position_grid_size={position_grid_size!r}"
+                "`position_grid_size` is for learned positions. Use `None`, or another "
+                "`position_scope`. Received: position_scope='rotary', "
+                f"position_grid_size={position_grid_size!r}"
             )
         return grid_size, None
     if position_grid_size is not None:

@@ -31,8 +31,7 @@ class CheckedInputs:
             return
         words = ", ".join(map(str, expected)).replace("None, None", "height, width")
         raise ValueError(
-            f"Images must have shape (batch, {words}). {advice} "
-            f"Received: images of shape {shape}"
+            f"Images must have shape (batch, {words}). {advice} Received: images of shape {shape}"
         )
 
     def fit(self, x=None, *args, **kwargs):

@@ -17,6 +17,24 @@ def position_grid_size(backbone_config):
     return grid_size_of(image_size, as_pair(backbone_config["patch_size"]))
 
 
+def refuse_unknown_sizes(backbone_config, where):
+    """Refuses a file that leaves more sizes open than the height and the width of the images."""
+    image_size, channels = _split(backbone_config)
+    position_grid_size = backbone_config.get("position_grid_size")
+    is_any_size = image_size == (None, None)
+    has_positions = backbone_config.get("position_scope") != "rotary"
+    if (
+        channels is None
+        or (None in image_size and not is_any_size)
+        or (is_any_size and has_positions and position_grid_size is None)
+    ):
+        raise ValueError(
+            f"'image_shape' in {where} may have null for both height and width, and then needs "
+            "'position_grid_size'. Restore the file. Received: image_shape="
+            f"{backbone_config['image_shape']}, position_grid_size={position_grid_size}"
+        )
+
+
 def num_channels(backbone_config):
     _, channels = _split(backbone_config)
     return channels
@@ -71,9 +89,8 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
     """
     parameters = num_parameters(backbone_config)
     if classifier_config is not None:
-        parameters += (
-            head_dim(classifier_config, backbone_config) * classifier_config["num_classes"]
-        )
+        inputs = head_inputs(classifier_config, backbone_config)
+        parameters += inputs * classifier_config["num_classes"]
     if parameters > (_MOST_PARAMETERS if most is None else most):
         allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(
