@@ -12,6 +12,7 @@ from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
 from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
+from keras_deit.layers.simple_feature_pyramid import SimpleFeaturePyramid
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
@@ -28,6 +29,7 @@ __all__ = [
     "PatchDropout",
     "PatchEmbedding",
     "RotaryPositionEmbedding",
+    "SimpleFeaturePyramid",
     "TokenMerging",
     "TokenPositionEmbedding",
     "TransformerBlock",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.backend
 # Each case compiles: an eighth of the cases on TensorFlow, and a fortieth on the other two.
 SHARE = 8 if BACKEND == "tensorflow" else 40
 FEWER = hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // SHARE))
-TOKENS, IMAGES = (2, 5, 8), (2, 6, 8, 3)
+TOKENS, IMAGES, MAPS = (2, 5, 8), (2, 6, 8, 3), (2, 3, 4, 8)
 SIZES = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, 8))
 DTYPES = ("float32", "float16", "int32", "uint8", "bool", "complex64")
 # For each layer: how to make it, inputs that it takes, and the shapes of the outputs.
@@ -69,6 +69,11 @@ LAYERS = {
         TOKENS,
         lambda s: [(s[0], None, s[2])],
     ),
+    "RotaryPositionEmbedding": (
+        lambda: layers.RotaryPositionEmbedding(8, 2),
+        (2, 2, 3, 4),
+        lambda s: [(2, 2 + s[1] * s[2], 4)],
+    ),
     "TransformerBlock": (lambda: layers.TransformerBlock(2, 6), TOKENS, lambda s: [s]),
     "MergingTransformerBlock": (
         lambda: layers.MergingTransformerBlock(2, 6, 1),
@@ -84,6 +89,14 @@ LAYERS = {
         lambda: layers.DistillationHead(3),
         TOKENS,
         lambda s: [(s[0], 3), (s[0], 3)],
+    ),
+    "SimpleFeaturePyramid": (
+        lambda: layers.SimpleFeaturePyramid(5, ("P3", "P5"), data_format="channels_last"),
+        MAPS,
+        lambda s: [
+            (s[0], s[1] * 2, s[2] * 2, 5),
+            (s[0], (s[1] + 1) // 2, (s[2] + 1) // 2, 5),
+        ],
     ),
     "DeiTImageConverter": (
         lambda: layers.DeiTImageConverter((4, 6), data_format="channels_last"),
@@ -174,6 +187,8 @@ def test_shapes_without_values(name, data):
 
     def computed():
         result = make().compute_output_shape(shape)
+        if isinstance(result, dict):
+            return [result[name] for name in sorted(result)]
         return list(result) if isinstance((*result, 0)[0], tuple) else [result]
 
     def called():

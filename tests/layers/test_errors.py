@@ -51,6 +51,7 @@ def test_rates(name, make, rate):
         ("num_classes", lambda size: layers.DistillationHead(size)),
         ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
         ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("hidden_dim", lambda size: layers.SimpleFeaturePyramid(size)),
         ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
 )
@@ -250,6 +251,10 @@ def test_a_single_token_has_no_distillation_token():
         (
             "layer_norm_epsilon",
             lambda value: layers.AttentionPooling(2, 8, layer_norm_epsilon=value),
+        ),
+        (
+            "layer_norm_epsilon",
+            lambda value: layers.SimpleFeaturePyramid(layer_norm_epsilon=value),
         ),
         ("crop_ratio", lambda value: layers.DeiTImageConverter(32, crop_ratio=value)),
         (

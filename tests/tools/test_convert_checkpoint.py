@@ -215,7 +215,7 @@ def test_errors_on_reading_checkpoints(tmp_path, monkeypatch):
         tool.read_checkpoint(tmp_path / "nothing.pth")
     (tmp_path / "weights.npz").write_bytes(b"")
     with raises(
-        "Expected a file ending in .safetensors, .pth, .pt, .bin. Received: "
+        "Expected a file ending in .safetensors, .pth, .pt, .bin or .msgpack. Received: "
         f"{tmp_path / 'weights.npz'}"
     ):
         tool.read_checkpoint(tmp_path / "weights.npz")
