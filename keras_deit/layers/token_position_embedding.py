@@ -130,7 +130,7 @@ class TokenPositionEmbedding(CompositeLayer):
         check_tokens_or_map("TokenPositionEmbedding", x.shape)
         positions = self.positions
         if len(x.shape) == 4:
-            if positions is not None and tuple(x.shape[1:3]) != self.grid_size:
+            if positions is not None and not self._is_own_grid(x.shape[1:3]):
                 positions = self._resampled(ops.shape(x)[1:3])
             x = ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
         if self.position_scope == "patches":
@@ -141,6 +141,11 @@ class TokenPositionEmbedding(CompositeLayer):
         if self.position_scope == "all":
             x = x + ops.cast(positions, self.compute_dtype)
         return self.dropout(x, training=training)
+
+    def _is_own_grid(self, grid_size):
+        # PyTorch's exporter has sizes that are expressions: comparing one would fix its value.
+        known = all(isinstance(size, int) for size in grid_size)
+        return known and tuple(grid_size) == self.grid_size
 
     def _resampled(self, grid_size):
         """The positions for (rows, columns) of a feature map, in float32."""
