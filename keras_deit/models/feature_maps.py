@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_deit.arguments import check_bool
 from keras_deit.layers.naming import unique_name
+from keras_deit.layers.tokens_to_map import TokensToMap
 
 
 class FeatureMaps:
@@ -105,6 +106,8 @@ class FeatureMaps:
 
     def _as_map(self, tokens):
         """The patch tokens in their places in the image."""
+        if None in self.grid_size:
+            return TokensToMap(self.num_prefix_tokens, self.data_format)(tokens, self._patches)
         x = tokens[:, self.num_prefix_tokens :]
         x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
         return ops.transpose(x, (0, 3, 1, 2)) if self.data_format == "channels_first" else x
