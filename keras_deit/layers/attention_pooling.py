@@ -113,7 +113,7 @@ class AttentionPooling(CompositeLayer):
         batch, _, hidden_dim = ops.shape(inputs)
         # The same query for each sample
         query = ops.broadcast_to(
-            self._heads(self.query(ops.convert_to_tensor(self.latent))[None]),
+            self._heads(self.query(ops.reshape(self.latent, (1, 1, hidden_dim)))),
             (batch, 1, self.num_heads, hidden_dim // self.num_heads),
         )
         key, value = ops.split(kernels.dense(self.key_value, inputs), 2, axis=-1)

@@ -75,6 +75,11 @@ LAYERS = {
         lambda s: [(s[0], None, s[2])],
     ),
     "TransformerBlock": (lambda: layers.TransformerBlock(2, 6), TOKENS, lambda s: [s]),
+    "ParallelTransformerBlock": (
+        lambda: layers.ParallelTransformerBlock(2, 6),
+        TOKENS,
+        lambda s: [s],
+    ),
     "MergingTransformerBlock": (
         lambda: layers.MergingTransformerBlock(2, 6, 1),
         TOKENS,
