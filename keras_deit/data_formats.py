@@ -1,4 +1,4 @@
-"""The axes of an image in either data format."""
+"""The axes of an image in either data format, and its grid of patches."""
 
 import keras
 
@@ -34,3 +34,10 @@ def join_image_shape(image_size, channels, data_format):
     if data_format == "channels_first":
         return (channels, *image_size)
     return (*image_size, channels)
+
+
+def grid_size_of(image_size, patch_size):
+    """(rows, columns) of the patches that cover an image; `None` where a side is not known."""
+    return tuple(
+        None if side is None else -(-side // patch) for side, patch in zip(image_size, patch_size)
+    )

@@ -34,8 +34,10 @@ def _weights(size, new_size, xp):
 
     Reference: [Keys, 1981](https://doi.org/10.1109/TASSP.1981.1163711), the cubic with a = -1/2.
     """
-    spacing = size / xp.array(new_size, dtype="float32")  # of new positions, in old ones
-    centres = (xp.arange(new_size, dtype="float32") + 0.5) * spacing - 0.5
+    indices = xp.arange(new_size, dtype="float32")
+    # Of new positions, in old ones. `new_size` itself is an int, a tensor or PyTorch's expression.
+    spacing = size / (indices[-1] + 1.0)
+    centres = (indices + 0.5) * spacing - 0.5
     offsets = centres[:, None] - xp.arange(size, dtype="float32")
     # A smaller grid widens the kernel, so that every old position counts.
     x = xp.abs(offsets) / xp.maximum(spacing, 1.0)

@@ -76,9 +76,10 @@ def resize_bicubic(grid, new_size):
 
 
 def token_position_embedding(patches, weights, position_scope):
-    prefix = np.broadcast_to(
-        weights["prefix_tokens"], (len(patches), *weights["prefix_tokens"].shape)
-    )
+    tokens = weights.get("prefix_tokens", np.zeros((0, patches.shape[-1])))
+    prefix = np.broadcast_to(tokens, (len(patches), *tokens.shape))
+    if position_scope == "rotary":
+        return np.concatenate([prefix, patches], axis=1)
     if position_scope == "patches":
         return np.concatenate([prefix, patches + weights["positions"]], axis=1)
     return np.concatenate([prefix, patches], axis=1) + weights["positions"]
@@ -130,19 +131,36 @@ def rotary_angles(rows, columns, head_dim, num_prefix_tokens, base):
     return angles
 
 
-def mlp(x, weights):
-    return dense(gelu(dense(x, under(weights, "intermediate"))), under(weights, "projection"))
+def silu(x):
+    return x / (1 + np.exp(-x))
 
 
-def block(x, weights, num_heads, epsilon):
+def mlp(x, weights, activation=gelu, use_gate=False):
+    x = dense(x, under(weights, "intermediate"))
+    if use_gate:
+        gate, x = np.split(x, 2, axis=-1)
+        x = activation(gate) * x
+    else:
+        x = activation(x)
+    return dense(x, under(weights, "projection"))
+
+
+def block(x, weights, num_heads, epsilon, angles=None, activation=gelu, use_gated_mlp=False):
     """(outputs, scores)."""
     branch, scores = attention(
         layer_norm(x, under(weights, "attention_norm"), epsilon),
         under(weights, "attention"),
         num_heads,
+        epsilon,
+        angles,
     )
     x = x + branch * weights.get("attention_scale/gamma", 1.0)
-    branch = mlp(layer_norm(x, under(weights, "mlp_norm"), epsilon), under(weights, "mlp"))
+    branch = mlp(
+        layer_norm(x, under(weights, "mlp_norm"), epsilon),
+        under(weights, "mlp"),
+        activation,
+        use_gated_mlp,
+    )
     return x + branch * weights.get("mlp_scale/gamma", 1.0), scores
 
 
@@ -150,18 +168,38 @@ def backbone(images, weights, config):
     """{"output", "block_outputs", "attention_scores"} of a DeiTBackbone with this config, on
     channels_last images.
     """
+    patch_height, patch_width = config["patch_size"]
     x = patch_embedding(images, under(weights, "patch_embedding"), config["patch_size"])
+    num_patches, angles = x.shape[1], None
     x = token_position_embedding(
         x, under(weights, "token_position_embedding"), config["position_scope"]
     )
+    if config["position_scope"] == "rotary":
+        angles = rotary_angles(
+            images.shape[1] // patch_height,
+            images.shape[2] // patch_width,
+            config["hidden_dim"] // config["num_heads"],
+            x.shape[1] - num_patches,
+            base=100.0,
+        )
+    if config["use_pre_norm"]:
+        x = layer_norm(x, under(weights, "pre_norm"), config["layer_norm_epsilon"])
     block_outputs, attention_scores = {}, {}
     for index in range(config["num_layers"]):
         name = f"block_{index}"
         x, scores = block(
-            x, under(weights, name), config["num_heads"], config["layer_norm_epsilon"]
+            x,
+            under(weights, name),
+            config["num_heads"],
+            config["layer_norm_epsilon"],
+            angles,
+            {"gelu": gelu, "silu": silu}[config["activation"]],
+            config["use_gated_mlp"],
         )
         block_outputs[name], attention_scores[name] = x, scores
-    output = layer_norm(x, under(weights, "final_norm"), config["layer_norm_epsilon"])
+    output = x
+    if config["use_final_norm"]:
+        output = layer_norm(x, under(weights, "final_norm"), config["layer_norm_epsilon"])
     return {"output": output, "block_outputs": block_outputs, "attention_scores": attention_scores}
 
 

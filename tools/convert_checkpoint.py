@@ -1,10 +1,15 @@
-"""Converts DeiT checkpoints between PyTorch and keras_deit. The round trip is bit-exact.
+"""Converts DeiT checkpoints from PyTorch and Flax, and to PyTorch. The round trip is bit-exact.
 
 From a checkpoint of facebookresearch/deit, timm or transformers (.safetensors, or .pth if torch is
 installed) to a preset directory:
 
     python tools/convert_checkpoint.py --checkpoint deit_tiny_patch16_224-a1311bcf.pth \\
         --preset deit_tiny_patch16_224 --output my_deit
+
+From a checkpoint of affjljoo3581/deit3-jax; needs `pip install msgpack`:
+
+    python tools/convert_checkpoint.py \\
+        --checkpoint deit3-s16-224-in1k-400ep-best.msgpack --output my_deit3
 
 From a preset to a file that timm loads with `strict=True`:
 
@@ -28,6 +33,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import safetensors.numpy
 from absl import app, flags
+from converting import deit3_jax, flax_file
 from flag_errors import of_flag
 
 from keras_deit import presets
@@ -37,7 +43,10 @@ from keras_deit.models import DeiTBackbone, DeiTImageClassifier
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "File to convert. Default: the weights of --preset.")
 flags.DEFINE_string(
-    "preset", None, "Name, hf:// address or directory of the preset, which gives the architecture."
+    "preset",
+    None,
+    "Name, hf:// address or directory of the preset, which gives the architecture. Not with a "
+    ".msgpack file, whose shapes give it.",
 )
 flags.DEFINE_string(
     "output",
@@ -54,6 +63,7 @@ flags.DEFINE_bool(
 flags.DEFINE_bool("overwrite", False, "Replace --output if it exists.")
 
 PICKLES = (".pth", ".pt", ".bin")
+FLAX = ".msgpack"
 
 
 def read_checkpoint(path):
@@ -65,7 +75,8 @@ def read_checkpoint(path):
         return presets.read_tensors(path)
     if path.suffix not in PICKLES:
         raise ValueError(
-            f"Expected a file ending in .safetensors, {', '.join(PICKLES)}. Received: {path}"
+            f"Expected a file ending in .safetensors, {', '.join(PICKLES)} or {FLAX}. "
+            f"Received: {path}"
         )
     try:
         import torch
@@ -128,6 +139,9 @@ def load_model(preset, checkpoint):
                 else DeiTBackbone
             )
             return cls.from_preset(preset)
+    if is_flax(checkpoint):
+        with of_flag("checkpoint", checkpoint):
+            return deit3_jax.build(flax_file.read_arrays(pathlib.Path(checkpoint)), checkpoint)
     with of_flag("checkpoint", checkpoint):
         origin = check_hash(checkpoint) if os.path.isfile(checkpoint) else None
         tensors = read_checkpoint(checkpoint)
@@ -145,6 +159,10 @@ def load_model(preset, checkpoint):
             f"--checkpoint {checkpoint} does not fit --preset {preset}.{hint} {error}"
         ) from error
     return model
+
+
+def is_flax(checkpoint):
+    return pathlib.Path(checkpoint).suffix == FLAX
 
 
 def empty_model(preset, tensors):
@@ -203,9 +221,11 @@ def convert_all(output, to):
 
 
 def main(_):
-    if FLAGS.all == bool(FLAGS.preset) or (FLAGS.all and FLAGS.checkpoint):
+    is_alone = bool(FLAGS.checkpoint) and is_flax(FLAGS.checkpoint)
+    if FLAGS.all + bool(FLAGS.preset) + is_alone != 1 or (FLAGS.all and FLAGS.checkpoint):
         raise app.UsageError(
-            "Use --preset NAME, with or without --checkpoint FILE, or use --all alone."
+            "Use --preset NAME, with or without --checkpoint FILE; or --checkpoint FILE.msgpack "
+            "alone; or --all alone."
         )
     output, checkpoint = (
         path and os.path.expanduser(path) for path in (FLAGS.output, FLAGS.checkpoint)

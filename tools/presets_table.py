@@ -1,9 +1,11 @@
-"""Writes the tables of docs/presets.md and docs/parity.md, from the catalog and docs/parity.json.
+"""Writes the tables of docs/presets.md, docs/parity.md and docs/load.md, from the catalog,
+docs/parity.json and tools/converting/deit3_jax.csv.
 
 python tools/presets_table.py            # rewrites the tables
 python tools/presets_table.py --check    # fails if one is out of date
 """
 
+import csv
 import json
 import os
 import pathlib
@@ -21,6 +23,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_bool("check", False, "Change nothing; exit with 1 if a table is out of date.")
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
+# From the README of affjljoo3581/deit3-jax at 753d01b
+DEIT3_JAX = pathlib.Path(__file__).parent / "converting" / "deit3_jax.csv"
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 FAMILIES = {
     "DeiT": ("deit", False, False),
@@ -92,12 +96,45 @@ def _largest(differences):
     return f"{max(value for outputs in differences.values() for value in outputs.values()):.1e}"
 
 
+def table_of_deit3_jax():
+    columns = ["recipe", "model", "trained on", "epochs", "image", "top-1", "original", "weights"]
+    lines = [_row(columns), _row(["---"] * len(columns))]
+    with open(DEIT3_JAX, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            files = {"fine-tuned": row["checkpoint"], "pre-trained": row["pretrained"]}
+            if not row["pretrained"]:
+                files = {"trained": row["checkpoint"]}
+            cells = [
+                row["recipe"],
+                row["model"],
+                f"ImageNet-{row['pretraining_data']}",
+                row["epochs"],
+                row["image_sizes"].replace("-", ", then "),
+                row["top1(%)"],
+                row["original_top1(%)"],
+                ", ".join(
+                    f"[{kind}](https://huggingface.co/affjljoo3581/deit3-jax/resolve/main/"
+                    f"{file}.msgpack)"
+                    for kind, file in files.items()
+                ),
+            ]
+            lines.append(_row(cells))
+    return "\n".join(lines) + "\n"
+
+
+TABLES = (
+    ("presets.md", "presets", tables_of_presets),
+    ("parity.md", "presets", table_of_parity),
+    ("load.md", "deit3-jax", table_of_deit3_jax),
+)
+
+
 def main(_):
-    for page, table in (("presets.md", tables_of_presets), ("parity.md", table_of_parity)):
+    for page, section, table in TABLES:
         content = (DOCS / page).read_text(encoding="utf-8")
         if not FLAGS.check:
-            write_section(DOCS / page, "presets", table())
-        elif with_section(content, "presets", table(), page) != content:
+            write_section(DOCS / page, section, table())
+        elif with_section(content, section, table(), page) != content:
             sys.exit(f"The table in docs/{page} is out of date: run tools/presets_table.py")
 
 

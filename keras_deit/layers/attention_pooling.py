@@ -113,7 +113,8 @@ class AttentionPooling(CompositeLayer):
         batch, _, hidden_dim = ops.shape(inputs)
         # The same query for each sample
         query = ops.broadcast_to(
-            self._heads(self.query(ops.reshape(self.latent, (1, 1, hidden_dim)))),
+            # A tensor of its own, because TensorFlow's quantized `Dense` takes no variable
+            self._heads(self.query(ops.expand_dims(self.latent, 0))),
             (batch, 1, self.num_heads, hidden_dim // self.num_heads),
         )
         key, value = ops.split(kernels.dense(self.key_value, inputs), 2, axis=-1)

@@ -75,8 +75,8 @@ class ParallelTransformerBlock(TransformerBlock):
             )
             setattr(self, branch.name, branch)
 
-    # Not a property: Keras 3.15 loads what all properties return, and a list that contains the block
-    # itself has no end.
+    # Not a property: Keras 3.15 loads what all properties return, and would load the block itself
+    # for ever.
     def _branches(self):
         return [self, *(getattr(self, f"branch_{i}") for i in range(1, self.num_branches))]
 

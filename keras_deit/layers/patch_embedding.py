@@ -12,7 +12,7 @@ from keras_deit.arguments import (
     check_positive_int,
     check_shape,
 )
-from keras_deit.data_formats import check_data_format, split_image_shape
+from keras_deit.data_formats import check_data_format, grid_size_of, split_image_shape
 from keras_deit.layers.composite import CompositeLayer
 from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.inputs import as_floats
@@ -104,18 +104,17 @@ class PatchEmbedding(CompositeLayer):
         if self.data_format == "channels_first":
             inputs = ops.transpose(inputs, (0, 2, 3, 1))
         if self.pad_images:
+            # Not `-size % patch`: ONNX's remainder of a negative number is another one.
             bottom, right = (
-                -size % patch for size, patch in zip(ops.shape(inputs)[1:3], self.patch_size)
+                (patch - size % patch) % patch
+                for size, patch in zip(ops.shape(inputs)[1:3], self.patch_size)
             )
             inputs = ops.pad(inputs, ((0, 0), (0, bottom), (0, right), (0, 0)))
         return embed_patches(self.projection, inputs, self.patch_size, self.flatten)
 
     def compute_output_shape(self, input_shape):
         image_size, _ = self._size_and_channels(input_shape)
-        rows, columns = (
-            None if size is None else -(-size // patch)
-            for size, patch in zip(image_size, self.patch_size)
-        )
+        rows, columns = grid_size_of(image_size, self.patch_size)
         if not self.flatten:
             return (input_shape[0], rows, columns, self.hidden_dim)
         num_patches = None if rows is None or columns is None else rows * columns

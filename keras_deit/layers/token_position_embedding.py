@@ -12,7 +12,7 @@ from keras_deit.layers.initialization import deit_initializer
 from keras_deit.layers.inputs import as_floats
 from keras_deit.resampling import resample
 
-POSITION_SCOPES = ("all", "patches")
+POSITION_SCOPES = ("all", "patches", "none")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -21,7 +21,8 @@ class TokenPositionEmbedding(CompositeLayer):
 
     With `position_scope="all"` (DeiT), every token has a position embedding:
     `outputs = concat(prefix, patches) + positions`. With `"patches"` (DeiT III), only patches do:
-    `outputs = concat(prefix, patches + positions)`.
+    `outputs = concat(prefix, patches + positions)`. With `"none"`,
+    `outputs = concat(prefix, patches)`.
 
     A feature map may have any number of rows and columns: the positions of patches are resampled to
     them, as `from_preset` does for another image size. The weights do not change.
@@ -31,7 +32,8 @@ class TokenPositionEmbedding(CompositeLayer):
             distillation token.
         grid_size: int or (rows, columns). Number of patches along the image's height and width;
             for a feature map, the grid of the learned positions.
-        position_scope: `"all"` or `"patches"`. Defaults to `"all"`.
+        position_scope: `"all"`, `"patches"`, or `"none"` for blocks that have positions of their
+            own (`RotaryPositionEmbedding`). Defaults to `"all"`.
         dropout_rate: float in [0, 1). Dropout on the outputs. Defaults to 0.0.
 
     Input shape:
@@ -105,12 +107,14 @@ class TokenPositionEmbedding(CompositeLayer):
                 initializer=deit_initializer(),
                 name="prefix_tokens",
             )
-        self.positions = self.add_weight(
-            shape=(self._num_prefix_positions + num_patches, hidden_dim),
-            initializer=deit_initializer(),
-            autocast=False,  # resampled before they are rounded to half precision
-            name="positions",
-        )
+        self.positions = None
+        if self.position_scope != "none":
+            self.positions = self.add_weight(
+                shape=(self._num_prefix_positions + num_patches, hidden_dim),
+                initializer=deit_initializer(),
+                autocast=False,  # resampled before they are rounded to half precision
+                name="positions",
+            )
         self.dropout.build(self.compute_output_shape(input_shape))
         # Without this, a single patch would broadcast to all positions.
         axes = {-1: hidden_dim} if is_map else {1: num_patches, -1: hidden_dim}
@@ -126,7 +130,7 @@ class TokenPositionEmbedding(CompositeLayer):
         check_tokens_or_map("TokenPositionEmbedding", x.shape)
         positions = self.positions
         if len(x.shape) == 4:
-            if tuple(x.shape[1:3]) != self.grid_size:
+            if positions is not None and not self._is_own_grid(x.shape[1:3]):
                 positions = self._resampled(ops.shape(x)[1:3])
             x = ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
         if self.position_scope == "patches":
@@ -137,6 +141,11 @@ class TokenPositionEmbedding(CompositeLayer):
         if self.position_scope == "all":
             x = x + ops.cast(positions, self.compute_dtype)
         return self.dropout(x, training=training)
+
+    def _is_own_grid(self, grid_size):
+        # PyTorch's exporter has sizes that are expressions: comparing one would fix its value.
+        known = all(isinstance(size, int) for size in grid_size)
+        return known and tuple(grid_size) == self.grid_size
 
     def _resampled(self, grid_size):
         """The positions for (rows, columns) of a feature map, in float32."""

@@ -7,6 +7,7 @@ import operator
 import keras
 import numpy as np
 
+from keras_deit.data_formats import join_image_shape
 from keras_deit.images import is_picture, read_picture
 
 
@@ -85,9 +86,7 @@ class ConvertedPictures(keras.utils.PyDataset):
         super().__init__()
         self._converter = converter
         self._pictures = pictures
-        self._image_shape = backbone.image_shape
-        self._channels_first = backbone.data_format == "channels_first"
-        self._num_channels = backbone.num_channels
+        self._backbone = backbone
         self._batch_size = batch_size
         self._stop = stop
 
@@ -104,13 +103,16 @@ class ConvertedPictures(keras.utils.PyDataset):
             except Exception as error:
                 self.error = error
                 self._stop()
-        return (np.zeros((len(pictures), *self._image_shape), "float32"),)
+        backbone = self._backbone
+        size = backbone.patch_size if None in backbone.image_size else backbone.image_size
+        shape = join_image_shape(size, backbone.num_channels, backbone.data_format)
+        return (np.zeros((len(pictures), *shape), "float32"),)
 
     def _read(self, picture):
         if not is_picture(picture):
             return to_numpy(picture)
-        image = read_picture(picture, self._num_channels)
-        return image.transpose(2, 0, 1) if self._channels_first else image
+        image = read_picture(picture, self._backbone.num_channels)
+        return image.transpose(2, 0, 1) if self._backbone.data_format == "channels_first" else image
 
 
 class ConvertedLoader(keras.utils.PyDataset):

@@ -12,12 +12,13 @@ from keras_deit.arguments import (
     check_bool,
     check_choice,
     check_non_negative_int,
+    check_pair,
     check_positive_int,
     check_rate,
 )
 from keras_deit.data_formats import (
-    axes_in_words,
     check_data_format,
+    grid_size_of,
     join_image_shape,
     split_image_shape,
 )
@@ -39,6 +40,7 @@ from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
+from keras_deit.models.image_sizes import check_image_shape, grids
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
@@ -58,8 +60,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     Args:
         image_shape: (height, width, channels) in pixels, or (channels, height, width) with
-            `data_format="channels_first"`. Images need not be square.
-        patch_size: int or (height, width), in pixels. Must divide the image.
+            `data_format="channels_first"`. Images need not be square. `None` for height and width
+            means images of any size.
+        patch_size: int or (height, width), in pixels. Must divide the image, unless
+            `pad_images=True`.
         num_layers: int. Number of transformer blocks.
         num_heads: int. Number of attention heads in each block. Must divide `hidden_dim`.
         hidden_dim: int. Size D of a token.
@@ -94,10 +98,17 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         activation: name or callable, the activation of the MLPs. Defaults to `"gelu"`.
         use_gated_mlp: bool. Whether the MLPs have a gate. With `activation="silu"`, they are
             SwiGLU. Defaults to `False`.
+        use_pre_norm: bool. Whether a LayerNormalization precedes the first block, as in CLIP.
+            Defaults to `False`.
         use_final_norm: bool. Whether a LayerNormalization follows the last block. `False` is for
             classifiers that normalise after pooling (`use_head_norm`). Defaults to `True`.
         patch_dropout_rate: float in [0, 1). Share of the patches that each training step leaves
             out (`PatchDropout`), to save time. Defaults to 0.0.
+        position_grid_size: int or (rows, columns). Grid of the learned positions. Where an image
+            has another one, its positions are resampled in the graph. Defaults to `None`, the grid
+            of `image_shape`; must be given for images of any size.
+        pad_images: bool. Whether to add zeros at the bottom and at the right of images that
+            `patch_size` does not divide. Defaults to `False`, which refuses them.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
@@ -162,8 +173,11 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         use_qk_norm: bool = False,
         activation: str | Callable = "gelu",
         use_gated_mlp: bool = False,
+        use_pre_norm: bool = False,
         use_final_norm: bool = True,
         patch_dropout_rate: float = 0.0,
+        position_grid_size: int | tuple[int, int] | None = None,
+        pad_images: bool = False,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
@@ -171,20 +185,25 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         quantization_config: dict | None = None,
     ) -> None:
         data_format = check_data_format(data_format)
-        image_shape = _check_image_shape(image_shape, data_format)
+        image_shape = check_image_shape(image_shape, data_format)
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         use_class_token = check_bool("use_class_token", use_class_token)
+        use_pre_norm = check_bool("use_pre_norm", use_pre_norm)
         use_final_norm = check_bool("use_final_norm", use_final_norm)
         num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
         patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
         check_choice("position_scope", position_scope, POSITION_SCOPES)
+        grid_size, position_grid_size = grids(
+            image_shape, patch_size, data_format, position_grid_size, position_scope
+        )
         _check_together(
             use_class_token,
             use_distillation_token,
             position_scope == "rotary",
             num_merged_tokens,
             patch_dropout_rate,
+            image_shape,
         )
         num_prefix_tokens = use_class_token + use_distillation_token + num_register_tokens
         merging = _merging_arguments(num_merged_tokens, num_prefix_tokens)
@@ -194,14 +213,15 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             hidden_dim,
             patch_size,
             data_format=data_format,
-            # The rotation needs the rows and columns.
-            flatten=position_scope != "rotary",
+            # Rotary positions, and learned ones of another grid, need the rows and columns.
+            flatten=position_grid_size == grid_size,
+            pad_images=pad_images,
             **sublayer("patch_embedding"),
         )
         patch_embedding.build((None, *image_shape))  # checks that patches divide the image
         token_position_embedding = TokenPositionEmbedding(
             num_prefix_tokens,
-            _grid_size(image_shape, patch_embedding),
+            position_grid_size or (1, 1),
             position_scope="none" if position_scope == "rotary" else position_scope,
             dropout_rate=dropout_rate,
             **sublayer("token_position_embedding"),
@@ -239,6 +259,12 @@ class DeiTBackbone(FeatureMaps, PresetModel):
                 patch_dropout_rate, num_prefix_tokens, dtype=own_policy(dtype), name="patch_dropout"
             )
             tokens = dropout(tokens)
+        pre_norm = None
+        if use_pre_norm:
+            pre_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, **sublayer("pre_norm")
+            )
+            tokens = pre_norm(tokens)
         rotation = {}
         if position_scope == "rotary":
             check_heads_divide(num_heads, hidden_dim)
@@ -260,6 +286,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self.patch_embedding = patch_embedding
         self.token_position_embedding = token_position_embedding
         self.blocks = blocks
+        self.pre_norm = pre_norm
         self.final_norm = final_norm
         self.image_shape = image_shape
         self.use_class_token = use_class_token
@@ -270,11 +297,13 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
+        self.position_grid_size = position_grid_size
+        self._patches = patches
         self._states = states
         self._rotation = rotation
 
-    def _get_image_shape(self):
-        return self.image_shape
+    def _get_backbone(self):
+        return self
 
     @property
     def data_format(self):
@@ -282,7 +311,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     @property
     def image_size(self):
-        """(height, width) in pixels."""
+        """(height, width) in pixels; `(None, None)` for images of any size."""
         return split_image_shape(self.image_shape, self.data_format)[0]
 
     @property
@@ -295,8 +324,26 @@ class DeiTBackbone(FeatureMaps, PresetModel):
 
     @property
     def grid_size(self):
-        """(rows, columns) of patches."""
-        return self.token_position_embedding.grid_size
+        """(rows, columns) of patches; `(None, None)` for images of any size."""
+        return grid_size_of(self.image_size, self.patch_size)
+
+    def grid_size_of(self, image_size: int | tuple[int, int]) -> tuple[int, int]:
+        """Returns (rows, columns) of the patches of an image, for a backbone of any image size.
+
+        Args:
+            image_size: int or (height, width), in pixels.
+
+        Raises:
+            ValueError: if `patch_size` does not divide the image and `pad_images` is `False`.
+        """
+        image_size = check_pair("image_size", image_size)
+        image_shape = join_image_shape(image_size, self.num_channels, self.data_format)
+        self.patch_embedding.compute_output_shape((None, *image_shape))  # checks the size
+        return grid_size_of(image_size, self.patch_size)
+
+    @property
+    def pad_images(self):
+        return self.patch_embedding.pad_images
 
     @property
     def num_prefix_tokens(self):
@@ -351,6 +398,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     @property
     def use_gated_mlp(self):
         return self.blocks[0].use_gated_mlp
+
+    @property
+    def use_pre_norm(self):
+        return self.pre_norm is not None
 
     @property
     def use_final_norm(self):
@@ -499,7 +550,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             self.patch_embedding,
             self.token_position_embedding,
             *self.blocks,
-            *([] if self.final_norm is None else [self.final_norm]),
+            *(norm for norm in (self.pre_norm, self.final_norm) if norm is not None),
         ]
         return {
             "name": self.name,
@@ -525,26 +576,16 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             "use_qk_norm": self.use_qk_norm,
             "activation": activation_config(self.activation),
             "use_gated_mlp": self.use_gated_mlp,
+            "use_pre_norm": self.use_pre_norm,
             "use_final_norm": self.use_final_norm,
             "patch_dropout_rate": self.patch_dropout_rate,
+            # Not the grid of the image, which `from_preset` would keep at another image size.
+            "position_grid_size": None
+            if self.position_grid_size == self.grid_size
+            else self.position_grid_size,
+            "pad_images": self.pad_images,
             "data_format": self.data_format,
         }
-
-
-def _check_image_shape(image_shape, data_format):
-    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
-        raise ValueError(
-            f"`image_shape` must be {axes_in_words(data_format)} for data_format={data_format!r}, "
-            "in pixels, such as "
-            f"{join_image_shape((224, 224), 3, data_format)}. Received: image_shape={image_shape!r}"
-        )
-    return tuple(check_positive_int("image_shape", size) for size in image_shape)
-
-
-def _grid_size(image_shape, patch_embedding):
-    """(rows, columns) of patches."""
-    image_size, _ = split_image_shape(image_shape, patch_embedding.data_format)
-    return tuple(size // patch for size, patch in zip(image_size, patch_embedding.patch_size))
 
 
 def _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule):
@@ -564,7 +605,12 @@ def _merging_arguments(num_merged_tokens, num_prefix_tokens):
 
 
 def _check_together(
-    use_class_token, use_distillation_token, is_rotary, num_merged_tokens, patch_dropout_rate
+    use_class_token,
+    use_distillation_token,
+    is_rotary,
+    num_merged_tokens,
+    patch_dropout_rate,
+    image_shape,
 ):
     """Refuses arguments that exclude each other."""
     if use_distillation_token and not use_class_token:
@@ -583,6 +629,12 @@ def _check_together(
                 f'`position_scope="rotary"` needs every patch in its place. Use `{name}=0`. '
                 f"Received: position_scope='rotary', {name}={value!r}"
             )
+    if num_merged_tokens and None in image_shape:
+        raise ValueError(
+            "Tokens are merged only where their number is known. Use an `image_shape` without "
+            "`None`, or `num_merged_tokens=0`. "
+            f"Received: image_shape={image_shape}, num_merged_tokens={num_merged_tokens!r}"
+        )
     if num_merged_tokens and patch_dropout_rate:
         raise ValueError(
             "Tokens are merged only where their number is known, and patch dropout changes it in "

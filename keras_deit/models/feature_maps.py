@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_deit.arguments import check_bool
 from keras_deit.layers.naming import unique_name
+from keras_deit.layers.tokens_to_map import TokensToMap
 
 
 class FeatureMaps:
@@ -29,8 +30,8 @@ class FeatureMaps:
             images: images as the backbone takes them, or a symbolic tensor, to build a model on.
             blocks: indices of blocks, such as `(3, 6, 9, 11)`. Negative ones count from the end.
                 Defaults to `None`, all blocks.
-            norm: bool. Whether to apply the last LayerNorm to the features of each block, as the
-                backbone does to its output. Defaults to `True`.
+            norm: bool. Whether to apply the backbone's last LayerNorm, if it has one, to the
+                features of each block, as it does to its output. Defaults to `True`.
             reshape: bool. `True` returns maps of the patch tokens, `False` returns all tokens.
                 Defaults to `True`.
 
@@ -42,7 +43,7 @@ class FeatureMaps:
 
         Raises:
             ValueError: if `blocks` is empty, repeats a block or has one that does not exist; or if
-                the backbone merges tokens, which leaves no map to reshape to.
+                the backbone merges or drops tokens, which leaves no map to reshape to.
 
         Equal to `forward_intermediates(indices=blocks, norm=norm)` of timm and
         `get_intermediate_layers` of DINOv2. The first call with new arguments builds a small
@@ -51,10 +52,11 @@ class FeatureMaps:
         self._check_inputs(images)
         indices = self._block_indices(blocks)
         norm, reshape = check_bool("norm", norm), check_bool("reshape", reshape)
-        if reshape and self.num_merged_tokens:
+        if reshape and self._without_places:
+            name, value = self._without_places
             raise ValueError(
-                "Merged tokens have no place in a map. Use `reshape=False`, or a backbone with "
-                f"`num_merged_tokens=0`. Received: num_merged_tokens={self.num_merged_tokens}"
+                "A map needs one token for each patch. Use `reshape=False`, or a backbone with "
+                f"`{name}=0`. Received: reshape={reshape}, {name}={value}"
             )
         model = self._feature_models.get((indices, norm, reshape))
         if model is None:
@@ -72,12 +74,20 @@ class FeatureMaps:
         `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
         `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
         rounded, such as `"P4"` for patches of 16 or 14 pixels and `"P2"` for 4. A backbone that
-        merges tokens has no feature map.
+        merges or drops tokens has no feature map.
         """
-        if self.num_merged_tokens:
-            return _NoFeatureMaps(self.num_merged_tokens)
+        if self._without_places:
+            return _NoFeatureMaps(*self._without_places)
         level = round(math.log2(math.prod(self.patch_size)) / 2)
         return {f"P{level}": self._as_map(self.output)}
+
+    @property
+    def _without_places(self):
+        """(name, value) of the argument that leaves patches without a place, or `None`."""
+        for name in ("num_merged_tokens", "patch_dropout_rate"):
+            if getattr(self, name):
+                return name, getattr(self, name)
+        return None
 
     # A property that Keras does not track: these models have no weights of their own.
     @functools.cached_property
@@ -90,12 +100,14 @@ class FeatureMaps:
         for index in indices:
             x = self._states[index + 1][0]
             if norm:
-                x = self.output if index == len(self.blocks) - 1 else self.final_norm(x)
+                x = self.output if index == len(self.blocks) - 1 else self._normalized(x)
             outputs[self.blocks[index].name] = self._as_map(x) if reshape else x
         return keras.Model(self.input, outputs, name=unique_name("features"))
 
     def _as_map(self, tokens):
         """The patch tokens in their places in the image."""
+        if None in self.grid_size:
+            return TokensToMap(self.num_prefix_tokens, self.data_format)(tokens, self._patches)
         x = tokens[:, self.num_prefix_tokens :]
         x = ops.reshape(x, (-1, *self.grid_size, self.hidden_dim))
         return ops.transpose(x, (0, 3, 1, 2)) if self.data_format == "channels_first" else x
@@ -120,17 +132,17 @@ class FeatureMaps:
 
 
 class _NoFeatureMaps(dict):
-    """The feature maps of a backbone that merges tokens: empty, with an error for each level.
+    """The feature maps of a backbone without: empty, with an error for each level.
 
     The property itself must not raise, because PyTorch's tracer reads it when it exports a model.
     """
 
-    def __init__(self, num_merged_tokens):
+    def __init__(self, name, value):
         super().__init__()
-        self.num_merged_tokens = num_merged_tokens
+        self.name, self.value = name, value
 
     def __missing__(self, level):
         raise ValueError(
-            "`pyramid_outputs` needs one token for each patch, so use `num_merged_tokens=0`. "
-            f"Received: num_merged_tokens={self.num_merged_tokens}"
+            f"`pyramid_outputs` needs one token for each patch, so use `{self.name}=0`. "
+            f"Received: {self.name}={self.value}"
         )

@@ -19,7 +19,7 @@ from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.initialization import weights_follow
 from keras_deit.presets import weights
 from keras_deit.presets.adaptation import adapt_backbone, adapt_head
-from keras_deit.presets.architecture import has_two_heads, refuse_large
+from keras_deit.presets.architecture import has_two_heads, position_grid_size, refuse_large
 from keras_deit.presets.directory import parameters_of
 from keras_deit.presets.handles import find_preset
 
@@ -41,6 +41,8 @@ _ADAPTABLE = (
     "layer_scale_init_value",
     "num_merged_tokens",
     "remat",
+    "position_grid_size",
+    "pad_images",
     "data_format",
     "dtype",
     "name",
@@ -160,6 +162,8 @@ def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
         )
         data_format = check_data_format(overrides["data_format"])
         config["image_shape"] = join_image_shape(*size_and_channels, data_format)
+    if "position_grid_size" not in overrides and {"image_shape", "patch_size"} & set(overrides):
+        config["position_grid_size"] = _position_grid_size(saved_config, config)
     if not load_weights:
         # Random weights are not frozen, and not quantized: int8 kernels would be zeros that cannot
         # train.
@@ -175,6 +179,13 @@ def _build_backbone(cls, preset, saved_config, load_weights, overrides, source):
     weights.assign(adapt_backbone(state, saved_config, backbone, source), backbone, source)
     backbone._origin = preset.origin
     return backbone
+
+
+def _position_grid_size(saved_config, config):
+    """The preset's own grid for images of any size; `None` resamples for one size, once."""
+    image_shape, scope = config["image_shape"], config.get("position_scope")
+    is_any_size = isinstance(image_shape, (tuple, list)) and None in image_shape
+    return position_grid_size(saved_config) if is_any_size and scope != "rotary" else None
 
 
 def _check_as_trained(cls, saved_config, overrides, source):
@@ -225,7 +236,7 @@ def _adds_distillation_token(saved_config, overrides):
 
 
 def _preprocessor(preset, backbone, for_converter):
-    """The preset's preprocessor with its overrides and the backbone's image size."""
+    """The preset's preprocessor with its overrides and the backbone's image size, if it has one."""
     config = preset.preprocessor_config()
     if config is None:
         if for_converter:
@@ -234,7 +245,9 @@ def _preprocessor(preset, backbone, for_converter):
                 f"`preprocessor=DeiTImageConverter(...)`. Received: {for_converter}"
             )
         return None
-    size = {"image_size": backbone.image_size, "data_format": backbone.data_format}
+    size = {"data_format": backbone.data_format}
+    if None not in backbone.image_size:
+        size["image_size"] = backbone.image_size
     with _of_file(preset.files.where(preset.converter_file), for_converter):
         return DeiTImageConverter.from_config({**config, **for_converter, **size})
 

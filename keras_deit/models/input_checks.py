@@ -4,14 +4,15 @@ import numpy as np
 
 
 class CheckedInputs:
-    """Mixin for models with `_get_image_shape`: methods check arrays, tensors and `tf.data`.
+    """Mixin for models with `_get_backbone`: methods check arrays, tensors and `tf.data`.
 
     The words are the same on each backend. Keras itself would speak of an unbound variable for an
     empty batch, and of an index for a single number.
     """
 
     def _check_inputs(self, x):
-        expected = self._get_image_shape()
+        backbone = self._get_backbone()
+        expected = backbone.image_shape
         images = _images_of(x)
         if not hasattr(images, "shape"):
             return
@@ -25,10 +26,12 @@ class CheckedInputs:
         elif shape[0] == 0:
             advice = "At least one image is needed."
         else:
+            if None in expected and len(shape) == 4:
+                backbone.patch_embedding.compute_output_shape(shape)  # checks height and width
             return
+        words = ", ".join(map(str, expected)).replace("None, None", "height, width")
         raise ValueError(
-            f"Images must have shape (batch, {', '.join(map(str, expected))}). {advice} "
-            f"Received: images of shape {shape}"
+            f"Images must have shape (batch, {words}). {advice} Received: images of shape {shape}"
         )
 
     def fit(self, x=None, *args, **kwargs):
@@ -92,5 +95,5 @@ def _forms(image_shape):
 
 def _agree(shape, expected):
     return len(shape) == len(expected) and all(
-        not isinstance(own, int) or own == other for own, other in zip(shape, expected)
+        not isinstance(own, int) or other in (own, None) for own, other in zip(shape, expected)
     )

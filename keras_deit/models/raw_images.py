@@ -44,8 +44,8 @@ class RawImageInputs:
         """The classifier. Not a property: Keras would save the model inside itself."""
         return self
 
-    def _get_image_shape(self):
-        return self._get_classifier().backbone.image_shape
+    def _get_backbone(self):
+        return self._get_classifier().backbone
 
     def _images_of(self, inputs):
         return inputs

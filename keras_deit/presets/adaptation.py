@@ -39,8 +39,8 @@ def adapt_backbone(state, saved_config, backbone, source):
         state[POSITIONS] = resample_positions(
             state[POSITIONS],
             architecture.num_prefix_tokens(saved_config) if has_prefix_positions else 0,
-            architecture.grid_size(saved_config),
-            backbone.grid_size,
+            architecture.position_grid_size(saved_config),
+            backbone.position_grid_size,
         )
     if is_float(state[KERNEL].dtype):  # quantized kernels do not adapt
         num_channels = architecture.num_channels(saved_config)

@@ -3,17 +3,36 @@
 import math
 
 from keras_deit.arguments import as_pair
-from keras_deit.data_formats import split_image_shape
+from keras_deit.data_formats import grid_size_of, split_image_shape
 
 # Far above any published vision transformer
 _MOST_PARAMETERS = 2**33
 
 
-def grid_size(backbone_config):
-    """(rows, columns) of patches."""
+def position_grid_size(backbone_config):
+    """(rows, columns) of the learned positions."""
+    if backbone_config.get("position_grid_size") is not None:
+        return as_pair(backbone_config["position_grid_size"])
     image_size, _ = _split(backbone_config)
-    patch_size = as_pair(backbone_config["patch_size"])
-    return tuple(size // patch for size, patch in zip(image_size, patch_size))
+    return grid_size_of(image_size, as_pair(backbone_config["patch_size"]))
+
+
+def refuse_unknown_sizes(backbone_config, where):
+    """Refuses a file that leaves more sizes open than the height and the width of the images."""
+    image_size, channels = _split(backbone_config)
+    position_grid_size = backbone_config.get("position_grid_size")
+    is_any_size = image_size == (None, None)
+    has_positions = backbone_config.get("position_scope") != "rotary"
+    if (
+        channels is None
+        or (None in image_size and not is_any_size)
+        or (is_any_size and has_positions and position_grid_size is None)
+    ):
+        raise ValueError(
+            f"'image_shape' in {where} may have null for both height and width, and then needs "
+            "'position_grid_size'. Restore the file. Received: image_shape="
+            f"{backbone_config['image_shape']}, position_grid_size={position_grid_size}"
+        )
 
 
 def num_channels(backbone_config):
@@ -34,7 +53,7 @@ def num_positions(backbone_config):
     scope = backbone_config.get("position_scope", "all")
     if scope == "rotary":
         return 0
-    patches = math.prod(grid_size(backbone_config))
+    patches = math.prod(position_grid_size(backbone_config))
     return patches + (num_prefix_tokens(backbone_config) if scope == "all" else 0)
 
 
@@ -70,9 +89,8 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
     """
     parameters = num_parameters(backbone_config)
     if classifier_config is not None:
-        parameters += (
-            head_dim(classifier_config, backbone_config) * classifier_config["num_classes"]
-        )
+        inputs = head_inputs(classifier_config, backbone_config)
+        parameters += inputs * classifier_config["num_classes"]
     if parameters > (_MOST_PARAMETERS if most is None else most):
         allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(
@@ -93,5 +111,5 @@ def num_parameters(config):
     mlp = dim * first + first + intermediate_dim * dim + dim
     norms_and_scales = 4 * dim + (2 * dim if config.get("layer_scale_init_value") else 0)
     block = attention + mlp + norms_and_scales
-    final_norm = 2 if config.get("use_final_norm", True) else 0
-    return dim * (patch + tokens + final_norm) + config["num_layers"] * block
+    norms = 2 * (config.get("use_pre_norm", False) + config.get("use_final_norm", True))
+    return dim * (patch + tokens + norms) + config["num_layers"] * block

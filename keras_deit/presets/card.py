@@ -84,7 +84,9 @@ def _usage(task, has_preprocessor):
 
 
 def _summary(backbone, task, parameters):
-    image_shape = " x ".join(map(str, backbone["image_shape"]))
+    image_shape = "any size"
+    if None not in backbone["image_shape"]:
+        image_shape = " x ".join(map(str, backbone["image_shape"]))
     what = "A DeiT backbone"
     if task is not None:
         what = f"A DeiT image classifier for {task['num_classes']} classes"

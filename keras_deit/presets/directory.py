@@ -24,6 +24,7 @@ from absl import logging
 
 from keras_deit.atomic import atomic_directory, resolved
 from keras_deit.presets import schema, weights
+from keras_deit.presets.architecture import refuse_unknown_sizes
 from keras_deit.presets.card import model_card
 from keras_deit.presets.catalog import published
 from keras_deit.presets.kinds import check_values
@@ -160,6 +161,7 @@ class DirectoryPreset(Preset):
             )
         config = content.get("config")
         _check_arguments(config, cls, schema.BACKBONE, where)
+        refuse_unknown_sizes(config, where)
         return config
 
     def task_config(self, cls, stored_apart):

@@ -130,6 +130,10 @@ SIZE = Kind(
     "a number of pixels from 1 to 65,536, or [height, width]",
     either(PIXELS, list_of(PIXELS, 2, 2)).accepts,
 )
+GRID = Kind(
+    "a number of patches from 1 to 65,536, or [rows, columns]",
+    either(PIXELS, list_of(PIXELS, 2, 2)).accepts,
+)
 STATISTICS = Kind(
     "a number, or a list of one number for each channel",
     either(NUMBER, list_of(NUMBER, 1, 2**12)).accepts,

@@ -14,7 +14,7 @@ _MODEL = {
 BACKBONE = {
     **_MODEL,
     "quantization_config": QUANTIZATION,
-    "image_shape": kinds.list_of(kinds.PIXELS, 3, 3),
+    "image_shape": kinds.list_of(kinds.or_null(kinds.PIXELS), 3, 3),
     "patch_size": kinds.SIZE,
     "num_layers": kinds.LAYERS,
     "num_heads": kinds.WIDTH,
@@ -35,8 +35,11 @@ BACKBONE = {
     "use_qk_norm": kinds.SWITCH,
     "activation": ACTIVATION,
     "use_gated_mlp": kinds.SWITCH,
+    "use_pre_norm": kinds.SWITCH,
     "use_final_norm": kinds.SWITCH,
     "patch_dropout_rate": kinds.RATE,
+    "position_grid_size": kinds.or_null(kinds.GRID),
+    "pad_images": kinds.SWITCH,
     "data_format": kinds.or_null(kinds.TEXT),
 }
 CLASSIFIER = {

@@ -60,6 +60,12 @@ def token_index(token, num_prefix_tokens):
 
 def check_scores(scores, num_prefix_tokens, grid_size):
     """Returns the scores of each block as NumPy arrays, or raises if a shape is wrong."""
+    if None in grid_size:
+        raise ValueError(
+            "`grid_size` must be the (rows, columns) of the image's patches. For a backbone that "
+            "takes images of any size, use `backbone.grid_size_of(image_size)`. "
+            f"Received: grid_size={tuple(grid_size)}"
+        )
     num_tokens = num_prefix_tokens + grid_size[0] * grid_size[1]
     if not scores or any(
         len(block.shape) != 4 or tuple(block.shape[2:]) != (num_tokens, num_tokens)

@@ -47,6 +47,9 @@ def position_similarity(backbone: Any) -> np.ndarray:
         float array (rows, columns, rows, columns), -1 to 1. `[i, j, k, l]` compares the patches
         `(i, j)` and `(k, l)`.
 
+    Raises:
+        ValueError: if the backbone has no learned positions.
+
     Example:
 
     >>> backbone = keras_deit.models.DeiTBackbone.from_preset(
@@ -57,7 +60,12 @@ def position_similarity(backbone: Any) -> np.ndarray:
 
     Reference: [Dosovitskiy et al., 2021](https://arxiv.org/abs/2010.11929), figure 7, centre.
     """
-    rows, columns = backbone.grid_size
+    if backbone.position_grid_size is None:
+        raise ValueError(
+            "`position_similarity` needs a backbone with learned positions. Received: "
+            f"position_scope={backbone.position_scope!r}"
+        )
+    rows, columns = backbone.position_grid_size
     # The positions of prefix tokens, if they have any, come first.
     positions = keras.ops.convert_to_numpy(backbone.token_position_embedding.positions)[
         -rows * columns :

@@ -74,6 +74,11 @@ LAYERS = {
         TOKENS,
         lambda s: [(s[0], None, s[2])],
     ),
+    "RotaryPositionEmbedding": (
+        lambda: layers.RotaryPositionEmbedding(8, 2),
+        (2, 2, 3, 4),
+        lambda s: [(2, 2 + s[1] * s[2], 4)],
+    ),
     "TransformerBlock": (lambda: layers.TransformerBlock(2, 6), TOKENS, lambda s: [s]),
     "ParallelTransformerBlock": (
         lambda: layers.ParallelTransformerBlock(2, 6),

@@ -51,6 +51,11 @@ CASES = {
         {"num_prefix_tokens": 1, "grid_size": (5, 1), "position_scope": "patches"},
         TOKENS,
     ),
+    "token_position_embedding_without_positions": (
+        layers.TokenPositionEmbedding,
+        {"num_prefix_tokens": 2, "grid_size": (5, 1), "position_scope": "none"},
+        TOKENS,
+    ),
     "token_position_embedding_bare": (
         layers.TokenPositionEmbedding,
         {"num_prefix_tokens": 0, "grid_size": (5, 1)},

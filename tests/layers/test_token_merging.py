@@ -166,8 +166,8 @@ def test_errors():
     ):
         TokenMerging(1)(keras.Input((None, 8)))
     with raises(
-        'The mean of merged tokens is not the mean of the patches. Use `pooling="token"`, or a '
-        "backbone with `num_merged_tokens=0`. Received: pooling='mean', num_merged_tokens=1"
+        'Merged tokens are not the patches. Use `pooling="token"`, or a backbone with '
+        "`num_merged_tokens=0`. Received: pooling='mean', num_merged_tokens=1"
     ):
         tiny_classifier({"num_merged_tokens": 1}, pooling="mean", use_distillation_head=False)
 

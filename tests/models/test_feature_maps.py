@@ -19,6 +19,7 @@ VARIANTS = {
     "plain": {},
     "distilled": {"use_distillation_token": True},
     "deit3": {"position_scope": "patches", "layer_scale_init_value": 0.1},
+    "registers": {"num_register_tokens": 2, "use_class_token": False},
 }
 
 
@@ -164,10 +165,32 @@ def test_tokens_of_a_backbone_that_merges(rng):
     found = backbone.features(x, reshape=False)
     assert [tokens.shape[1] for tokens in found.values()] == [11, 9, 7]
     with raises(
-        "Merged tokens have no place in a map. Use `reshape=False`, or a backbone with "
-        "`num_merged_tokens=0`. Received: num_merged_tokens=2"
+        "A map needs one token for each patch. Use `reshape=False`, or a backbone with "
+        "`num_merged_tokens=0`. Received: reshape=True, num_merged_tokens=2"
     ):
         backbone.features(x)
+
+
+def test_no_maps_where_patches_are_dropped(rng):
+    """In training, the patches that stay would fill the maps of fewer images."""
+    backbone, x = randomize(tiny_backbone(patch_dropout_rate=0.5), rng), images(rng)
+    assert backbone.features(x, (1,), reshape=False)["block_1"].shape == (4, 13, 8)
+    with raises(
+        "A map needs one token for each patch. Use `reshape=False`, or a backbone with "
+        "`patch_dropout_rate=0`. Received: reshape=True, patch_dropout_rate=0.5"
+    ):
+        backbone.features(x)
+    with raises(
+        "`pyramid_outputs` needs one token for each patch, so use `patch_dropout_rate=0`. "
+        "Received: patch_dropout_rate=0.5"
+    ):
+        backbone.pyramid_outputs["P2"]
+
+
+def test_a_backbone_without_a_last_norm(rng):
+    backbone, x = randomize(tiny_backbone(use_final_norm=False), rng), images(rng)
+    same_arrays(backbone.features(x, reshape=False)["block_2"], backbone(x))
+    same_arrays(backbone.features(x), backbone.features(x, norm=False))
 
 
 @pytest.mark.parametrize(
