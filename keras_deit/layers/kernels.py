@@ -174,7 +174,8 @@ def embed_patches(layer, images, patch_size, flatten):
             ops.cast(x, layer.compute_dtype),
             ops.cast(kernel, layer.compute_dtype),
         )
-        return ops.reshape(x, (batch, *grid, -1)) + ops.cast(layer.bias, layer.compute_dtype)
+        x = ops.reshape(x, (batch, *grid, -1))
+        return x if layer.bias is None else x + ops.cast(layer.bias, layer.compute_dtype)
     # Rank 4 throughout, because mobile delegates refuse the usual reshape to rank 6.
     # (B * rows, ph, columns, pw * C)
     x = ops.reshape(images, (-1, patch_height, columns, patch_width * channels))

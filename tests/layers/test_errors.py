@@ -51,6 +51,8 @@ def test_rates(name, make, rate):
         ("num_classes", lambda size: layers.DistillationHead(size)),
         ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
         ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("num_branches", lambda size: layers.ParallelTransformerBlock(2, 8, size)),
+        ("hidden_dim", lambda size: layers.HMLPStem(size)),
         ("hidden_dim", lambda size: layers.SimpleFeaturePyramid(size)),
         ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
@@ -192,6 +194,7 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.DistillationHead(2),
         layers.AttentionPooling(2, 8),
         layers.PatchDropout(0.5),
+        layers.ParallelTransformerBlock(2, 8),
     ],
 )
 def test_inputs_that_are_not_tokens(layer):
