@@ -182,6 +182,8 @@ def backbone(images, weights, config):
             x.shape[1] - num_patches,
             base=100.0,
         )
+    if config["use_pre_norm"]:
+        x = layer_norm(x, under(weights, "pre_norm"), config["layer_norm_epsilon"])
     block_outputs, attention_scores = {}, {}
     for index in range(config["num_layers"]):
         name = f"block_{index}"

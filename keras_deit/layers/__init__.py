@@ -4,7 +4,7 @@ from keras_deit.layers.attention_pooling import AttentionPooling
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.drop_path import DropPath
-from keras_deit.layers.kernels import gelu, gelu_tanh, target_platform
+from keras_deit.layers.kernels import gelu, gelu_tanh, quick_gelu, target_platform
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
@@ -35,5 +35,6 @@ __all__ = [
     "TransformerBlock",
     "gelu",
     "gelu_tanh",
+    "quick_gelu",
     "target_platform",
 ]

@@ -109,6 +109,17 @@ def gelu_tanh(x: Any) -> Any:
     return ops.gelu(x, approximate=True)
 
 
+@keras.saving.register_keras_serializable(package="keras_deit")
+def quick_gelu(x: Any) -> Any:
+    """The approximation of GELU by a sigmoid, as OpenAI's CLIP uses it: `x * sigmoid(1.702 * x)`.
+
+    As an `activation`, it is saved and loaded by its name.
+
+    Reference: [Hendrycks & Gimpel, 2016](https://arxiv.org/abs/1606.08415).
+    """
+    return x * ops.sigmoid(1.702 * x)
+
+
 def dense(layer, tokens):
     """Returns `layer(tokens)`, (B, T, D), computed with the rank that the backend fuses best.
 

@@ -98,6 +98,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         activation: name or callable, the activation of the MLPs. Defaults to `"gelu"`.
         use_gated_mlp: bool. Whether the MLPs have a gate. With `activation="silu"`, they are
             SwiGLU. Defaults to `False`.
+        use_pre_norm: bool. Whether a LayerNormalization precedes the first block, as in CLIP.
+            Defaults to `False`.
         use_final_norm: bool. Whether a LayerNormalization follows the last block. `False` is for
             classifiers that normalise after pooling (`use_head_norm`). Defaults to `True`.
         patch_dropout_rate: float in [0, 1). Share of the patches that each training step leaves
@@ -171,6 +173,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         use_qk_norm: bool = False,
         activation: str | Callable = "gelu",
         use_gated_mlp: bool = False,
+        use_pre_norm: bool = False,
         use_final_norm: bool = True,
         patch_dropout_rate: float = 0.0,
         position_grid_size: int | tuple[int, int] | None = None,
@@ -186,6 +189,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
         use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
         use_class_token = check_bool("use_class_token", use_class_token)
+        use_pre_norm = check_bool("use_pre_norm", use_pre_norm)
         use_final_norm = check_bool("use_final_norm", use_final_norm)
         num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
         patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
@@ -255,6 +259,12 @@ class DeiTBackbone(FeatureMaps, PresetModel):
                 patch_dropout_rate, num_prefix_tokens, dtype=own_policy(dtype), name="patch_dropout"
             )
             tokens = dropout(tokens)
+        pre_norm = None
+        if use_pre_norm:
+            pre_norm = keras.layers.LayerNormalization(
+                epsilon=layer_norm_epsilon, **sublayer("pre_norm")
+            )
+            tokens = pre_norm(tokens)
         rotation = {}
         if position_scope == "rotary":
             check_heads_divide(num_heads, hidden_dim)
@@ -276,6 +286,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self.patch_embedding = patch_embedding
         self.token_position_embedding = token_position_embedding
         self.blocks = blocks
+        self.pre_norm = pre_norm
         self.final_norm = final_norm
         self.image_shape = image_shape
         self.use_class_token = use_class_token
@@ -387,6 +398,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     @property
     def use_gated_mlp(self):
         return self.blocks[0].use_gated_mlp
+
+    @property
+    def use_pre_norm(self):
+        return self.pre_norm is not None
 
     @property
     def use_final_norm(self):
@@ -535,7 +550,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             self.patch_embedding,
             self.token_position_embedding,
             *self.blocks,
-            *([] if self.final_norm is None else [self.final_norm]),
+            *(norm for norm in (self.pre_norm, self.final_norm) if norm is not None),
         ]
         return {
             "name": self.name,
@@ -561,6 +576,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             "use_qk_norm": self.use_qk_norm,
             "activation": activation_config(self.activation),
             "use_gated_mlp": self.use_gated_mlp,
+            "use_pre_norm": self.use_pre_norm,
             "use_final_norm": self.use_final_norm,
             "patch_dropout_rate": self.patch_dropout_rate,
             # Not the grid of the image, which `from_preset` would keep at another image size.

@@ -111,5 +111,5 @@ def num_parameters(config):
     mlp = dim * first + first + intermediate_dim * dim + dim
     norms_and_scales = 4 * dim + (2 * dim if config.get("layer_scale_init_value") else 0)
     block = attention + mlp + norms_and_scales
-    final_norm = 2 if config.get("use_final_norm", True) else 0
-    return dim * (patch + tokens + final_norm) + config["num_layers"] * block
+    norms = 2 * (config.get("use_pre_norm", False) + config.get("use_final_norm", True))
+    return dim * (patch + tokens + norms) + config["num_layers"] * block

@@ -35,6 +35,7 @@ BACKBONE = {
     "use_qk_norm": kinds.SWITCH,
     "activation": ACTIVATION,
     "use_gated_mlp": kinds.SWITCH,
+    "use_pre_norm": kinds.SWITCH,
     "use_final_norm": kinds.SWITCH,
     "patch_dropout_rate": kinds.RATE,
     "position_grid_size": kinds.or_null(kinds.GRID),

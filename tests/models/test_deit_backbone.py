@@ -30,6 +30,7 @@ ROTARY = {
 }
 # As in SigLIP, but without its norm
 WITHOUT_PREFIX = {"use_class_token": False, "use_final_norm": False}
+CLIP = {"use_pre_norm": True, "layer_norm_epsilon": 1e-5}
 VARIANTS = {
     "plain": {},
     "distilled": {"use_distillation_token": True},
@@ -37,6 +38,7 @@ VARIANTS = {
     "registers": {"use_distillation_token": True, "num_register_tokens": 2},
     "rotary": ROTARY,
     "without prefix": WITHOUT_PREFIX,
+    "clip": CLIP,
 }
 
 

@@ -259,11 +259,16 @@ def test_all_continues_after_a_failure(hub, monkeypatch, rng, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_errors_on_models_that_timm_lacks():
     with raises(
-        'timm\'s DeiT needs `pooling="token"`, and a distillation head if the backbone has a '
-        "distillation token. Received: pooling='token', use_distillation_head=False, "
+        "timm's models pool by token, mean or map, and have a distillation head if the backbone "
+        "has a distillation token. Received: pooling='token', use_distillation_head=False, "
         "use_distillation_token=True"
     ):
         timm_tensors(tiny_classifier(use_distillation_head=False))
+    with raises(
+        "timm's models with rotary positions or a norm before the first block lack biases that "
+        "this one has. Needed: position_scope='all' or 'patches'. Received: position_scope='rotary'"
+    ):
+        timm_tensors(tiny_backbone(position_scope="rotary"))
     quantized = tiny_backbone()
     quantized.quantize("int8")
     with pytest.raises(
@@ -275,13 +280,16 @@ def test_errors_on_models_that_timm_lacks():
 
 def test_errors_on_models_that_transformers_lacks():
     with raises(
-        "transformers has no DeiT III: its models need `layer_scale_init_value=None` and "
-        "`position_scope=\"all\"`. Received: layer_scale_init_value=0.1, position_scope='patches'"
+        "transformers' DeiT and ViT have no such parts. Needed: layer_scale_init_value=None, "
+        "position_scope='all'. Received: layer_scale_init_value=0.1, position_scope='patches'"
     ):
         presets.transformers_tensors(
             tiny_backbone(position_scope="patches", layer_scale_init_value=0.1)
         )
-    with raises("transformers' classifiers need `pooling=\"token\"`. Received: pooling='mean'"):
+    with raises(
+        'transformers\' classifiers need `pooling="token"` and `use_head_norm=False`. Received: '
+        "pooling='mean', use_head_norm=False"
+    ):
         presets.transformers_tensors(tiny_classifier(use_distillation_head=False, pooling="mean"))
     assert "embeddings.cls_token" in presets.transformers_tensors(tiny_backbone())
 

@@ -7,12 +7,12 @@ import numpy as np
 from keras_deit.presets import weights
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.pytorch.tensor_names import (
-    of_backbone,
     rules,
     to_keras,
     to_timm,
     to_timm_names,
     to_transformers_names,
+    without_unused,
 )
 
 
@@ -35,8 +35,7 @@ def assign_tensors(
     """
     tensors = to_timm_names(tensors)
     backbone = _backbone(model)
-    if model is backbone:
-        tensors = of_backbone(tensors)
+    tensors = without_unused(tensors, has_head=model is not backbone)
     weights.assign(to_keras(tensors, _table(model), source), model, source)
     backbone._origin = origin
 
@@ -51,20 +50,27 @@ def timm_tensors(model: Any) -> dict[str, np.ndarray]:
         {name: float32 NumPy array}. `assign_tensors` converts them back bit for bit.
 
     Raises:
-        ValueError: if timm has no such model: quantized weights, `pooling="mean"`, or one head on a
-            distilled backbone.
+        ValueError: if timm has no such model: quantized weights, `pooling="token_and_mean"`, one
+            head on a distilled backbone, rotary positions, or a norm before the first block.
     """
     backbone = _backbone(model)
-    if model is not backbone and (model.pooling, model.use_distillation_head) != (
-        "token",
-        backbone.use_distillation_token,
+    if model is not backbone and (
+        model.pooling == "token_and_mean"
+        or model.use_distillation_head != backbone.use_distillation_token
     ):
         raise ValueError(
-            'timm\'s DeiT needs `pooling="token"`, and a distillation head if the backbone has a '
-            f"distillation token. Received: pooling={model.pooling!r}, "
-            f"use_distillation_head={model.use_distillation_head!r}, "
+            "timm's models pool by token, mean or map, and have a distillation head if the "
+            "backbone has a distillation token. Received: "
+            f"pooling={model.pooling!r}, use_distillation_head={model.use_distillation_head!r}, "
             f"use_distillation_token={backbone.use_distillation_token!r}"
         )
+    _refuse(
+        backbone,
+        "timm's models with rotary positions or a norm before the first block lack biases that "
+        "this one has",
+        position_scope=("all", "patches"),
+        use_pre_norm=(False,),
+    )
     return _tensors(model)
 
 
@@ -80,23 +86,41 @@ def transformers_tensors(model: Any) -> dict[str, np.ndarray]:
         {name: float32 NumPy array}. `assign_tensors` converts them back bit for bit.
 
     Raises:
-        ValueError: if transformers has no such model: quantized weights, `pooling="mean"`, or DeiT
-            III.
+        ValueError: if transformers' DeiT and ViT are no such model: quantized weights,
+            `pooling="mean"`, DeiT III, or other parts that they lack.
     """
     backbone = _backbone(model)
-    if backbone.layer_scale_init_value is not None or backbone.position_scope != "all":
+    _refuse(
+        backbone,
+        "transformers' DeiT and ViT have no such parts",
+        layer_scale_init_value=(None,),
+        position_scope=("all",),
+        use_class_token=(True,),
+        num_register_tokens=(0,),
+        use_qk_norm=(False,),
+        use_gated_mlp=(False,),
+        use_pre_norm=(False,),
+        use_final_norm=(True,),
+    )
+    if model is not backbone and (model.pooling != "token" or model.use_head_norm):
         raise ValueError(
-            "transformers has no DeiT III: its models need `layer_scale_init_value=None` and "
-            '`position_scope="all"`. '
-            f"Received: layer_scale_init_value={backbone.layer_scale_init_value!r}, "
-            f"position_scope={backbone.position_scope!r}"
-        )
-    if model is not backbone and model.pooling != "token":
-        raise ValueError(
-            f'transformers\' classifiers need `pooling="token"`. Received: '
-            f"pooling={model.pooling!r}"
+            'transformers\' classifiers need `pooling="token"` and `use_head_norm=False`. '
+            f"Received: pooling={model.pooling!r}, use_head_norm={model.use_head_norm!r}"
         )
     return to_transformers_names(_tensors(model))
+
+
+def _refuse(backbone, problem, **supported):
+    """Lists the arguments of a backbone that a library's models do not have."""
+    others = {
+        name: getattr(backbone, name)
+        for name, values in supported.items()
+        if getattr(backbone, name) not in values
+    }
+    if others:
+        listed = ", ".join(f"{name}={value!r}" for name, value in others.items())
+        needed = ", ".join(f"{name}={' or '.join(map(repr, supported[name]))}" for name in others)
+        raise ValueError(f"{problem}. Needed: {needed}. Received: {listed}")
 
 
 def _tensors(model):

@@ -5,11 +5,20 @@ import functools
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 from keras_deit.presets.kinds import Kind, check_values, is_text, object_of
 from keras_deit.presets.metadata import sha256
 from keras_deit.presets.preset import Preset
 from keras_deit.presets.pytorch.config_values import required
-from keras_deit.presets.pytorch.tensor_names import of_backbone, rules, to_keras, to_timm_names
+from keras_deit.presets.pytorch.tensor_names import (
+    HEAD_LAYERS,
+    rules,
+    to_keras,
+    to_timm_names,
+    without_class_position,
+    without_unused,
+)
 from keras_deit.presets.safetensors_file import parse_tensors
 from keras_deit.presets.sources import Folder, Repository, need, read_json
 from keras_deit.presets.words import listed
@@ -40,6 +49,11 @@ class PyTorchPreset(Preset):
     # that cannot be represented is refused only where it is used.
     converter: Callable
     label_names: list | None
+    # Regular expression of the tensors that the original has no parameters for, such as the bias of
+    # a layer without one. They are zeros.
+    zeros: str | None = None
+    # Whether, of several prefix tokens, the class token alone has a position.
+    has_class_position: bool = False
     sha256: str | None = None  # what the weights file must have, if the catalog knows it
     converter_file: str = "config.json"
 
@@ -71,16 +85,29 @@ class PyTorchPreset(Preset):
         return {
             path: self._state.pop(path)
             for path in list(self._state)
-            if path.startswith("head/") == of_head
+            if path.startswith(HEAD_LAYERS) == of_head
         }
 
     @functools.cached_property
     def _state(self):
         where = self.files.where(WEIGHTS)
-        tensors = to_timm_names(self._tensors())
-        if not self.has_head:
-            tensors = of_backbone(tensors)
-        return to_keras(tensors, rules(self.backbone, self.classifier), where)
+        # Models without register tokens may keep an empty tensor of them.
+        tensors = {name: array for name, array in self._tensors().items() if array.size}
+        tensors = to_timm_names(tensors, self.zeros)
+        if self.has_class_position:
+            tensors = without_class_position(tensors)
+        tensors = without_unused(tensors, self.has_head)
+        table = rules(self.backbone, self.classifier)
+        if self.zeros is not None:
+            tensors.update(
+                {
+                    name: np.zeros(shape, "float32")
+                    for rule in table
+                    for name, shape in zip(rule.names, rule.shapes)
+                    if name not in tensors and re.fullmatch(self.zeros, name)
+                }
+            )
+        return to_keras(tensors, table, where)
 
     def _tensors(self):
         """{tensor name: array} of one file, or of the shards that an index lists."""

@@ -16,6 +16,7 @@ _MODEL_ARGS = {
     "img_size": kinds.SIZE,
     "in_chans": kinds.CHANNELS,
     "num_classes": kinds.whole(0, 10**6),
+    "global_pool": kinds.TEXT,
 }
 _HARMLESS = (
     "dynamic_img_size",
@@ -64,47 +65,49 @@ def timm_preset(files, config):
     config = without_nulls(config)
     kinds.check_values(config, {**_DATA, **_CONFIG}, where)
     name = required(config, "architecture", where).partition(".")[0]
-    backbone = timm_architectures.architecture(name)
-    if backbone is None:
+    named = timm_architectures.named_arguments(name)
+    if named is None:
         raise ValueError(
             f"{where} has timm's architecture {name!r}, which is not supported. "
-            f"Supported: {', '.join(timm_architectures.PATTERNS)}."
+            f"Supported: {'; '.join(timm_architectures.PATTERNS)}."
         )
-    arguments = without_nulls(config.get("model_args", {}))
-    kinds.check_values(arguments, _MODEL_ARGS, f"'model_args' of {where}")
+    given = config.get("model_args") or {}
+    if isinstance(given, dict):
+        # Only here does `null` differ from a missing argument: it is no LayerScale.
+        given = {
+            name: value
+            for name, value in given.items()
+            if value is not None or name == "init_values"
+        }
+    kinds.check_values(given, _MODEL_ARGS, f"'model_args' of {where}")
     data = without_nulls(config.get("pretrained_cfg", config))
     kinds.check_values(data, _DATA, f"'pretrained_cfg' of {where}")
     num_classes = config.get("num_classes", data.get("num_classes", 1000))
+    backbone, arguments = named
+    saved = {name: config[name] for name in ("global_pool",) if name in config}
+    arguments = {**arguments, **saved, **given}
+    if not num_classes and not arguments.get("global_pool"):
+        arguments["global_pool"] = "token"  # without a head, "" is no pooling
     refuse_unsupported(
         f"{where} has unsupported settings",
         {
-            # Without a head, the pooling is not used.
-            **({"global_pool": config.get("global_pool", "token")} if num_classes else {}),
-            **{
-                key: value
-                for key, value in arguments.items()
-                if key not in (*_MODEL_ARGS, *_HARMLESS)
-            },
+            "global_pool": arguments.get("global_pool", "token"),
+            **{key: value for key, value in given.items() if key not in (*_MODEL_ARGS, *_HARMLESS)},
         },
-        {
-            "global_pool": ("token",),
-            "class_token": (True,),
-            "qkv_bias": (True,),
-            "reg_tokens": (0,),
-        },
+        {"global_pool": ("token", "avg", "map"), "pool_include_prefix": (False,)},
     )
     channels, height, width = required(data, "input_size", where)
-    height, width = as_pair(arguments.get("img_size", (height, width)))
+    height, width = as_pair(given.get("img_size", (height, width)))
+    backbone, classifier = timm_architectures.translated(backbone, arguments)
+    image_shape = (height, width, given.get("in_chans", channels))
     return PyTorchPreset(
         files,
         origin=files.handle,
-        backbone={
-            **timm_architectures.with_arguments(backbone, arguments),
-            "image_shape": (height, width, arguments.get("in_chans", channels)),
-        },
-        classifier={"num_classes": num_classes} if num_classes else None,
+        backbone={**backbone, "image_shape": image_shape},
+        classifier={"num_classes": num_classes, **classifier} if num_classes else None,
         converter=lambda: _converter(data, (height, width), where),
         label_names=_labels({**data, **config}, num_classes),
+        zeros=timm_architectures.tensors_of_zeros(arguments),
     )
 
 

@@ -1,14 +1,15 @@
 """transformers' folders and repositories: config.json and preprocessor_config.json, translated to
 our arguments.
 
-Source: `DeiTConfig`, `ViTConfig` and their image processors in transformers 5.23.0. The files may
-leave out default values.
+Source: the configurations of DeiT, ViT, DINOv2 and DINOv3 and their image processors in
+transformers 5.23.0. The files may leave out default values.
 """
 
 from absl import logging
 
 from keras_deit.arguments import as_pair
 from keras_deit.presets import kinds
+from keras_deit.presets.pytorch.activations import GELU_TANH, QUICK_GELU
 from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.sources import read_json
@@ -18,16 +19,32 @@ _BACKBONES = (
     "DeiTModel",
     "ViTModel",
     "Dinov2Model",
+    "Dinov2Backbone",
+    "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersBackbone",
+    "DINOv3ViTModel",
+    "DINOv3ViTBackbone",
     "DeiTForMaskedImageModeling",
     "ViTForMaskedImageModeling",
 )
-_TWO_HEADS = "DeiTForImageClassificationWithTeacher"
-_ARCHITECTURES = (
-    *_BACKBONES,
-    "DeiTForImageClassification",
-    "ViTForImageClassification",
-    _TWO_HEADS,
-)
+# Classifiers, and what differs from one head that reads the class token
+_TOKEN_AND_MEAN = {"pooling": "token_and_mean"}
+_CLASSIFIERS = {
+    "DeiTForImageClassification": {"use_distillation_head": False},
+    "ViTForImageClassification": {"use_distillation_head": False},
+    "DeiTForImageClassificationWithTeacher": {"use_distillation_head": True},
+    "Dinov2ForImageClassification": _TOKEN_AND_MEAN,
+    "Dinov2WithRegistersForImageClassification": _TOKEN_AND_MEAN,
+}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": GELU_TANH,
+    "gelu_pytorch_tanh": GELU_TANH,
+    "quick_gelu": QUICK_GELU,
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
 _DEFAULTS = {
     "image_size": 224,
     "patch_size": 16,
@@ -42,11 +59,27 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
-    # Of DINOv2 alone
+    # Of DINOv2 and DINOv3 alone
     "mlp_ratio": 4,
     "layerscale_value": 1.0,
     "drop_path_rate": 0.0,
     "use_swiglu_ffn": False,
+    "use_gated_mlp": False,
+    "attention_dropout": 0.0,
+    "rope_theta": 100.0,
+    "key_bias": False,
+    **{name: True for name in ("query_bias", "value_bias", "proj_bias", "mlp_bias")},
+}
+# Where the models differ: `layer_norm_eps` and the number of register tokens
+_DEFAULTS_OF_MODELS = {
+    "dinov2": {"layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6, "num_register_tokens": 4},
+    "dinov3_vit": {
+        "layer_norm_eps": 1e-5,
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 6,
+    },
 }
 
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -67,6 +100,14 @@ _PROCESSORS = {
         "crop_size": 224,
     },
     "vit": {**_PROCESSOR_DEFAULTS, "size": 224, "resample": 2, "do_center_crop": False},
+    "dinov3_vit": {
+        **_PROCESSOR_DEFAULTS,
+        "image_mean": (0.485, 0.456, 0.406),
+        "image_std": (0.229, 0.224, 0.225),
+        "size": 224,
+        "resample": 2,
+        "do_center_crop": False,
+    },
     "dinov2": {
         **_PROCESSOR_DEFAULTS,
         "image_mean": (0.48145466, 0.4578275, 0.40821073),
@@ -77,7 +118,7 @@ _PROCESSORS = {
         "crop_size": 224,
     },
 }
-
+_PROCESSORS["dinov2_with_registers"] = _PROCESSORS["dinov2"]
 
 _CONFIG = {
     "model_type": kinds.TEXT,
@@ -97,11 +138,24 @@ _CONFIG = {
     "mlp_ratio": kinds.number(0.01, 100),
     "layerscale_value": kinds.NUMBER,
     "drop_path_rate": kinds.RATE,
-    "use_swiglu_ffn": kinds.SWITCH,
+    "num_register_tokens": kinds.whole(0, 2**12),
+    "attention_dropout": kinds.RATE,
+    "rope_theta": kinds.NUMBER,
+    **{
+        name: kinds.SWITCH
+        for name in ("use_swiglu_ffn", "use_gated_mlp", "key_bias", "query_bias", "value_bias")
+    },
+    **{name: kinds.SWITCH for name in ("proj_bias", "mlp_bias")},
     "id2label": kinds.Kind(
         "a JSON object from the class indices, 0 and up, to names",
         lambda value: _is_id2label(value),
     ),
+}
+# Settings of which the layers have some values alone
+_SUPPORTED = {
+    "hidden_act": tuple(_ACTIVATIONS),
+    "rope_theta": (100.0,),
+    **{name: (True,) for name in ("query_bias", "value_bias", "proj_bias", "mlp_bias")},
 }
 _SIZE = kinds.either(kinds.SIZE, kinds.object_of(kinds.PIXELS))
 _PROCESSOR = {
@@ -129,23 +183,23 @@ def transformers_preset(files, config):
         ValueError: if the model is not a DeiT, ViT or DINOv2, or has unsupported settings.
     """
     where = files.where("config.json")
-    config = {**_DEFAULTS, **without_nulls(config)}
+    config = without_nulls(config)
+    model_type = required(config, "model_type", where)
+    of_model = _DEFAULTS_OF_MODELS.get(model_type, {}) if isinstance(model_type, str) else {}
+    config = {**_DEFAULTS, **of_model, **config}
     kinds.check_values(config, _CONFIG, where)
     architecture = (config.get("architectures") or ["none"])[0]
-    model_type = required(config, "model_type", where)
     refuse_unsupported(
         f"{where} has unsupported settings",
         {
             "architectures": architecture,
             "model_type": model_type,
-            **{name: config[name] for name in ("hidden_act", "qkv_bias", "use_swiglu_ffn")},
+            **{name: config[name] for name in _SUPPORTED},
         },
         {
             "model_type": tuple(_PROCESSORS),
-            "architectures": _ARCHITECTURES,
-            "hidden_act": ("gelu",),
-            "qkv_bias": (True,),
-            "use_swiglu_ffn": (False,),
+            "architectures": (*_BACKBONES, *_CLASSIFIERS),
+            **_SUPPORTED,
         },
     )
     labels = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
@@ -156,11 +210,8 @@ def transformers_preset(files, config):
             where,
         )
     classifier = None
-    if architecture not in _BACKBONES:
-        classifier = {
-            "num_classes": len(labels),
-            "use_distillation_head": architecture == _TWO_HEADS,
-        }
+    if architecture in _CLASSIFIERS:
+        classifier = {"num_classes": len(labels), **_CLASSIFIERS[architecture]}
     return PyTorchPreset(
         files,
         origin=files.handle,
@@ -168,6 +219,8 @@ def transformers_preset(files, config):
         classifier=classifier,
         converter=lambda: _converter(files, model_type),
         label_names=labels,
+        zeros=_tensors_of_zeros(config, model_type),
+        has_class_position=model_type == "dinov2_with_registers",
         converter_file=_PROCESSOR_FILE,
     )
 
@@ -185,13 +238,39 @@ def _backbone(config, model_type):
         "dropout_rate": config["hidden_dropout_prob"],
         "attention_dropout_rate": config["attention_probs_dropout_prob"],
         "layer_norm_epsilon": config["layer_norm_eps"],
+        "activation": _ACTIVATIONS[config["hidden_act"]],
         "data_format": "channels_last",
     }
-    if model_type == "dinov2":
-        backbone["intermediate_dim"] = int(config["hidden_size"] * config["mlp_ratio"])
-        backbone["layer_scale_init_value"] = config["layerscale_value"]
-        backbone["drop_path_rate"] = config["drop_path_rate"]
+    if model_type in ("deit", "vit"):
+        return backbone
+    backbone["layer_scale_init_value"] = config["layerscale_value"]
+    backbone["drop_path_rate"] = config["drop_path_rate"]
+    backbone["num_register_tokens"] = config.get("num_register_tokens", 0)
+    if model_type == "dinov3_vit":
+        return {
+            **backbone,
+            "position_scope": "rotary",
+            "attention_dropout_rate": config["attention_dropout"],
+            "use_gated_mlp": config["use_gated_mlp"],
+        }
+    if model_type == "dinov2_with_registers":
+        # The position of the class token is added to the token itself.
+        backbone["position_scope"] = "patches"
+    backbone["intermediate_dim"] = int(config["hidden_size"] * config["mlp_ratio"])
+    if config["use_swiglu_ffn"]:
+        # Two thirds, rounded up to a multiple of 8
+        width = -(-int(backbone["intermediate_dim"] * 2 / 3) // 8) * 8
+        backbone.update(intermediate_dim=width, use_gated_mlp=True, activation="silu")
     return backbone
+
+
+def _tensors_of_zeros(config, model_type):
+    """Names of the tensors that the model lacks and that are zeros in ours: regular expression, or
+    `None`.
+    """
+    if model_type == "dinov3_vit":
+        return None if config["key_bias"] else r"blocks\.\d+\.attn\.key\.bias"
+    return None if config["qkv_bias"] else r"blocks\.\d+\.attn\.qkv\.bias"
 
 
 def _is_id2label(value):

@@ -1,9 +1,13 @@
 """Plain vision transformers of timm and transformers: the logits and tokens of the originals."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.presets.pytorch import timm_architectures
 from tests.examples.test_using import torchvision  # noqa: F401
 from tests.helpers import numpy
 
@@ -17,6 +21,19 @@ TIMM = {
     "vit_small_patch14_dinov2": {"img_size": 56},
     "flexivit_small": {"img_size": 48, "patch_size": 8},
     "deit3_small_patch16_224": {"img_size": 48, "in_chans": 1},
+    "vit_small_patch14_reg4_dinov2": {"img_size": 56},
+    "vit_giant_patch14_reg1_tipsv2": {"img_size": 28, "embed_dim": 96, "num_heads": 4},  # SwiGLU
+    "vit_medium_patch16_reg4_gap_256": {"img_size": 48, "qk_norm": True},
+    "vit_medium_patch16_gap_240": {"img_size": 48},  # no biases of queries, keys and values
+    "vit_base_patch32_siglip_256": {"img_size": 96, "embed_dim": 96, "num_heads": 4},
+    "vit_base_patch16_siglip_gap_224": {"img_size": 32, "embed_dim": 96, "num_heads": 4},
+    "vit_so150m_patch16_reg4_map_256": {"img_size": 32, "embed_dim": 96, "num_heads": 4},
+    "vit_base_patch32_clip_224": {"img_size": 64, "embed_dim": 96, "num_heads": 4},
+    "vit_base_patch16_clip_quickgelu_224": {"img_size": 32, "embed_dim": 96, "num_heads": 4},
+    "vit_intern300m_patch14_448": {"img_size": 28, "embed_dim": 96, "num_heads": 4},
+    "vit_small_patch16_dinov3_qkvb": {"img_size": 48},
+    "vit_small_plus_patch16_dinov3": {"img_size": 48},
+    "eva_large_patch14_196": {"img_size": 28, "embed_dim": 96, "num_heads": 4},
 }
 
 
@@ -54,11 +71,77 @@ def test_a_folder_of_timm_has_its_outputs(name, num_classes, rng, tmp_path, torc
     np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)
 
 
+# What a plain transformer does not have, in names of timm
+OTHERS = (
+    r"aimv2|beit3|_radio_|_rpn_|_xp_|_18x2_|_dlittle_|_dwee_|_dpwee_|_pwee_|^test_|^vit_.*_relpos|"
+    r"_worcester"
+)
+
+
+def constructor_arguments(name, monkeypatch):
+    """What timm passes to its constructor, of which no model is built."""
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
+    class Reached(Exception):
+        pass
+
+    def init(self, **arguments):
+        raise Reached(arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VisionTransformer, "__init__", init)
+        with pytest.raises(Reached) as reached:
+            timm.create_model(name)
+    return reached.value.args[0]
+
+
+def test_every_name_of_timm_means_what_timm_means(torchvision, monkeypatch):  # noqa: F811
+    import timm
+
+    names = timm.list_models(module="vision_transformer")
+    assert len(names) > 150
+    for name in names:
+        named = timm_architectures.named_arguments(name)
+        if re.search(OTHERS, name):
+            assert named is None, name
+            continue
+        original = {"patch_size": 16, **constructor_arguments(name, monkeypatch)}
+        if "GluMlp" in repr(original.get("mlp_layer")):
+            original["mlp_layer"] = "swiglu"
+        if "norm_layer" in original:
+            original["norm_eps"] = original["norm_layer"].keywords["eps"]
+        found = timm_architectures.translated(*named)
+        expected = timm_architectures.translated({"data_format": "channels_last"}, original)
+        assert normal(found) == normal(expected), name
+        zeros = timm_architectures.tensors_of_zeros
+        assert zeros(named[1]) == zeros(original), name
+
+
+def normal(configs):
+    """Arguments with the defaults of ours, to compare."""
+    backbone, classifier = configs
+    parameters = inspect.signature(DeiTBackbone.__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    return {**defaults, **backbone}, classifier
+
+
 TRANSFORMERS = {
     "Dinov2Model": {"layer_norm_eps": 1e-6, "mlp_ratio": 2},
     "ViTForMaskedImageModeling": {"intermediate_size": 80},
     "DeiTForMaskedImageModeling": {"intermediate_size": 80},
-    "ViTModel": {"intermediate_size": 80},
+    "ViTModel": {"intermediate_size": 80, "qkv_bias": False, "hidden_act": "gelu_new"},
+    "Dinov2WithRegistersModel": {"num_register_tokens": 3},
+    "Dinov2WithRegistersBackbone": {"num_register_tokens": 3, "use_swiglu_ffn": True},
+    "DINOv3ViTModel": {"intermediate_size": 80, "num_register_tokens": 3},
+    "DINOv3ViTBackbone": {
+        "intermediate_size": 80,
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+        "key_bias": True,
+    },
+    "Dinov2ForImageClassification": {"use_swiglu_ffn": True},
+    "Dinov2WithRegistersForImageClassification": {"num_labels": 5},
 }
 
 
@@ -76,6 +159,7 @@ def test_a_folder_of_transformers_has_its_tokens(name, shard_size, rng, tmp_path
         num_hidden_layers=2,
         num_attention_heads=4,
         encoder_stride=14,
+        reshape_hidden_states=False,
         **TRANSFORMERS[name],
     )
     model = randomized(cls(config), rng)
@@ -83,7 +167,17 @@ def test_a_folder_of_transformers_has_its_tokens(name, shard_size, rng, tmp_path
     assert (tmp_path / "saved" / "model.safetensors").exists() == (shard_size == "1GB")
     ours = DeiTBackbone.from_preset(tmp_path / "saved")
     x = rng.normal(size=(2, 28, 28, 3)).astype("float32")
-    base = getattr(model, model.base_model_prefix, model)
+    pixels = torch.tensor(x.transpose(0, 3, 1, 2))
     with torch.no_grad():
-        expected = base(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state
-    np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)
+        if name.endswith("ForImageClassification"):
+            ours = DeiTImageClassifier.from_preset(tmp_path / "saved")
+            expected = model(pixels).logits
+        elif name.endswith("Backbone"):
+            [expected] = model(pixels).feature_maps
+        else:
+            base = getattr(model, model.base_model_prefix, model)
+            base = model if name == "DINOv3ViTModel" else base
+            expected = base(pixels).last_hidden_state
+    found = numpy(ours(x))
+    # transformers' backbones leave out the prefix tokens.
+    np.testing.assert_allclose(found[:, -expected.shape[1] :], expected.numpy(), atol=1e-4)

@@ -98,9 +98,16 @@ def test_defaults_that_transformers_leaves_out(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' (supported: 'gelu')"),
-        ({"qkv_bias": False}, "qkv_bias=False (supported: True)"),
-        ({"model_type": "swin"}, "model_type='swin' (supported: 'deit' or 'vit' or 'dinov2')"),
+        (
+            {"hidden_act": "mish", "rope_theta": 10000.0},
+            "hidden_act='mish' (supported: 'gelu' or 'gelu_new' or 'gelu_pytorch_tanh' or "
+            "'quick_gelu' or 'silu' or 'swish' or 'relu'); rope_theta=10000.0 (supported: 100.0)",
+        ),
+        (
+            {"model_type": "swin"},
+            "model_type='swin' (supported: 'deit' or 'vit' or 'dinov3_vit' or 'dinov2' or "
+            "'dinov2_with_registers')",
+        ),
     ],
 )
 def test_a_model_of_transformers_with_other_layers_is_refused(changes, problem, tmp_path):
