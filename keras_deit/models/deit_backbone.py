@@ -227,11 +227,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             )
             for index, rate in enumerate(rates)
         ]
-        final_norm = None
-        if check_bool("use_final_norm", use_final_norm):
-            final_norm = keras.layers.LayerNormalization(
-                epsilon=layer_norm_epsilon, **sublayer("final_norm")
-            )
+        use_final_norm = check_bool("use_final_norm", use_final_norm)
+        final_norm = _norm(layer_norm_epsilon, sublayer("final_norm")) if use_final_norm else None
 
         images = keras.Input(image_shape, name="images")
         patches = embedding.patch_embedding(images)
@@ -549,6 +546,10 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             "pad_images": self.pad_images,
             "data_format": self.data_format,
         }
+
+
+def _norm(epsilon, arguments):
+    return keras.layers.LayerNormalization(epsilon=epsilon, **arguments)
 
 
 def _block_states(blocks, embeddings, rotation):

@@ -159,7 +159,7 @@ def test_prefix_tokens_and_grid():
     ):
         layers.TokenPositionEmbedding(-1, 2)
     with raises(
-        "`position_scope` must be one of 'all', 'patches'. Received: position_scope='none'"
+        "`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope='none'"
     ):
         layers.TokenPositionEmbedding(1, 2, position_scope="none")
     with raises(
@@ -345,7 +345,7 @@ def test_quantization_config_of_layers_with_sub_layers(value):
 @pytest.mark.parametrize("value", [["all"], {"all"}, np.array(["all", "patches"]), b"all"])
 def test_choices_that_cannot_be_compared(value):
     with raises(
-        f"`position_scope` must be one of 'all', 'patches'. Received: position_scope={value!r}"
+        f"`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope={value!r}"
     ):
         layers.TokenPositionEmbedding(1, 2, position_scope=value)
 
