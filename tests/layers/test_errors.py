@@ -159,9 +159,9 @@ def test_prefix_tokens_and_grid():
     ):
         layers.TokenPositionEmbedding(-1, 2)
     with raises(
-        "`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope='none'"
+        "`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope='some'"
     ):
-        layers.TokenPositionEmbedding(1, 2, position_scope="none")
+        layers.TokenPositionEmbedding(1, 2, position_scope="some")
     with raises(
         "`grid_size` must match the number of patches: 2 x 3 = 6, but the input has 5. Use (image "
         "height / patch height, image width / patch width). Received: input shape (None, 5, 8), "
