@@ -12,6 +12,11 @@ ONNX, with the attention scores as further outputs:
     python tools/export_model.py --format onnx --output deit.onnx \\
         --preset deit_tiny_distilled_patch16_224 --attention_scores
 
+ONNX for images of any size, which the patches divide:
+
+    python tools/export_model.py --format onnx --output deit.onnx \\
+        --preset deit_tiny_distilled_patch16_224 --any_image_size
+
 LiteRT with 8-bit weights, for raw images of one size:
 
     python tools/export_model.py --format litert --output deit.tflite \\
@@ -72,6 +77,7 @@ flags.DEFINE_string(
     None,
     "Take raw images: HEIGHT,WIDTH, or any (saved_model only). Default: take converted images.",
 )
+flags.DEFINE_bool("any_image_size", False, "Take converted images of any size.")
 flags.DEFINE_integer("batch_size", None, "Fixed batch size. Default: any batch size.", 1)
 flags.DEFINE_bool("attention_scores", False, "Also output the attention scores of every block.")
 flags.DEFINE_bool("int8", False, "Store the weights in 8 bits (litert only).")
@@ -105,6 +111,11 @@ def check_flags():
             raise ValueError(f"--output: {path} exists. Remove it or choose another path.")
     if FLAGS.int8 and FLAGS.format != "litert":
         raise ValueError(f"--int8 needs --format litert. Received: --format {FLAGS.format}")
+    if FLAGS.any_image_size and FLAGS.raw_image_size:
+        raise ValueError(
+            "--any_image_size takes converted images. Leave out --raw_image_size, whose conversion "
+            f"has one size. Received: --raw_image_size {FLAGS.raw_image_size}"
+        )
     if FLAGS.raw_image_size == ANY and FLAGS.format != "saved_model":
         raise ValueError(
             "--raw_image_size any needs --format saved_model. Use HEIGHT,WIDTH instead. Received: "
@@ -123,9 +134,14 @@ def labels_file(output):
 
 def load_classifier():
     with of_flag("preset", FLAGS.preset):
-        classifier = DeiTImageClassifier.from_preset(
-            FLAGS.preset, load_weights=FLAGS.load_weights, dtype="float32"
-        )
+        options = {"load_weights": FLAGS.load_weights, "dtype": "float32"}
+        classifier = DeiTImageClassifier.from_preset(FLAGS.preset, **options)
+        if FLAGS.any_image_size:
+            backbone = classifier.backbone
+            any_size = join_image_shape((None, None), backbone.num_channels, backbone.data_format)
+            classifier = DeiTImageClassifier.from_preset(
+                FLAGS.preset, image_shape=any_size, **options
+            )
     converter = classifier.preprocessor
     if FLAGS.raw_image_size and not isinstance(converter, DeiTImageConverter):
         raise ValueError(
@@ -202,6 +218,8 @@ def label(size):
     parts = [FLAGS.format, "int8" if FLAGS.int8 else "float32"]
     if size is not None:
         parts.append("raw, any size" if size == ANY else f"raw, {size[0]} x {size[1]}")
+    if FLAGS.any_image_size:
+        parts.append("any size")
     if FLAGS.attention_scores:
         parts.append("with scores")
     return ", ".join(parts)

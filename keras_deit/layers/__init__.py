@@ -10,6 +10,7 @@ from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.parallel_transformer_block import ParallelTransformerBlock
 from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
@@ -28,6 +29,7 @@ __all__ = [
     "LayerScale",
     "MergingTransformerBlock",
     "MultiHeadSelfAttention",
+    "ParallelTransformerBlock",
     "PatchDropout",
     "PatchEmbedding",
     "RotaryPositionEmbedding",

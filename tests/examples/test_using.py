@@ -167,6 +167,14 @@ def test_plain_keras_model(run):
     np.testing.assert_allclose(names["attention"].sum(axis=-1), 1.0, atol=1e-5)
 
 
+def test_modern_block(run, tmp_path):
+    _, names = run("modern_block.py")
+    assert {file.name for file in tmp_path.iterdir()} == {"dinov2.keras", "dinov3.keras"}
+    # The parts differ where the two designs do.
+    assert names["dinov2"].count_params() != names["dinov3"].count_params()
+    assert names["rotation"].shape == (2, 11, 8)
+
+
 @pytest.fixture
 def torchvision(monkeypatch):
     """A stand-in where torchvision is not installed: timm imports it for its transforms."""

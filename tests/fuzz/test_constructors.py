@@ -150,6 +150,7 @@ LAYERS = {
         "num_merged_tokens": SIZE,
         "num_prefix_tokens": [0, *SIZE],
     },
+    layers.ParallelTransformerBlock: {**BLOCK, "num_branches": SIZE},
     layers.TokenMerging: {"num_merged_tokens": SIZE, "num_prefix_tokens": [0, *SIZE]},
     layers.DistillationHead: {"num_classes": SIZE, "trainable": TRAINABLE},
     layers.DeiTImageConverter: {

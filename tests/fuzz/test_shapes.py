@@ -80,6 +80,11 @@ LAYERS = {
         lambda s: [(2, 2 + s[1] * s[2], 4)],
     ),
     "TransformerBlock": (lambda: layers.TransformerBlock(2, 6), TOKENS, lambda s: [s]),
+    "ParallelTransformerBlock": (
+        lambda: layers.ParallelTransformerBlock(2, 6),
+        TOKENS,
+        lambda s: [s],
+    ),
     "MergingTransformerBlock": (
         lambda: layers.MergingTransformerBlock(2, 6, 1),
         TOKENS,

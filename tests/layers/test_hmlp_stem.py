@@ -15,11 +15,7 @@ DIM = 8
 def built(patch_size, rng):
     stem = HMLPStem(DIM, patch_size)
     stem.build((None, None, None, 3))
-    randomize(stem, rng)
-    for variable in stem.weights:
-        if variable.path.endswith("moving_variance"):
-            variable.assign(rng.uniform(0.5, 2.0, variable.shape))
-    return stem
+    return randomize(stem, rng)
 
 
 def normalized(x, weights, statistics=None):

@@ -211,6 +211,54 @@ def test_fixed_batch_in_channels_first(format, folder, rng, tmp_path):
             run(images[:2])
 
 
+@pytest.mark.parametrize("position_scope", ["all", "rotary"])
+def test_images_of_any_size(format, position_scope, rng, tmp_path, capsys):
+    """Sizes that were neither traced nor compared by the program."""
+    classifier = tiny_classifier({"num_layers": 1, "position_scope": position_scope})
+    randomize(classifier, rng).save_to_preset(tmp_path / "preset")
+    output = tmp_path / NAMES[format]
+    run_script(tool, format=format, preset=tmp_path / "preset", output=output, any_image_size=True)
+    assert f"| {format}, float32, any size |" in capsys.readouterr().out
+    run = tool.FORMATS[format].load(output)
+    for size in ((8, 40), (20, 16), (12, 32)):
+        images = rng.normal(size=(3, *size, 3)).astype("float32")
+        classifier = DeiTImageClassifier.from_preset(tmp_path / "preset", image_shape=(*size, 3))
+        np.testing.assert_allclose(
+            run(images)["logits"], numpy(classifier(images)), rtol=0, atol=1e-4
+        )
+    with pytest.raises(Exception, match=r"(?s)[Rr]eshape|RESHAPE|shape"):
+        run(rng.normal(size=(3, 12, 30, 3)).astype("float32"))
+
+
+def test_a_preset_of_any_size_that_pads(format, rng, tmp_path):
+    """ONNX's remainder of a negative number is negative: the padding had another size."""
+    backbone = {"image_shape": (3, None, None), "position_grid_size": (3, 4), "num_layers": 1}
+    backbone |= {"data_format": "channels_first", "pad_images": True}
+    classifier = randomize(tiny_classifier(backbone, preprocessor=None), rng)
+    classifier.save_to_preset(tmp_path / "preset")
+    output = tmp_path / NAMES[format]
+    run_script(tool, format=format, preset=tmp_path / "preset", output=output)
+    run = tool.FORMATS[format].load(output)
+    for size in ((12, 32), (13, 30), (3, 41)):
+        images = rng.normal(size=(2, 3, *size)).astype("float32")
+        np.testing.assert_allclose(
+            run(images)["logits"], numpy(classifier(images)), rtol=0, atol=1e-4
+        )
+
+
+@needs_tensorflow
+def test_any_size_is_of_converted_images(folder, tmp_path):
+    refused(
+        "--any_image_size takes converted images. Leave out --raw_image_size, whose conversion has "
+        "one size. Received: --raw_image_size 20,20",
+        format="saved_model",
+        preset=folder / "tiny",
+        output=tmp_path / "no" / "any",
+        raw_image_size="20,20",
+        any_image_size=True,
+    )
+
+
 @needs_tensorflow
 def test_a_saved_model_takes_images_of_any_size(folder, files, photographs, tmp_path):
     run_script(

@@ -9,6 +9,7 @@ from exporting.sizes import ANY
 from flag_errors import of_flag
 from keras import ops
 
+from keras_deit.data_formats import join_image_shape
 from keras_deit.visualization import read_photograph
 
 TOLERANCE = 1e-4
@@ -25,12 +26,16 @@ def images_to_compare(classifier, size, paths, batch_size):
         paths: photographs, or empty for smooth noise.
         batch_size: batch size of the exported model, or `None` for any.
     """
-    shape, converter = classifier.backbone.image_shape, classifier.preprocessor
-    channels_first = classifier.backbone.data_format == "channels_first"
-    channels = classifier.backbone.num_channels
+    backbone, converter = classifier.backbone, classifier.preprocessor
+    channels_first = backbone.data_format == "channels_first"
+    channels = backbone.num_channels
     if converter is None:
+        image_size = [
+            side or 2 * patch for side, patch in zip(backbone.image_size, backbone.patch_size)
+        ]
+        shape = join_image_shape(image_size, channels, backbone.data_format)
         images = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
-        return _batches(images, batch_size)
+        return _batches_of_sizes(images, batch_size, backbone)
     with of_flag("photographs", ",".join(paths)):
         images = [read_photograph(path, channels) for path in paths] or smooth_noise(channels)
     if size not in (None, ANY):
@@ -38,9 +43,20 @@ def images_to_compare(classifier, size, paths, batch_size):
     images = [(image.transpose(2, 0, 1) if channels_first else image)[None] for image in images]
     if size is None:
         images = [ops.convert_to_numpy(converter(image)) for image in images]
+        return _batches_of_sizes(np.concatenate(images), batch_size, backbone)
     # Raw images may differ in size.
     groups = images if size == ANY else [np.concatenate(images)]
     return [batch for each in groups for batch in _batches(each, batch_size)]
+
+
+def _batches_of_sizes(images, batch_size, backbone):
+    """Batches of converted images; for images of any size, also twice as high, and as wide."""
+    batches = _batches(images, batch_size)
+    if None not in backbone.image_size:
+        return batches
+    height = 2 if backbone.data_format == "channels_first" else 1
+    others = [np.concatenate([batches[-1]] * 2, axis) for axis in (height, height + 1)]
+    return [*batches, *others]
 
 
 def _batches(images, batch_size):
