@@ -7,8 +7,7 @@ working directory, and prints with TensorFlow:
 
     mean IoU of 11 classes on 360 unseen digits
     background only: 0.07
-    last block:      0.77
-    four blocks:     0.80
+    trained head:    0.78
 """
 
 import os
@@ -37,23 +36,25 @@ images = keras.ops.convert_to_numpy(trained.preprocessor(canvases))  # (1797, 40
 masks = np.where(images[..., 0] > 0, digits.target[:, None, None], BACKGROUND)
 training, test = slice(0, 1437), slice(-360, None)
 
-answers = {"background only:": np.full_like(masks[test], BACKGROUND)}
-for name, blocks in {"last block:": [-1], "four blocks:": [0, 1, 2, 3]}.items():
-    maps = backbone.features(backbone.input, blocks)  # of 10 x 10, for patches of 4 pixels
-    features = keras.Model(backbone.input, keras.ops.concatenate([*maps.values()], axis=-1))
-    inputs = keras.Input(features.output.shape[1:])
-    x = SimpleFeaturePyramid(32, levels=("P1",), input_level="P2")(inputs)["P1"]  # 20 x 20
-    x = keras.layers.Conv2D(64, 3, padding="same", activation="gelu")(x)
-    x = keras.layers.UpSampling2D(2, interpolation="bilinear")(x)
-    head = keras.Model(inputs, keras.layers.Conv2D(NUM_CLASSES, 1)(x))  # 40 x 40
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    head.compile(keras.optimizers.Adam(3e-3), loss)
-    # The backbone is frozen, so its features are computed only once.
-    known = features.predict(images[training], verbose=0)
-    head.fit(known, masks[training], batch_size=32, epochs=3, verbose=0)
-    model = keras.Model(backbone.input, head(features.output))  # images to logits of each pixel
-    answers[name] = model.predict(images[test], verbose=0).argmax(axis=-1)
+# The backbone is frozen, so its features are computed only once. 10 x 10, for patches of 4 pixels
+maps = backbone.features(backbone.input, blocks=[0, 1, 2, 3])
+features = keras.Model(backbone.input, keras.ops.concatenate([*maps.values()], axis=-1))
+
+inputs = keras.Input(features.output.shape[1:])
+x = SimpleFeaturePyramid(32, levels=("P1",), input_level="P2")(inputs)["P1"]  # 20 x 20
+x = keras.layers.Conv2D(32, 3, padding="same", activation="gelu")(x)
+x = keras.layers.Conv2D(NUM_CLASSES, 1)(x)
+head = keras.Model(inputs, keras.layers.UpSampling2D(2, interpolation="bilinear")(x))  # 40 x 40
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+head.compile(keras.optimizers.Adam(3e-3), loss)
+known = features.predict(images[training], verbose=0)
+head.fit(known, masks[training], batch_size=32, epochs=4, verbose=0)
+
+model = keras.Model(backbone.input, head(features.output))  # images to logits of every pixel
 model.save("segmentation.keras")
-print(f"mean IoU of {NUM_CLASSES} classes on {len(masks[test])} unseen digits")
-for name, answer in answers.items():
-    print(f"{name:<16} {float(keras.metrics.MeanIoU(NUM_CLASSES)(masks[test], answer)):.2f}")
+answer = model.predict(images[test], verbose=0).argmax(axis=-1)
+print(f"mean IoU of {NUM_CLASSES} classes on {len(answer)} unseen digits")
+background = np.full_like(answer, BACKGROUND)
+for name, mask in (("background only:", background), ("trained head:", answer)):
+    mean_iou = keras.metrics.MeanIoU(NUM_CLASSES)
+    print(f"{name:<16} {float(mean_iou(masks[test], mask)):.2f}")
