@@ -44,6 +44,12 @@ def define_flags():
     flags.DEFINE_list("image_size", None, "Image sizes in pixels. Default: the preset's.")
     flags.DEFINE_list("num_layers", None, "Numbers of transformer blocks. Default: the preset's.")
     flags.DEFINE_list("num_merged_tokens", ["0"], "Numbers of tokens to remove per block.")
+    flags.DEFINE_list(
+        "variant",
+        [""],
+        "Other parts than the preset's, some of: "
+        f"{', '.join(filter(None, compile_programs.VARIANTS))}. Default: the preset itself.",
+    )
     flags.DEFINE_bool("remat", False, "Whether training uses gradient checkpointing.")
     flags.DEFINE_list("subject", ["keras_deit"], f"One or more of {', '.join(SUBJECTS)}.")
     flags.DEFINE_list("mode", ["inference"], f"One or more of {', '.join(compile_programs.MODES)}.")
@@ -76,6 +82,7 @@ def requests():
         dtype,
         batch_size,
         subject,
+        variant,
     ) in itertools.product(
         FLAGS.topology,
         FLAGS.mesh or [""],
@@ -87,6 +94,7 @@ def requests():
         FLAGS.dtype,
         numbers["batch_size"],
         FLAGS.subject,
+        FLAGS.variant,
     ):
         if (mode == "training") == (
             dtype.startswith("mixed_") or dtype == "float32"
@@ -103,6 +111,7 @@ def requests():
                 mode,
                 dtype,
                 batch_size,
+                variant,
             )
 
 
@@ -170,6 +179,7 @@ def check_flags():
         ("subject", SUBJECTS),
         ("mode", compile_programs.MODES),
         ("dtype", DTYPES),
+        ("variant", compile_programs.VARIANTS),
     ):
         for value in getattr(FLAGS, name):
             if value not in choices:
@@ -202,11 +212,12 @@ def describe(request):
     depth = "" if request.num_layers is None else f" of {request.num_layers} blocks"
     merged = f", {request.num_merged_tokens} merged" if request.num_merged_tokens else ""
     remat = ", remat" if request.remat else ""
+    variant = f", {request.variant}" if request.variant else ""
     mesh = f" ({request.mesh})" if request.mesh else ""
     return (
         f"{request.topology}{mesh}, {request.preset}{size}{depth}, batch {request.batch_size}, "
         f"{request.mode}, "
-        f"{request.dtype}{merged}{remat}, {request.subject}"
+        f"{request.dtype}{merged}{remat}{variant}, {request.subject}"
     )
 
 

@@ -13,6 +13,19 @@ from benchmarks import results, topologies
 MARK = "@compiled "  # the worker's answer starts with it
 BATCH = "batch"
 MODES = ("inference", "training", "attention")
+# Other vision transformers of the same size: what differs from the preset
+VARIANTS = {
+    "": {},
+    "4 registers": {"num_register_tokens": 4},
+    "qk-norm": {"use_qk_norm": True},
+    # As wide as it must be for as many parameters
+    "SwiGLU": {"use_gated_mlp": True, "activation": "silu", "intermediate_dim": 2 / 3},
+    "rotary": {"position_scope": "rotary"},
+    "mean": {"pooling": "mean", "use_distillation_head": False},
+    "map": {"pooling": "map", "use_distillation_head": False},
+    "half of the patches": {"patch_dropout_rate": 0.5},
+    "positions of 14 x 14": {"position_grid_size": (14, 14)},
+}
 
 
 class NotSupportedError(Exception):
@@ -34,6 +47,7 @@ class Compilation:
     mode: str
     dtype: str
     batch_size: int  # over all chips
+    variant: str = ""
 
 
 KEY = tuple(field.name for field in dataclasses.fields(Compilation))
@@ -46,7 +60,8 @@ def key(row):
 
 def read(path):
     """The rows of a file, or none if it does not exist. Of two rows of one program, the later."""
-    return results.read(path, KEY)
+    # Rows from before there were variants have none.
+    return results.read(path, KEY, defaults={"variant": ""})
 
 
 @dataclasses.dataclass
@@ -164,12 +179,18 @@ def _shape(variable):
 
 
 def _overrides(request):
+    from keras_deit.presets.catalog import ARCHITECTURES
+
     overrides = {"num_merged_tokens": request.num_merged_tokens, "remat": request.remat}
     if request.image_size is not None:
         overrides["image_shape"] = (request.image_size, request.image_size, 3)
     if request.num_layers is not None:
         overrides["num_layers"] = request.num_layers
-    return overrides
+    variant = dict(VARIANTS[request.variant])
+    if "intermediate_dim" in variant:
+        config = ARCHITECTURES[request.preset].backbone_config
+        variant["intermediate_dim"] = int(config["intermediate_dim"] * variant["intermediate_dim"])
+    return {**overrides, **variant}
 
 
 def _built(request):
@@ -218,6 +239,8 @@ def _keras_hub(request):
 
     if request.mode == "attention":
         raise NotSupportedError("KerasHub's DeiT and ViT do not return attention scores.")
+    if request.variant:
+        raise NotSupportedError("Variants are of this package alone.")
     if request.num_merged_tokens or request.remat:
         raise NotSupportedError(
             "KerasHub's DeiT and ViT have neither token merging nor gradient checkpointing."
@@ -256,8 +279,8 @@ def _keras_hub(request):
 def _jax(request):
     from benchmarks.subjects import plain_jax
 
-    if request.num_merged_tokens:
-        raise NotSupportedError("The model in plain JAX has no token merging.")
+    if request.num_merged_tokens or request.variant:
+        raise NotSupportedError("The model in plain JAX has no token merging and no variants.")
     classifier, config = _built(request)
     shapes = [_shape(variable) for variable in classifier.trainable_variables]
     paths = [variable.path for variable in classifier.trainable_variables]

@@ -168,8 +168,9 @@ def _groups(rows):
 
 def _what(row):
     merged = f", {row['num_merged_tokens']} merged" if row["num_merged_tokens"] else ""
+    variant = f", {row['variant']}" if row["variant"] else ""
     return (
-        f"{results.model_name(row)}{merged}{', remat' * row['remat']}",
+        f"{results.model_name(row)}{merged}{', remat' * row['remat']}{variant}",
         row["mode"],
         row["dtype"],
         row["batch_size"],

@@ -18,8 +18,13 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
     patch_size = config["patch_size"]
     patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     patches = math.prod(size // side for size, side in zip(image_size, patch_size))
-    prefix = 2 if config["use_distillation_token"] else 1
+    prefix = (
+        config.get("use_class_token", True)
+        + config["use_distillation_token"]
+        + config.get("num_register_tokens", 0)
+    )
     dim, intermediate_dim = config["hidden_dim"], config["intermediate_dim"]
+    products_of_mlp = 3 if config.get("use_gated_mlp") else 2
     multiplications = (
         patches * math.prod(patch_size) * channels * dim
         + num_heads_of_classifier * dim * num_classes
@@ -29,7 +34,7 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
         # query, key, value and projection; scores and weighted sum
         multiplications += 4 * tokens * dim * dim + 2 * tokens * tokens * dim
         tokens -= min(config.get("num_merged_tokens", 0), (tokens - prefix) // 2)
-        multiplications += 2 * tokens * dim * intermediate_dim
+        multiplications += products_of_mlp * tokens * dim * intermediate_dim
     return 2 * multiplications
 
 

@@ -23,11 +23,12 @@ KEY = (
 )
 
 
-def read(path, names=KEY):
+def read(path, names=KEY, defaults=None):
     """The rows of a file, or none if it does not exist. Of two rows of one measurement, the later.
 
     Args:
         names: fields that identify a measurement. Defaults to those of timed ones.
+        defaults: dict, values of fields that older rows lack. Defaults to `None`.
     """
     path = pathlib.Path(path)
     rows = {}
@@ -45,6 +46,7 @@ def read(path, names=KEY):
                 f"{path}, line {number}: Expected a row of format {FORMAT}. Use another file. "
                 f"Received: {row.get('format') if isinstance(row, dict) else row!r}"
             )
+        row = {**(defaults or {}), **row}
         rows.pop(key(row, names), None)  # keeps the rows of a group together
         rows[key(row, names)] = row
     return list(rows.values())

@@ -27,6 +27,8 @@ def randomize(layer, rng, scale=0.3):
             rng.normal(0.0, scale, variable.shape)
             + (1.0 if variable.path.endswith("gamma") else 0.0)
         )
+        if variable.path.endswith("moving_variance"):
+            variable.assign(rng.uniform(0.5, 2.0, variable.shape))
     return layer
 
 

@@ -282,20 +282,27 @@ def main(_):
 
 def update(path, backend, results):
     """Adds the results to the file, which may have those of other backends and architectures."""
-    content = (
-        json.loads(path.read_text()) if path.exists() else {"backends": {}, "architectures": {}}
-    )
     versions = {
         module.__name__: module.__version__
         for module in (keras, torch, transformers, sys.modules[backend])
     }
-    content["backends"][backend] = versions
-    for name, result in results.items():
-        entry = content["architectures"].setdefault(
-            name, {"parameters": result["parameters"], "differences": {}}
-        )
-        entry["parameters"] = result["parameters"]
-        entry["differences"][backend] = result["differences"]
+
+    def add(content):
+        content.setdefault("backends", {})[backend] = versions
+        for name, result in results.items():
+            entry = content.setdefault("architectures", {}).setdefault(
+                name, {"parameters": result["parameters"], "differences": {}}
+            )
+            entry["parameters"] = result["parameters"]
+            entry["differences"][backend] = result["differences"]
+
+    change(path, add)
+
+
+def change(path, add):
+    """Changes the content of a JSON file in place with the function `add`."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    add(content)
     with atomic_file(path) as file:
         file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 

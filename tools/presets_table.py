@@ -92,6 +92,16 @@ def table_of_parity():
     return "\n".join(lines) + "\n"
 
 
+def table_of_families():
+    """The largest difference of each family that loads, on each backend."""
+    families = json.loads((DOCS / "parity.json").read_text(encoding="utf-8"))["families"]
+    lines = [_row(["family", "model", *BACKENDS.values()]), _row(["---"] * (2 + len(BACKENDS)))]
+    for measured in families.values():
+        largest = [f"{max(measured[backend].values()):.1e}" for backend in BACKENDS]
+        lines.append(_row([measured["title"], f"`{measured['model']}`", *largest]))
+    return "\n".join(lines) + "\n"
+
+
 def _largest(differences):
     return f"{max(value for outputs in differences.values() for value in outputs.values()):.1e}"
 
@@ -125,6 +135,7 @@ def table_of_deit3_jax():
 TABLES = (
     ("presets.md", "presets", tables_of_presets),
     ("parity.md", "presets", table_of_parity),
+    ("parity.md", "families", table_of_families),
     ("load.md", "deit3-jax", table_of_deit3_jax),
 )
 

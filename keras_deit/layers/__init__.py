@@ -4,11 +4,13 @@ from keras_deit.layers.attention_pooling import AttentionPooling
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.drop_path import DropPath
+from keras_deit.layers.hmlp_stem import HMLPStem
 from keras_deit.layers.kernels import gelu, gelu_tanh, quick_gelu, target_platform
 from keras_deit.layers.layer_scale import LayerScale
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import MLP
 from keras_deit.layers.multi_head_self_attention import MultiHeadSelfAttention
+from keras_deit.layers.parallel_transformer_block import ParallelTransformerBlock
 from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
@@ -23,9 +25,11 @@ __all__ = [
     "DeiTImageConverter",
     "DistillationHead",
     "DropPath",
+    "HMLPStem",
     "LayerScale",
     "MergingTransformerBlock",
     "MultiHeadSelfAttention",
+    "ParallelTransformerBlock",
     "PatchDropout",
     "PatchEmbedding",
     "RotaryPositionEmbedding",

@@ -121,26 +121,9 @@ class PatchEmbedding(CompositeLayer):
         return (input_shape[0], num_patches, self.hidden_dim)
 
     def _size_and_channels(self, input_shape):
-        """((height, width), channels) of the images, checked."""
-        check_shape("PatchEmbedding", input_shape)
-        if len(input_shape) != 4:
-            raise ValueError(
-                "`PatchEmbedding` takes a batch of images (rank 4). Add a batch axis to a single "
-                f"image. Received: input shape {tuple(input_shape)}"
-            )
-        check_not_zero("PatchEmbedding", "patch", input_shape)
-        image_size, channels = split_image_shape(input_shape, self.data_format)
-        for side, size, patch in zip(("height", "width"), image_size, self.patch_size):
-            if size is not None and size % patch and not self.pad_images:
-                smaller, larger = size // patch * patch, -(-size // patch) * patch
-                advice = f"{smaller} or {larger}" if smaller else f"{larger}"
-                raise ValueError(
-                    f"`patch_size` must divide the image: {side} {size} is not a multiple of "
-                    f"{patch}. Use {advice}, resize first, or use `pad_images=True`. "
-                    f"Received: input shape {tuple(input_shape)}, "
-                    f"data_format={self.data_format!r}, patch_size={self.patch_size}"
-                )
-        return image_size, channels
+        return check_images(
+            "PatchEmbedding", input_shape, self.data_format, self.patch_size, self.pad_images
+        )
 
     def get_config(self):
         return {
@@ -151,3 +134,33 @@ class PatchEmbedding(CompositeLayer):
             "flatten": self.flatten,
             "pad_images": self.pad_images,
         }
+
+
+def check_images(layer, input_shape, data_format, patch_size, pads_images=None):
+    """((height, width), channels) of images that patches divide, or that `layer` pads.
+
+    `pads_images` is `None` for a layer that has no such argument.
+    """
+    check_shape(layer, input_shape)
+    if len(input_shape) != 4:
+        raise ValueError(
+            f"`{layer}` takes a batch of images (rank 4). Add a batch axis to a single image. "
+            f"Received: input shape {tuple(input_shape)}"
+        )
+    check_not_zero(layer, "patch", input_shape)
+    image_size, channels = split_image_shape(input_shape, data_format)
+    for side, size, patch in zip(("height", "width"), image_size, patch_size):
+        if size is not None and size % patch and not pads_images:
+            smaller, larger = size // patch * patch, -(-size // patch) * patch
+            advice = f"{smaller} or {larger}" if smaller else f"{larger}"
+            others = (
+                "or resize first"
+                if pads_images is None
+                else ("resize first, or use `pad_images=True`")
+            )
+            raise ValueError(
+                f"`patch_size` must divide the image: {side} {size} is not a multiple of "
+                f"{patch}. Use {advice}, {others}. Received: input shape {tuple(input_shape)}, "
+                f"data_format={data_format!r}, patch_size={patch_size}"
+            )
+    return image_size, channels

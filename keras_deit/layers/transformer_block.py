@@ -219,10 +219,13 @@ class TransformerBlock(MaskedLayer):
         return x + self.attention_drop_path(branch, training=training)
 
     def _add_mlp(self, x, training):
+        return x + self._mlp_branch(x, training)
+
+    def _mlp_branch(self, x, training):
         branch = self.mlp(kernels.layer_norm(self.mlp_norm, x), training=training)
         if self.mlp_scale is not None:
             branch = self.mlp_scale(branch)
-        return x + self.mlp_drop_path(branch, training=training)
+        return self.mlp_drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
         check_token_sequence("TransformerBlock", input_shape)

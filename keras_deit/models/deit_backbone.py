@@ -6,15 +6,10 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import keras
-import numpy as np
 
 from keras_deit.arguments import (
     check_bool,
-    check_choice,
-    check_non_negative_int,
     check_pair,
-    check_positive_int,
-    check_rate,
 )
 from keras_deit.data_formats import (
     check_data_format,
@@ -30,22 +25,20 @@ from keras_deit.layers.composite import (
 )
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import activation_config
-from keras_deit.layers.multi_head_self_attention import check_heads_divide
 from keras_deit.layers.naming import unique_name
-from keras_deit.layers.patch_dropout import PatchDropout
-from keras_deit.layers.patch_embedding import PatchEmbedding
-from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
 from keras_deit.layers.scored_attention import ScoredAttention
-from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
 from keras_deit.layers.transformer_block import TransformerBlock
+from keras_deit.models.backbone_arguments import (
+    drop_path_rates,
+    merging_arguments,
+    prefix_tokens,
+)
+from keras_deit.models.embedding import Embedding
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
 from keras_deit.models.image_sizes import check_image_shape, grids
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
-
-POSITION_SCOPES = ("all", "patches", "rotary")
-DROP_PATH_SCHEDULES = ("linear", "constant")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
@@ -186,46 +179,35 @@ class DeiTBackbone(FeatureMaps, PresetModel):
     ) -> None:
         data_format = check_data_format(data_format)
         image_shape = check_image_shape(image_shape, data_format)
-        drop_path_rates = _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
-        use_distillation_token = check_bool("use_distillation_token", use_distillation_token)
-        use_class_token = check_bool("use_class_token", use_class_token)
-        use_pre_norm = check_bool("use_pre_norm", use_pre_norm)
-        use_final_norm = check_bool("use_final_norm", use_final_norm)
-        num_register_tokens = check_non_negative_int("num_register_tokens", num_register_tokens)
-        patch_dropout_rate = check_rate("patch_dropout_rate", patch_dropout_rate)
-        check_choice("position_scope", position_scope, POSITION_SCOPES)
+        rates = drop_path_rates(num_layers, drop_path_rate, drop_path_schedule)
+        num_prefix_tokens = prefix_tokens(
+            use_class_token, use_distillation_token, num_register_tokens
+        )
+        merging = merging_arguments(
+            num_merged_tokens, num_prefix_tokens, position_scope, patch_dropout_rate, image_shape
+        )
         grid_size, position_grid_size = grids(
             image_shape, patch_size, data_format, position_grid_size, position_scope
         )
-        _check_together(
-            use_class_token,
-            use_distillation_token,
-            position_scope == "rotary",
-            num_merged_tokens,
-            patch_dropout_rate,
-            image_shape,
-        )
-        num_prefix_tokens = use_class_token + use_distillation_token + num_register_tokens
-        merging = _merging_arguments(num_merged_tokens, num_prefix_tokens)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
-        patch_embedding = PatchEmbedding(
+        embedding = Embedding(
             hidden_dim,
             patch_size,
-            data_format=data_format,
-            # Rotary positions, and learned ones of another grid, need the rows and columns.
-            flatten=position_grid_size == grid_size,
-            pad_images=pad_images,
-            **sublayer("patch_embedding"),
-        )
-        patch_embedding.build((None, *image_shape))  # checks that patches divide the image
-        token_position_embedding = TokenPositionEmbedding(
+            data_format,
+            pad_images,
+            grid_size,
+            position_grid_size,
             num_prefix_tokens,
-            position_grid_size or (1, 1),
-            position_scope="none" if position_scope == "rotary" else position_scope,
-            dropout_rate=dropout_rate,
-            **sublayer("token_position_embedding"),
+            dropout_rate,
+            position_scope,
+            patch_dropout_rate,
+            check_bool("use_pre_norm", use_pre_norm),
+            layer_norm_epsilon,
+            sublayer,
         )
+        # Checks that patches divide the image
+        embedding.patch_embedding.build((None, *image_shape))
         block_class = MergingTransformerBlock if merging else TransformerBlock
         blocks = [
             block_class(
@@ -243,39 +225,17 @@ class DeiTBackbone(FeatureMaps, PresetModel):
                 **merging,
                 **sublayer(f"block_{index}"),
             )
-            for index, rate in enumerate(drop_path_rates)
+            for index, rate in enumerate(rates)
         ]
-        final_norm = None
-        if use_final_norm:
-            final_norm = keras.layers.LayerNormalization(
-                epsilon=layer_norm_epsilon, **sublayer("final_norm")
-            )
+        use_final_norm = check_bool("use_final_norm", use_final_norm)
+        final_norm = _norm(layer_norm_epsilon, sublayer("final_norm")) if use_final_norm else None
 
         images = keras.Input(image_shape, name="images")
-        patches = patch_embedding(images)
-        tokens = token_position_embedding(patches)
-        if patch_dropout_rate:
-            dropout = PatchDropout(
-                patch_dropout_rate, num_prefix_tokens, dtype=own_policy(dtype), name="patch_dropout"
-            )
-            tokens = dropout(tokens)
-        pre_norm = None
-        if use_pre_norm:
-            pre_norm = keras.layers.LayerNormalization(
-                epsilon=layer_norm_epsilon, **sublayer("pre_norm")
-            )
-            tokens = pre_norm(tokens)
+        patches = embedding.patch_embedding(images)
         rotation = {}
         if position_scope == "rotary":
-            check_heads_divide(num_heads, hidden_dim)
-            rotary = RotaryPositionEmbedding(
-                hidden_dim // num_heads,
-                num_prefix_tokens,
-                dtype=own_policy(dtype),
-                name="rotary_position_embedding",
-            )
-            rotation = {"rotation": rotary(patches)}
-        states = _block_states(blocks, tokens, rotation)
+            rotation = {"rotation": embedding.rotation(patches, num_heads, sublayer)}
+        states = _block_states(blocks, embedding.tokens(patches), rotation)
         super().__init__(
             inputs=images,
             outputs=states[-1][0] if final_norm is None else final_norm(states[-1][0]),
@@ -283,17 +243,17 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             trainable=own_trainable(trainable),
         )
         self.dtype_policy = own_policy(dtype)
-        self.patch_embedding = patch_embedding
-        self.token_position_embedding = token_position_embedding
+        self.patch_embedding = embedding.patch_embedding
+        self.token_position_embedding = embedding.token_position_embedding
         self.blocks = blocks
-        self.pre_norm = pre_norm
+        self.pre_norm = embedding.pre_norm
         self.final_norm = final_norm
         self.image_shape = image_shape
-        self.use_class_token = use_class_token
-        self.use_distillation_token = use_distillation_token
-        self.num_register_tokens = num_register_tokens
+        self.use_class_token = bool(use_class_token)
+        self.use_distillation_token = bool(use_distillation_token)
+        self.num_register_tokens = int(num_register_tokens)
         self.position_scope = position_scope
-        self.patch_dropout_rate = patch_dropout_rate
+        self.patch_dropout_rate = float(patch_dropout_rate)
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
@@ -588,59 +548,8 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         }
 
 
-def _drop_path_rates(num_layers, drop_path_rate, drop_path_schedule):
-    """The rate of each block."""
-    num_layers = check_positive_int("num_layers", num_layers)
-    drop_path_rate = check_rate("drop_path_rate", drop_path_rate)
-    check_choice("drop_path_schedule", drop_path_schedule, DROP_PATH_SCHEDULES)
-    first = 0.0 if drop_path_schedule == "linear" else drop_path_rate
-    return np.linspace(first, drop_path_rate, num_layers).tolist()
-
-
-def _merging_arguments(num_merged_tokens, num_prefix_tokens):
-    """What `MergingTransformerBlock` needs beyond `TransformerBlock`; empty without merging."""
-    if not check_non_negative_int("num_merged_tokens", num_merged_tokens):
-        return {}
-    return {"num_merged_tokens": num_merged_tokens, "num_prefix_tokens": num_prefix_tokens}
-
-
-def _check_together(
-    use_class_token,
-    use_distillation_token,
-    is_rotary,
-    num_merged_tokens,
-    patch_dropout_rate,
-    image_shape,
-):
-    """Refuses arguments that exclude each other."""
-    if use_distillation_token and not use_class_token:
-        raise ValueError(
-            "A distillation token needs a class token beside it. Use `use_class_token=True`, or "
-            "`use_distillation_token=False`. Received: use_class_token=False, "
-            "use_distillation_token=True"
-        )
-    # A rotation belongs to the place of its token.
-    for name, value in (
-        ("num_merged_tokens", num_merged_tokens),
-        ("patch_dropout_rate", patch_dropout_rate),
-    ):
-        if is_rotary and value:
-            raise ValueError(
-                f'`position_scope="rotary"` needs every patch in its place. Use `{name}=0`. '
-                f"Received: position_scope='rotary', {name}={value!r}"
-            )
-    if num_merged_tokens and None in image_shape:
-        raise ValueError(
-            "Tokens are merged only where their number is known. Use an `image_shape` without "
-            "`None`, or `num_merged_tokens=0`. "
-            f"Received: image_shape={image_shape}, num_merged_tokens={num_merged_tokens!r}"
-        )
-    if num_merged_tokens and patch_dropout_rate:
-        raise ValueError(
-            "Tokens are merged only where their number is known, and patch dropout changes it in "
-            "training. Use one of the two. Received: "
-            f"num_merged_tokens={num_merged_tokens!r}, patch_dropout_rate={patch_dropout_rate!r}"
-        )
+def _norm(epsilon, arguments):
+    return keras.layers.LayerNormalization(epsilon=epsilon, **arguments)
 
 
 def _block_states(blocks, embeddings, rotation):

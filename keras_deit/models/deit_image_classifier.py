@@ -139,28 +139,16 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         dtype = own_policy(dtype)
 
         features = backbone._class_output if pooling == "token" else backbone.output
-        pooled, attention_pooling = pool(
-            features, pooling, use_distillation_head, backbone, sublayer
+        pooled, attention_pooling, head_norm = pool(
+            features, pooling, use_distillation_head, use_head_norm, backbone, sublayer
         )
-        head_norm = None
-        if use_head_norm:
-            head_norm = keras.layers.LayerNormalization(
-                epsilon=backbone.layer_norm_epsilon, **sublayer("head_norm")
-            )
-            pooled = head_norm(pooled)
-        dropout = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")
+        pooled = keras.layers.Dropout(dropout_rate, dtype=dtype, name="head_dropout")(pooled)
+        head, token_logits = _head(pooled, num_classes, use_distillation_head, sublayer("head"))
+        outputs = token_logits["class"]
         if use_distillation_head:
-            head = DistillationHead(num_classes, **sublayer("head"))
-            class_logits, distillation_logits = head(dropout(pooled))
-            token_logits = {"class": class_logits, "distillation": distillation_logits}
-            average = keras.layers.Average(dtype=dtype, name="mean_logits")
-            outputs = average([class_logits, distillation_logits])
-        else:
-            head = keras.layers.Dense(
-                num_classes, kernel_initializer=deit_initializer(), **sublayer("head")
+            outputs = keras.layers.Average(dtype=dtype, name="mean_logits")(
+                list(token_logits.values())
             )
-            outputs = head(dropout(pooled))
-            token_logits = {"class": outputs}
         if activation is not keras.activations.linear:
             outputs = keras.layers.Activation(activation, dtype=dtype, name="activation")(outputs)
         super().__init__(
@@ -361,6 +349,15 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
                     config[key], custom_objects=custom_objects, safe_mode=True
                 )
         return cls(**config)
+
+
+def _head(pooled, num_classes, use_distillation_head, arguments):
+    """The head, and the logits of each of its tokens."""
+    if use_distillation_head:
+        head = DistillationHead(num_classes, **arguments)
+        return head, dict(zip(("class", "distillation"), head(pooled)))
+    head = keras.layers.Dense(num_classes, kernel_initializer=deit_initializer(), **arguments)
+    return head, {"class": head(pooled)}
 
 
 def _check_num_classes(num_classes):

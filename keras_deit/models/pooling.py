@@ -1,5 +1,6 @@
 """What a classifier's head reads: one vector for each image."""
 
+import keras
 from keras import ops
 
 from keras_deit.arguments import check_choice
@@ -8,38 +9,46 @@ from keras_deit.layers.attention_pooling import AttentionPooling
 POOLINGS = ("token", "mean", "token_and_mean", "map")
 
 
-def pool(features, pooling, use_distillation_head, backbone, sublayer):
+def pool(features, pooling, use_distillation_head, use_head_norm, backbone, sublayer):
     """Pools the tokens of a backbone.
 
     Args:
         features: (batch, tokens, hidden_dim).
         pooling: one of `POOLINGS`.
         use_distillation_head: bool. Two heads read tokens, and need all of them.
+        use_head_norm: bool. Whether a LayerNormalization follows.
         backbone: the `DeiTBackbone`.
         sublayer: function from the name of a layer to the arguments that it gets from the model.
 
     Returns:
-        `(pooled, attention_pooling)`: (batch, hidden_dim), or twice as wide for both token and
-        mean; and the layer that has weights, or `None`.
+        `(pooled, attention_pooling, head_norm)`: (batch, hidden_dim), or twice as wide for both
+        token and mean; and the two layers, or `None`.
     """
+    attention_pooling = head_norm = None
+    patches = features[:, backbone.num_prefix_tokens :] if pooling != "token" else None
     if use_distillation_head:
-        return features, None
-    if pooling == "token":
-        return features[:, 0], None
-    patches = features[:, backbone.num_prefix_tokens :]
-    if pooling == "map":
-        layer = AttentionPooling(
+        x = features
+    elif pooling == "token":
+        x = features[:, 0]
+    elif pooling == "map":
+        attention_pooling = AttentionPooling(
             backbone.num_heads,
             backbone.intermediate_dim,
             backbone.activation,
             layer_norm_epsilon=backbone.layer_norm_epsilon,
             **sublayer("attention_pooling"),
         )
-        return layer(patches), layer
-    mean = ops.mean(patches, axis=1)
-    if pooling == "mean":
-        return mean, None
-    return ops.concatenate([features[:, 0], mean], axis=-1), None
+        x = attention_pooling(patches)
+    else:
+        x = ops.mean(patches, axis=1)
+        if pooling == "token_and_mean":
+            x = ops.concatenate([features[:, 0], x], axis=-1)
+    if use_head_norm:
+        head_norm = keras.layers.LayerNormalization(
+            epsilon=backbone.layer_norm_epsilon, **sublayer("head_norm")
+        )
+        x = head_norm(x)
+    return x, attention_pooling, head_norm
 
 
 def check_pooling(pooling, use_distillation_head, backbone):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from keras_deit.models import DeiTImageClassifier
+from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from tests import pages
 from tests.conftest import BACKEND
 from tests.helpers import numpy
 from tests.scripts import ROOT
@@ -76,19 +77,14 @@ def test_keras_hub(run, tmp_path):
     }
 
 
-# Of its models; and `RetinaNet`'s boxes are not trained here.
+# Of its models; and `RetinaNet` makes a dataset of the arrays, and then tells Keras to shuffle it.
 @pytest.mark.peer
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
 @pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match:UserWarning")
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed, but will be ignored:UserWarning")
 def test_keras_hub_page(tmp_path, rng):
     keras_hub = pytest.importorskip("keras_hub")
-    (code,) = re.findall(
-        r"```python\n(.*?)```",
-        (ROOT / "docs" / "keras_hub.md").read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    names = {}
-    exec(compile(code, "keras_hub.md", "exec"), names)
+    names = pages.run("docs/keras_hub.md", pages.blocks("docs/keras_hub.md"))
     images = rng.normal(size=(2, 64, 64, 3)).astype("float32")
     points = {
         "points": np.ones((2, 1, 2)),
@@ -114,12 +110,30 @@ def test_keras_hub_page(tmp_path, rng):
         ):
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4, err_msg=name)
     assert len(list((tmp_path / "ViTImageClassifier").glob("model_0*.weights.h5"))) == 2
+    # Detectors learn through the pyramid, down to the patches.
+    kernel = names["backbone"].patch_embedding.projection.kernel
+    before = numpy(kernel).copy()
+    corners = np.full((2, 1, 4), [4, 4, 40, 40], "float32")
+    boxes = {"boxes": corners, "labels": np.ones((2, 1), "int64")}
+    names["tasks"]["RetinaNet on several levels"].fit(images, boxes, batch_size=2, verbose=0)
+    assert abs(numpy(kernel) - before).max() > 0
     # What the page says does not work.
     of_ours = keras_hub.models.ViTImageClassifier(names["backbone"], num_classes=3)
     with pytest.raises(TypeError, match="max_shard_size"):
         of_ours.save_to_preset(str(tmp_path / "ours"))
     with pytest.raises(KeyError, match="P1"):
         keras_hub.models.SegFormerBackbone(names["backbone"], projection_filters=8)
+    pyramid = names["PyramidBackbone"](names["backbone"], 16, ("P2", "P3", "P4", "P5"))
+    pyramid.hidden_dims = [16] * 4
+    pyramid.pyramid_outputs = {
+        f"P{index}": feature_map
+        for index, feature_map in enumerate(pyramid.pyramid_outputs.values(), start=1)
+    }
+    with pytest.raises(ValueError, match="All operation names should be unique"):
+        keras_hub.models.SegFormerBackbone(pyramid, projection_filters=8)
+    of_any_size = DeiTBackbone((None, None, 3), 16, 1, 1, 8, 8, position_grid_size=4)
+    with pytest.raises(AttributeError, match="stackwise_num_blocks"):
+        keras_hub.models.BASNetBackbone(of_any_size, 3)
     with pytest.raises(ValueError, match="must be a `DINOV2Backbone`"):
         keras_hub.models.DepthAnythingBackbone(names["backbone"], [1], [8], 8, 8, -1)
 
@@ -137,12 +151,12 @@ def test_keras_cv(run, tmp_path):
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64:UserWarning")
 def test_segmentation(run, tmp_path):
     printed, names = run("segmentation.py")
-    baseline, trained = numbers(printed)[-2:]
+    baseline, last_block, four_blocks = numbers(printed)[-3:]
     assert baseline < 0.1
-    assert trained > 0.75
+    assert four_blocks > last_block > 0.7
     model = keras.saving.load_model(tmp_path / "segmentation.keras")
     answer = model.predict(names["images"][names["test"]], verbose=0).argmax(axis=-1)
-    np.testing.assert_array_equal(answer, names["answer"])
+    np.testing.assert_array_equal(answer, names["answers"]["four blocks:"])
 
 
 @pytest.mark.slow
@@ -151,6 +165,14 @@ def test_plain_keras_model(run):
     assert names["accuracy"] > 0.75
     assert names["attention"].shape == (360, 4, 17, 17)
     np.testing.assert_allclose(names["attention"].sum(axis=-1), 1.0, atol=1e-5)
+
+
+def test_modern_block(run, tmp_path):
+    _, names = run("modern_block.py")
+    assert {file.name for file in tmp_path.iterdir()} == {"dinov2.keras", "dinov3.keras"}
+    # The parts differ where the two designs do.
+    assert names["dinov2"].count_params() != names["dinov3"].count_params()
+    assert names["rotation"].shape == (2, 11, 8)
 
 
 @pytest.fixture

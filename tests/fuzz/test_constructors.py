@@ -85,6 +85,13 @@ LAYERS = {
         "pad_images": SWITCH,
         "trainable": TRAINABLE,
     },
+    layers.HMLPStem: {
+        "hidden_dim": of_numpy(4, 8),
+        "patch_size": of_numpy(8, 16, 32),
+        "data_format": FORMAT,
+        "trainable": TRAINABLE,
+        "quantization_config": [None, {}],
+    },
     layers.TokenPositionEmbedding: {
         "num_prefix_tokens": [0, *SIZE],
         "grid_size": [*SIZE, (2, 3)],
@@ -143,6 +150,7 @@ LAYERS = {
         "num_merged_tokens": SIZE,
         "num_prefix_tokens": [0, *SIZE],
     },
+    layers.ParallelTransformerBlock: {**BLOCK, "num_branches": SIZE},
     layers.TokenMerging: {"num_merged_tokens": SIZE, "num_prefix_tokens": [0, *SIZE]},
     layers.DistillationHead: {"num_classes": SIZE, "trainable": TRAINABLE},
     layers.DeiTImageConverter: {

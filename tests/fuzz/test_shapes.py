@@ -40,6 +40,11 @@ LAYERS = {
         IMAGES,
         lambda s: [(s[0], -(-s[1] // 2), -(-s[2] // 4), 8)],
     ),
+    "HMLPStem": (
+        lambda: layers.HMLPStem(8, 8, data_format="channels_last"),
+        (2, 8, 16, 3),
+        lambda s: [(s[0], s[1] // 8 * (s[2] // 8), 8)],
+    ),
     "TokenPositionEmbedding": (
         lambda: layers.TokenPositionEmbedding(2, (1, 5)),
         TOKENS,
@@ -75,6 +80,11 @@ LAYERS = {
         lambda s: [(2, 2 + s[1] * s[2], 4)],
     ),
     "TransformerBlock": (lambda: layers.TransformerBlock(2, 6), TOKENS, lambda s: [s]),
+    "ParallelTransformerBlock": (
+        lambda: layers.ParallelTransformerBlock(2, 6),
+        TOKENS,
+        lambda s: [s],
+    ),
     "MergingTransformerBlock": (
         lambda: layers.MergingTransformerBlock(2, 6, 1),
         TOKENS,
@@ -109,6 +119,7 @@ LAYERS = {
 # What else their texts name
 OWN = {
     "PatchEmbedding": ["`PatchEmbedding`", "`patch_size`"],
+    "HMLPStem": ["`HMLPStem`", "`patch_size`"],
     "TokenPositionEmbedding": ["`TokenPositionEmbedding`", "`grid_size`"],
     "DeiTImageConverter": ["`DeiTImageConverter`", "`mean` and `std`"],
 }

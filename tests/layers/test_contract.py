@@ -35,6 +35,12 @@ CASES = {
         {"hidden_dim": 8, "patch_size": (2, 4), "pad_images": True},
         (5, 9, 3),
     ),
+    "hmlp_stem": (layers.HMLPStem, {"hidden_dim": 8, "data_format": "channels_last"}, (16, 32, 3)),
+    "hmlp_stem_channels_first": (
+        layers.HMLPStem,
+        {"hidden_dim": 8, "patch_size": 8, "data_format": "channels_first"},
+        (3, 16, 24),
+    ),
     "token_position_embedding": (
         layers.TokenPositionEmbedding,
         {"num_prefix_tokens": 2, "grid_size": (1, 5), "dropout_rate": 0.5},
@@ -142,6 +148,20 @@ CASES = {
         },
         (8, 3, 2),
     ),
+    "parallel_block": (
+        layers.ParallelTransformerBlock,
+        {
+            "num_heads": 2,
+            "intermediate_dim": 12,
+            "num_branches": 3,
+            "dropout_rate": 0.5,
+            "attention_dropout_rate": 0.5,
+            "drop_path_rate": 0.5,
+            "layer_scale_init_value": 0.1,
+            "layer_norm_epsilon": 1e-5,
+        },
+        TOKENS,
+    ),
     "distillation_head": (layers.DistillationHead, {"num_classes": 3}, TOKENS),
 }
 RANDOM = [name for name, (_, kwargs, _) in CASES.items() if any("rate" in key for key in kwargs)]
@@ -149,6 +169,13 @@ WITHOUT_WEIGHTS = ("drop_path", "patch_dropout", "rotary_position_embedding", "t
 TRAINABLE = [name for name in CASES if name not in WITHOUT_WEIGHTS]
 # Its result is the same for every image, and has no batch axis.
 FOR_EVERY_IMAGE = layers.RotaryPositionEmbedding
+
+
+QUANTIZED = [
+    name
+    for name in TRAINABLE
+    if not name.startswith(("layer_scale", "token_position_embedding"))  # without a `Dense`
+]
 
 
 @pytest.fixture(params=CASES)
@@ -279,6 +306,31 @@ def test_a_layer_frozen_by_its_constructor_is_frozen_in_a_model(name):
     assert len(model.non_trainable_weights) == len(layer.weights) > 0
 
 
+def deit_stack(x):
+    for layer in (
+        layers.PatchEmbedding(8, (8, 4)),
+        layers.TokenPositionEmbedding(2, (2, 8), dropout_rate=0.1),
+        layers.PatchDropout(0.5, 2),
+        layers.MultiHeadSelfAttention(2, dropout_rate=0.1, attention_dropout_rate=0.1),
+        layers.MLP(12, dropout_rate=0.1),
+        layers.LayerScale(0.5),
+        layers.DropPath(0.1),
+        layers.TransformerBlock(2, 12, 0.1, 0.1, 0.1, layer_scale_init_value=0.5),
+        layers.DistillationHead(3),
+    ):
+        x = layer(x)
+    return x
+
+
+def other_stack(x):
+    tokens = layers.HMLPStem(8, 8)(x)
+    tokens = layers.ParallelTransformerBlock(2, 12, drop_path_rate=0.1)(tokens)
+    feature_map = keras.layers.Reshape((2, 4, 8))(tokens)
+    levels = layers.SimpleFeaturePyramid(4)(feature_map).values()
+    pooled = [keras.layers.GlobalAveragePooling2D()(level) for level in levels]
+    return [layers.AttentionPooling(2, 12)(tokens), *pooled]
+
+
 @pytest.mark.parametrize(
     "policy",
     [
@@ -289,26 +341,16 @@ def test_a_layer_frozen_by_its_constructor_is_frozen_in_a_model(name):
         ),
     ],
 )
-def test_a_compiled_training_step_is_finite_under_every_policy(policy, rng):
-    """All layers in one model: a compilation each would take minutes."""
+@pytest.mark.parametrize("stack", [deit_stack, pytest.param(other_stack, marks=pytest.mark.slow)])
+def test_a_compiled_training_step_is_finite_under_every_policy(stack, policy, rng):
+    """Many layers in one model: a compilation each would take minutes."""
     keras.config.set_dtype_policy(policy)
-    inputs = x = keras.Input((6, 8, 3))
-    for layer in (
-        layers.PatchEmbedding(8, 2),
-        layers.TokenPositionEmbedding(2, (3, 4), dropout_rate=0.1),
-        layers.PatchDropout(0.5, 2),
-        layers.MultiHeadSelfAttention(2, dropout_rate=0.1, attention_dropout_rate=0.1),
-        layers.MLP(12, dropout_rate=0.1),
-        layers.LayerScale(0.5),
-        layers.DropPath(0.1),
-        layers.TransformerBlock(2, 12, 0.1, 0.1, 0.1, layer_scale_init_value=0.5),
-        layers.DistillationHead(3),
-    ):
-        x = layer(x)
+    inputs = keras.Input((16, 32, 3))
+    outputs = keras.layers.Concatenate()(stack(inputs))
     # Random weights: at 0.02 a chain without residual connections fades to nothing.
-    model = randomize(keras.Model(inputs, keras.layers.Concatenate()(x)), rng)
+    model = randomize(keras.Model(inputs, outputs), rng)
     # A warning that compilation fell back would be an error: setup.cfg.
-    assert_trains(model, model, (6, 8, 3), rng, jit_compile=BACKEND != "torch")
+    assert_trains(model, model, (16, 32, 3), rng, jit_compile=BACKEND != "torch")
 
 
 def assert_trains(model, layer, shape, rng, **options):
@@ -360,6 +402,23 @@ def functional(layer, shape):
 def randomize_built(layer, x, rng):
     layer(x)
     return randomize(layer, rng)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_int8_saves_and_loads(name, rng, tmp_path):
+    layer, shape = make(CASES[name])
+    model, x = randomize(functional(layer, shape), rng), inputs_for(shape, rng)
+    before = numpy(model(x))
+    model.quantize("int8")
+    assert any("int8" in str(weight.dtype) for weight in layer.weights)
+    after = numpy(model(x))
+    assert 0 < abs(after - before).max() < 0.1 * abs(before).max() + 0.2
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        numpy(keras.saving.load_model(tmp_path / "model.keras")(x)), after
+    )
 
 
 @pytest.mark.process

@@ -51,6 +51,8 @@ def test_rates(name, make, rate):
         ("num_classes", lambda size: layers.DistillationHead(size)),
         ("head_dim", lambda size: layers.RotaryPositionEmbedding(size)),
         ("num_heads", lambda size: layers.AttentionPooling(size, 8)),
+        ("num_branches", lambda size: layers.ParallelTransformerBlock(2, 8, size)),
+        ("hidden_dim", lambda size: layers.HMLPStem(size)),
         ("hidden_dim", lambda size: layers.SimpleFeaturePyramid(size)),
         ("intermediate_dim", lambda size: layers.AttentionPooling(2, size)),
     ],
@@ -157,9 +159,9 @@ def test_prefix_tokens_and_grid():
     ):
         layers.TokenPositionEmbedding(-1, 2)
     with raises(
-        "`position_scope` must be one of 'all', 'patches'. Received: position_scope='none'"
+        "`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope='some'"
     ):
-        layers.TokenPositionEmbedding(1, 2, position_scope="none")
+        layers.TokenPositionEmbedding(1, 2, position_scope="some")
     with raises(
         "`grid_size` must match the number of patches: 2 x 3 = 6, but the input has 5. Use (image "
         "height / patch height, image width / patch width). Received: input shape (None, 5, 8), "
@@ -192,6 +194,7 @@ def test_heads_that_do_not_divide_the_width(layer):
         layers.DistillationHead(2),
         layers.AttentionPooling(2, 8),
         layers.PatchDropout(0.5),
+        layers.ParallelTransformerBlock(2, 8),
     ],
 )
 def test_inputs_that_are_not_tokens(layer):
@@ -342,7 +345,7 @@ def test_quantization_config_of_layers_with_sub_layers(value):
 @pytest.mark.parametrize("value", [["all"], {"all"}, np.array(["all", "patches"]), b"all"])
 def test_choices_that_cannot_be_compared(value):
     with raises(
-        f"`position_scope` must be one of 'all', 'patches'. Received: position_scope={value!r}"
+        f"`position_scope` must be one of 'all', 'patches', 'none'. Received: position_scope={value!r}"
     ):
         layers.TokenPositionEmbedding(1, 2, position_scope=value)
 
