@@ -61,7 +61,7 @@ class Explorer:
         for token in self.tokens:
             sizes = {
                 "num_prefix_tokens": self.backbone.num_prefix_tokens,
-                "grid_size": self.backbone.grid_size,
+                "grid_size": self.backbone.grid_size_of(self.classifier.preprocessor.image_size),
                 "token": token,
             }
             rollout = visualization.attention_rollout(scores, **sizes)[0]
@@ -165,7 +165,7 @@ def main(_):
         page = build_page(Explorer(classifier), FLAGS.preset, examples)
         page.launch(
             server_port=FLAGS.port,
-            css=LARGE + SQUARES * (max(classifier.backbone.image_shape) <= SMALL),
+            css=LARGE + SQUARES * (max(classifier.preprocessor.image_size) <= SMALL),
         )
 
 
