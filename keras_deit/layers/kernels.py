@@ -207,12 +207,15 @@ def query_key_value(layer, tokens, num_heads, num_queries=None, norms=()):
         )
         # For query, key and value
         sources = (tokens if num_queries is None else tokens[:, :num_queries], tokens, tokens)
-        parts = [
+        parts = (
             ops.matmul(source, kernel) + bias
             for source, kernel, bias in zip(sources, kernels, biases)
-        ]
+        )
         if norms and keras.backend.standardize_dtype(tokens.dtype) != "float32":
-            parts[:2] = (_norm_of_heads(norm, part, num_heads) for norm, part in zip(norms, parts))
+            parts = (
+                part if norm is None else _norm_of_heads(norm, part, num_heads)
+                for norm, part in zip((*norms, None), parts)
+            )
             norms = ()
         query, key, value = (_apart(part, num_heads) for part in parts)
         return _normalised(norms, query, key, value)
