@@ -61,6 +61,7 @@ class Explorer:
         for token in self.tokens:
             sizes = {
                 "num_prefix_tokens": self.backbone.num_prefix_tokens,
+                "num_register_tokens": self.backbone.num_register_tokens,
                 "grid_size": self.backbone.grid_size_of(self.classifier.preprocessor.image_size),
                 "token": token,
             }

@@ -103,6 +103,7 @@ def draw_attention():
     scores, box = found["attention_scores"], converter.crop_box(*image.shape[:2])
     tokens = {
         "num_prefix_tokens": backbone.num_prefix_tokens,
+        "num_register_tokens": backbone.num_register_tokens,
         "grid_size": backbone.grid_size_of(converter.image_size),
         "token": FLAGS.token,
     }

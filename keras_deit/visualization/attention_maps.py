@@ -11,7 +11,11 @@ TOKENS = ("class", "distillation", "mean")
 
 
 def attention_maps(
-    scores: Any, num_prefix_tokens: int, grid_size: tuple[int, int], token: str = "class"
+    scores: Any,
+    num_prefix_tokens: int,
+    grid_size: tuple[int, int],
+    token: str = "class",
+    num_register_tokens: int = 0,
 ) -> np.ndarray:
     """Returns the attention of a token to the patches, one map for each head.
 
@@ -24,6 +28,8 @@ def attention_maps(
         grid_size: (rows, columns). `backbone.grid_size`.
         token: `"class"` or `"distillation"`, the token whose attention is returned; or `"mean"`,
             the mean of all patch tokens, for models without a class token. Defaults to `"class"`.
+        num_register_tokens: int. `backbone.num_register_tokens`, which are among the prefix tokens.
+            Defaults to 0.
 
     Returns:
         float array (batch, num_heads, rows, columns). A map sums to less than 1, because the token
@@ -43,23 +49,25 @@ def attention_maps(
     (2, 4, 2, 3)
     """
     scores = check_scores([scores], num_prefix_tokens, grid_size)[0]
+    check_token(token, num_prefix_tokens, num_register_tokens)
     maps = attention_of(token, scores, num_prefix_tokens)
     return maps.reshape(*maps.shape[:2], *grid_size)
 
 
-def check_token(token, num_prefix_tokens):
+def check_token(token, num_prefix_tokens, num_register_tokens):
+    """Refuses a token that the model lacks."""
     check_choice("token", token, TOKENS)
-    if token != "mean" and TOKENS.index(token) >= num_prefix_tokens:
-        instead = "class" if num_prefix_tokens else "mean"
+    others = num_prefix_tokens - num_register_tokens
+    if token != "mean" and TOKENS.index(token) >= others:
+        instead = "class" if others > 0 else "mean"
         raise ValueError(
-            f'The model has no {token} token. Use `token="{instead}"`. '
-            f"Received: token={token!r}, num_prefix_tokens={num_prefix_tokens}"
+            f'The model has no {token} token. Use `token="{instead}"`. Received: token={token!r}, '
+            f"num_prefix_tokens={num_prefix_tokens}, num_register_tokens={num_register_tokens}"
         )
 
 
 def attention_of(token, scores, num_prefix_tokens):
     """The attention of a token to the patches, (..., patches), of scores (..., tokens, tokens)."""
-    check_token(token, num_prefix_tokens)
     to_patches = scores[..., num_prefix_tokens:]
     if token == "mean":
         return to_patches[..., num_prefix_tokens:, :].mean(axis=-2)

@@ -18,6 +18,7 @@ def attention_rollout(
     head_fusion: str = "mean",
     discard_ratio: float = 0.0,
     token: str = "class",
+    num_register_tokens: int = 0,
 ) -> np.ndarray:
     """Returns how much each patch contributes to a token over all blocks.
 
@@ -41,6 +42,8 @@ def attention_rollout(
             the smallest first. A higher value gives less noise. Defaults to 0.0.
         token: `"class"`, `"distillation"`, or `"mean"`, the mean of all patch tokens, for models
             without a class token. Defaults to `"class"`.
+        num_register_tokens: int. `backbone.num_register_tokens`, which are among the prefix tokens.
+            Defaults to 0.
 
     Returns:
         float64 array (batch, rows, columns). A map sums to less than 1, because prefix tokens
@@ -67,7 +70,7 @@ def attention_rollout(
     """
     check_choice("head_fusion", head_fusion, tuple(HEAD_FUSIONS))
     discard_ratio = check_rate("discard_ratio", discard_ratio)
-    check_token(token, num_prefix_tokens)
+    check_token(token, num_prefix_tokens, num_register_tokens)
     scores = check_scores(_in_order(scores), num_prefix_tokens, grid_size)
     rollout: Any = None
     for block in scores:
