@@ -39,6 +39,7 @@ SHORTER = {
 }
 # More than two seconds of processor time
 SLOW = {
+    "any_size.md",
     "distil.md",
     "fine_tune.md",
     "image_sizes.md",

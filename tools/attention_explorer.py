@@ -43,7 +43,9 @@ class Explorer:
 
     def __init__(self, classifier):
         self.classifier, self.backbone = classifier, classifier.backbone
-        self.tokens = ("class", "distillation")[: self.backbone.num_prefix_tokens]
+        self.tokens = ["class"] if self.backbone.use_class_token else ["mean"]
+        if self.backbone.use_distillation_token:
+            self.tokens.append("distillation")
         self.model = keras.Model(classifier.input, classifier.outputs_with_attention_scores)
 
     def look(self, upload):
@@ -58,8 +60,9 @@ class Explorer:
         scores, maps = found["attention_scores"], {}
         for token in self.tokens:
             sizes = {
-                "num_prefix_tokens": len(self.tokens),
-                "grid_size": self.backbone.grid_size,
+                "num_prefix_tokens": self.backbone.num_prefix_tokens,
+                "num_register_tokens": self.backbone.num_register_tokens,
+                "grid_size": self.backbone.grid_size_of(self.classifier.preprocessor.image_size),
                 "token": token,
             }
             rollout = visualization.attention_rollout(scores, **sizes)[0]
@@ -122,7 +125,7 @@ def build_page(explorer, preset, examples):
                     elem_id="attention",
                 )
                 kind = gradio.Radio([ALL_BLOCKS, ONE_HEAD], value=ALL_BLOCKS, label="Attention")
-                token = gradio.Radio(list(explorer.tokens), value="class", label="Token")
+                token = gradio.Radio(explorer.tokens, value=explorer.tokens[0], label="Token")
                 last = backbone.num_layers - 1
                 block = gradio.Slider(0, last, value=last, step=1, label="Block", interactive=False)
                 head = gradio.Slider(
@@ -163,7 +166,7 @@ def main(_):
         page = build_page(Explorer(classifier), FLAGS.preset, examples)
         page.launch(
             server_port=FLAGS.port,
-            css=LARGE + SQUARES * (max(classifier.backbone.image_shape) <= SMALL),
+            css=LARGE + SQUARES * (max(classifier.preprocessor.image_size) <= SMALL),
         )
 
 

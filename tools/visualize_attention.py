@@ -44,7 +44,12 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("image", None, "Photograph, for --kind rollout and heads.")
 flags.DEFINE_enum("kind", "rollout", ["rollout", "heads", "filters", "positions"], "What to draw.")
-flags.DEFINE_enum("token", "class", ["class", "distillation"], "Token whose attention is drawn.")
+flags.DEFINE_enum(
+    "token",
+    "class",
+    ["class", "distillation", "mean"],
+    "Token whose attention is drawn, or the mean of all patch tokens.",
+)
 flags.DEFINE_integer("block", -1, "For --kind heads: index of the block; -1 is the last.")
 flags.DEFINE_enum(
     "head_fusion",
@@ -98,7 +103,8 @@ def draw_attention():
     scores, box = found["attention_scores"], converter.crop_box(*image.shape[:2])
     tokens = {
         "num_prefix_tokens": backbone.num_prefix_tokens,
-        "grid_size": backbone.grid_size,
+        "num_register_tokens": backbone.num_register_tokens,
+        "grid_size": backbone.grid_size_of(converter.image_size),
         "token": FLAGS.token,
     }
     if FLAGS.kind == "heads":
@@ -109,7 +115,8 @@ def draw_attention():
     rollout = visualization.attention_rollout(
         scores, head_fusion=FLAGS.head_fusion, discard_ratio=FLAGS.discard_ratio, **tokens
     )[0]
-    titles = [_prediction(classifier, found["outputs"]), f"where the {FLAGS.token} token looks"]
+    who = "patches look" if FLAGS.token == "mean" else f"{FLAGS.token} token looks"
+    titles = [_prediction(classifier, found["outputs"]), f"where the {who}"]
     return visualization.plot_overlays([image, image], [None, rollout], titles, box, columns=2)
 
 

@@ -175,10 +175,10 @@ class MultiHeadSelfAttention(MaskedLayer):
             num_heads, head_dim).
         """
         _check_num_queries(num_queries, inputs.shape[1])
-        query, key, value = kernels.query_key_value(self.qkv, inputs, self.num_heads, num_queries)
-        if self.use_qk_norm:
-            query = kernels.layer_norm(self.query_norm, query)
-            key = kernels.layer_norm(self.key_norm, key)
+        norms = (self.query_norm, self.key_norm) if self.use_qk_norm else ()
+        query, key, value = kernels.query_key_value(
+            self.qkv, inputs, self.num_heads, num_queries, norms
+        )
         if rotation is not None:
             of_queries = rotation if num_queries is None else rotation[:, :num_queries]
             query, key = kernels.rotate(query, of_queries), kernels.rotate(key, rotation)

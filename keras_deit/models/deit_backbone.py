@@ -192,19 +192,19 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
         embedding = Embedding(
-            hidden_dim,
-            patch_size,
-            data_format,
-            pad_images,
-            grid_size,
-            position_grid_size,
-            num_prefix_tokens,
-            dropout_rate,
-            position_scope,
-            patch_dropout_rate,
-            check_bool("use_pre_norm", use_pre_norm),
-            layer_norm_epsilon,
-            sublayer,
+            hidden_dim=hidden_dim,
+            patch_size=patch_size,
+            data_format=data_format,
+            pad_images=pad_images,
+            grid_size=grid_size,
+            position_grid_size=position_grid_size,
+            num_prefix_tokens=num_prefix_tokens,
+            dropout_rate=dropout_rate,
+            position_scope=position_scope,
+            patch_dropout_rate=patch_dropout_rate,
+            use_pre_norm=check_bool("use_pre_norm", use_pre_norm),
+            layer_norm_epsilon=layer_norm_epsilon,
+            sublayer=sublayer,
         )
         # Checks that patches divide the image
         embedding.patch_embedding.build((None, *image_shape))

@@ -265,15 +265,15 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
             revision: commit, tag or branch of a repository on the hub. Defaults to `None`, the
                 newest commit of the main branch.
             **overrides: arguments of `DeiTImageClassifier`, `DeiTBackbone` and
-                `DeiTImageConverter` that differ from the preset. `dropout_rate` is the
-                classifier's. `dtype` applies to backbone and head and defaults to the global
-                policy, except that quantized presets keep their own. Another `num_classes` gives
-                a head with random weights and no labels; the preset's own number keeps its head
-                and labels. Another `image_shape` resamples the position embeddings and changes the
-                preprocessor's `image_size`; another `patch_size` resamples the patch embedding
-                too. Overriding only `data_format` also reorders the axes
-                of `image_shape`. Arguments that the weights were trained with, such as
-                `num_heads`, can change only with `load_weights=False`.
+                `DeiTImageConverter` that differ from the preset. `dropout_rate` and `activation`
+                are the classifier's. `dtype` applies to backbone and head and defaults to the
+                global policy, except that quantized presets keep their own. Another `num_classes`
+                gives a head with random weights and no labels, after the preset's pooling; the
+                preset's own number keeps its head and labels. Another `image_shape` resamples the
+                position embeddings and changes the preprocessor's `image_size`; another
+                `patch_size` resamples the patch embedding too. Overriding only `data_format` also
+                reorders the axes of `image_shape`. Arguments that the weights were trained with,
+                such as `num_heads`, can change only with `load_weights=False`.
 
         Raises:
             ValueError: if there is no such preset, a file of it is invalid, or the trained weights

@@ -26,6 +26,7 @@ class Embedding:
 
     def __init__(
         self,
+        *,
         hidden_dim,
         patch_size,
         data_format,
@@ -77,6 +78,12 @@ class Embedding:
         """The `rotation` of every attention."""
         hidden_dim = self.patch_embedding.hidden_dim
         check_heads_divide(num_heads, hidden_dim)
+        if hidden_dim // num_heads % 4:
+            raise ValueError(
+                '`position_scope="rotary"` needs heads of a multiple of 4 values. Change '
+                f"`hidden_dim` or `num_heads`. Received: hidden_dim={hidden_dim}, "
+                f"num_heads={num_heads}, so heads of {hidden_dim // num_heads}"
+            )
         return RotaryPositionEmbedding(
             hidden_dim // num_heads,
             self.token_position_embedding.num_prefix_tokens,

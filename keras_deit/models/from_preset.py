@@ -17,6 +17,7 @@ from keras_deit.data_formats import check_data_format, join_image_shape, split_i
 from keras_deit.layers.composite import own_policy
 from keras_deit.layers.deit_image_converter import DeiTImageConverter
 from keras_deit.layers.initialization import weights_follow
+from keras_deit.layers.mlp import activation_config
 from keras_deit.presets import weights
 from keras_deit.presets.adaptation import adapt_backbone, adapt_head
 from keras_deit.presets.architecture import has_two_heads, position_grid_size, refuse_large
@@ -39,6 +40,7 @@ _ADAPTABLE = (
     "drop_path_schedule",
     "patch_dropout_rate",
     "layer_scale_init_value",
+    "layer_norm_epsilon",
     "num_merged_tokens",
     "remat",
     "position_grid_size",
@@ -48,6 +50,8 @@ _ADAPTABLE = (
     "name",
     "trainable",
 )
+# Arguments of the classifier that say what its head reads, and their defaults
+_POOLING = {"pooling": "token", "use_head_norm": False}
 _CONVERTER_ARGUMENTS = ("crop_ratio", "crop_to_aspect_ratio", "interpolation", "mean", "std")
 
 
@@ -70,7 +74,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
         )
     preset, source = find_preset(handle, load_weights, revision), _name(handle)
     saved = preset.task_config(cls, STORED_APART)
-    if saved is None and "num_classes" not in own:
+    if "num_classes" not in {**(saved or {}), **own}:
         raise ValueError(f"The {source} has no head. Use `num_classes=` for a new one.")
     config = {**(saved or {}), **own}
     saved_backbone = preset.backbone_config(backbone_cls)
@@ -85,7 +89,7 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
     )
     if "preprocessor" not in own:
         config["preprocessor"] = _preprocessor(preset, backbone, for_converter)
-    same_classes = saved is not None and config["num_classes"] == saved["num_classes"]
+    same_classes = saved is not None and config["num_classes"] == saved.get("num_classes")
     if same_classes and "labels" not in own:
         config["labels"] = preset.labels(saved["num_classes"])
     if same_classes and load_weights:
@@ -97,6 +101,8 @@ def load_classifier(cls, backbone_cls, handle, load_weights, revision, overrides
         classifier = cls(backbone, **config)
     if load_weights and same_classes:
         _load_head(classifier, preset, saved, saved_backbone, source)
+    elif load_weights and saved is not None:
+        _load_pooling(classifier, preset, saved, saved_backbone, source)
     if load_weights:
         _log_head(same_classes, own, classifier.num_classes, source)
     return classifier
@@ -206,7 +212,9 @@ def _check_as_trained(cls, saved_config, overrides, source):
 
 
 def _comparable(value):
-    """Sizes as pairs: 16, (16, 16) and JSON's [16, 16] are equal."""
+    """Sizes as pairs: 16, (16, 16) and JSON's [16, 16] are equal. Functions as in a config."""
+    if callable(value):
+        return activation_config(keras.activations.get(value))
     return as_pair(value) if isinstance(value, (numbers.Integral, tuple, list)) else value
 
 
@@ -254,11 +262,12 @@ def _preprocessor(preset, backbone, for_converter):
 
 def _load_head(classifier, preset, saved, saved_backbone, source):
     """Assigns the preset's head. A distillation head that it lacks starts as a copy."""
-    if classifier.pooling != saved.get("pooling", "token"):
-        raise ValueError(
-            f"The head of the {source} was trained with another `pooling`. Remove the override, "
-            f"or use `load_weights=False`. Received: pooling={classifier.pooling!r}"
-        )
+    for name, default in _POOLING.items():
+        if getattr(classifier, name) != saved.get(name, default):
+            raise ValueError(
+                f"The head of the {source} was trained with another `{name}`. Remove the override, "
+                f"or use `load_weights=False`. Received: {name}={getattr(classifier, name)!r}"
+            )
     had_two_heads = has_two_heads(saved, saved_backbone)
     if had_two_heads and not classifier.use_distillation_head:
         raise ValueError(
@@ -266,14 +275,38 @@ def _load_head(classifier, preset, saved, saved_backbone, source):
             "`use_distillation_head=False`, or read one head from `token_logits`."
         )
 
+    state = _head_state(classifier, preset, saved, saved_backbone)
+    if had_two_heads != classifier.use_distillation_head:
+        state = adapt_head(state, source)
+    weights.assign(state, classifier._head_model, source)
+
+
+def _load_pooling(classifier, preset, saved, saved_backbone, source):
+    """Assigns the preset's attention pooling and norm before a new head."""
+    is_same = all(
+        getattr(classifier, name) == saved.get(name, default) for name, default in _POOLING.items()
+    )
+    if not is_same or not (classifier.attention_pooling or classifier.head_norm):
+        return
+    if _is_quantized(saved.get("dtype")):
+        logging.warning(
+            "The pooling before the new head has random weights: that of the %s is quantized.",
+            source,
+        )
+        return
+    state = _head_state(classifier, preset, saved, saved_backbone)
+    new = weights.state_of(classifier._head_model)
+    state = {name: array for name, array in state.items() if not name.startswith("head/")}
+    state |= {name: array for name, array in new.items() if name.startswith("head/")}
+    weights.assign(state, classifier._head_model, source)
+
+
+def _head_state(classifier, preset, saved, saved_backbone):
     def build_saved():
         return type(classifier)(type(classifier.backbone)(**saved_backbone), **saved)._head_model
 
     with weights_follow():
-        state = preset.head_state(build_saved)
-    if had_two_heads != classifier.use_distillation_head:
-        state = adapt_head(state, source)
-    weights.assign(state, classifier._head_model, source)
+        return preset.head_state(build_saved)
 
 
 def _log_head(same_classes, own, num_classes, source):

@@ -70,8 +70,9 @@ def check_pooling(pooling, use_distillation_head, backbone):
             f"Received: pooling={pooling!r}"
         )
     if pooling != "token" and backbone.num_merged_tokens:
+        token = '`pooling="token"`, or ' if backbone.use_class_token else ""
         raise ValueError(
-            'Merged tokens are not the patches. Use `pooling="token"`, or a backbone with '
+            f"Merged tokens are not the patches. Use {token}a backbone with "
             f"`num_merged_tokens=0`. Received: pooling={pooling!r}, "
             f"num_merged_tokens={backbone.num_merged_tokens}"
         )

@@ -90,7 +90,7 @@ def refuse_large(where, most, backbone_config, classifier_config=None):
     parameters = num_parameters(backbone_config)
     if classifier_config is not None:
         inputs = head_inputs(classifier_config, backbone_config)
-        parameters += inputs * classifier_config["num_classes"]
+        parameters += inputs * classifier_config.get("num_classes", 0)
     if parameters > (_MOST_PARAMETERS if most is None else most):
         allowed = f"{_MOST_PARAMETERS:,}" if most is None else f"{most:,}, by the weights' size"
         raise ValueError(

@@ -81,7 +81,7 @@ def _published(row, files, origin, sha256=None):
         row.classifier_config,
         lambda: row.converter_config,
         list(imagenet_labels()),
-        sha256,
+        sha256=sha256,
     )
 
 

@@ -7,13 +7,17 @@ import numpy as np
 
 from keras_deit.arguments import check_choice
 
-TOKENS = ("class", "distillation")
+TOKENS = ("class", "distillation", "mean")
 
 
 def attention_maps(
-    scores: Any, num_prefix_tokens: int, grid_size: tuple[int, int], token: str = "class"
+    scores: Any,
+    num_prefix_tokens: int,
+    grid_size: tuple[int, int],
+    token: str = "class",
+    num_register_tokens: int = 0,
 ) -> np.ndarray:
-    """Returns the attention of a prefix token to the patches, one map for each head.
+    """Returns the attention of a token to the patches, one map for each head.
 
     `maps[b, h, row, column] = scores[b, h, token, num_prefix_tokens + row * columns + column]`
 
@@ -22,8 +26,10 @@ def attention_maps(
             as an output of `keras.Model(backbone.input, backbone.attention_scores)`.
         num_prefix_tokens: int. `backbone.num_prefix_tokens`.
         grid_size: (rows, columns). `backbone.grid_size`.
-        token: `"class"` or `"distillation"`. The token whose attention is returned. Defaults to
-            `"class"`.
+        token: `"class"` or `"distillation"`, the token whose attention is returned; or `"mean"`,
+            the mean of all patch tokens, for models without a class token. Defaults to `"class"`.
+        num_register_tokens: int. `backbone.num_register_tokens`, which are among the prefix tokens.
+            Defaults to 0.
 
     Returns:
         float array (batch, num_heads, rows, columns). A map sums to less than 1, because the token
@@ -43,19 +49,29 @@ def attention_maps(
     (2, 4, 2, 3)
     """
     scores = check_scores([scores], num_prefix_tokens, grid_size)[0]
-    maps = scores[:, :, token_index(token, num_prefix_tokens), num_prefix_tokens:]
+    check_token(token, num_prefix_tokens, num_register_tokens)
+    maps = attention_of(token, scores, num_prefix_tokens)
     return maps.reshape(*maps.shape[:2], *grid_size)
 
 
-def token_index(token, num_prefix_tokens):
+def check_token(token, num_prefix_tokens, num_register_tokens):
+    """Refuses a token that the model lacks."""
     check_choice("token", token, TOKENS)
-    index = TOKENS.index(token)
-    if index >= num_prefix_tokens:
+    others = num_prefix_tokens - num_register_tokens
+    if token != "mean" and TOKENS.index(token) >= others:
+        instead = "class" if others > 0 else "mean"
         raise ValueError(
-            f'The model has no {token} token. Use `token="class"`. '
-            f"Received: token={token!r}, num_prefix_tokens={num_prefix_tokens}"
+            f'The model has no {token} token. Use `token="{instead}"`. Received: token={token!r}, '
+            f"num_prefix_tokens={num_prefix_tokens}, num_register_tokens={num_register_tokens}"
         )
-    return index
+
+
+def attention_of(token, scores, num_prefix_tokens):
+    """The attention of a token to the patches, (..., patches), of scores (..., tokens, tokens)."""
+    to_patches = scores[..., num_prefix_tokens:]
+    if token == "mean":
+        return to_patches[..., num_prefix_tokens:, :].mean(axis=-2)
+    return to_patches[..., TOKENS.index(token), :]
 
 
 def check_scores(scores, num_prefix_tokens, grid_size):

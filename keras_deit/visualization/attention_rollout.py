@@ -1,4 +1,4 @@
-"""Attention rollout: how much each patch contributes to a prefix token over all blocks."""
+"""Attention rollout: how much each patch contributes to a token over all blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from keras_deit.arguments import check_choice, check_rate
-from keras_deit.visualization.attention_maps import check_scores, token_index
+from keras_deit.visualization.attention_maps import attention_of, check_scores, check_token
 
 HEAD_FUSIONS: dict[str, Callable] = {"mean": np.mean, "max": np.max, "min": np.min}
 
@@ -18,8 +18,9 @@ def attention_rollout(
     head_fusion: str = "mean",
     discard_ratio: float = 0.0,
     token: str = "class",
+    num_register_tokens: int = 0,
 ) -> np.ndarray:
-    """Returns how much each patch contributes to a prefix token over all blocks.
+    """Returns how much each patch contributes to a token over all blocks.
 
     The rule, for the scores of each block:
 
@@ -39,7 +40,10 @@ def attention_rollout(
             `"mean"`.
         discard_ratio: float in [0, 1). Fraction of the scores of each block and image to set to 0,
             the smallest first. A higher value gives less noise. Defaults to 0.0.
-        token: `"class"` or `"distillation"`. Defaults to `"class"`.
+        token: `"class"`, `"distillation"`, or `"mean"`, the mean of all patch tokens, for models
+            without a class token. Defaults to `"class"`.
+        num_register_tokens: int. `backbone.num_register_tokens`, which are among the prefix tokens.
+            Defaults to 0.
 
     Returns:
         float64 array (batch, rows, columns). A map sums to less than 1, because prefix tokens
@@ -66,7 +70,7 @@ def attention_rollout(
     """
     check_choice("head_fusion", head_fusion, tuple(HEAD_FUSIONS))
     discard_ratio = check_rate("discard_ratio", discard_ratio)
-    index = token_index(token, num_prefix_tokens)
+    check_token(token, num_prefix_tokens, num_register_tokens)
     scores = check_scores(_in_order(scores), num_prefix_tokens, grid_size)
     rollout: Any = None
     for block in scores:
@@ -74,7 +78,7 @@ def attention_rollout(
         attention = _without_smallest(attention, discard_ratio) + np.eye(attention.shape[-1])
         attention /= attention.sum(axis=-1, keepdims=True)
         rollout = attention if rollout is None else attention @ rollout
-    return rollout[:, index, num_prefix_tokens:].reshape(-1, *grid_size)
+    return attention_of(token, rollout, num_prefix_tokens).reshape(-1, *grid_size)
 
 
 def _in_order(scores):

@@ -35,6 +35,13 @@ def test_augmentation():
         assert float(rows[name][0]) > 0
 
 
+def test_any_size():
+    preset = "deit_tiny_patch16_224"
+    (row,) = table("any_size", "--preset", preset, "--image_size", 32, "--rounds", 2).values()
+    assert row[0] == "32"
+    assert float(row[1]) > 0 and float(row[2]) > 0
+
+
 def test_time_to_import_and_to_load():
     rows = table(
         "startup",

@@ -205,6 +205,8 @@ MODELS = {
         "drop_path_schedule": ["linear", "constant"],
         "num_merged_tokens": [0, 1],
         "num_register_tokens": [0, 3],
+        "position_grid_size": [None, 3, (2, 4)],
+        "pad_images": SWITCH,
         "use_final_norm": SWITCH,
         "data_format": FORMAT,
         **{name: values for name, values in BLOCK.items() if name != "num_heads"},

@@ -115,6 +115,28 @@ def test_layer_norm_of_float32_is_keras_layer(platform, rng):
         )
 
 
+@jax_alone
+@pytest.mark.parametrize("platform", kernels.PLATFORMS)
+@pytest.mark.parametrize("num_queries", [None, 3])
+def test_norms_of_queries_and_keys_are_the_same_on_every_device(platform, num_queries, rng):
+    x = rng.normal(size=(2, 5, 24)).astype("float32")
+    layer = layers.MultiHeadSelfAttention(3, use_qk_norm=True)
+    layer.build(x.shape)
+    randomize(layer, rng)
+    half = layers.MultiHeadSelfAttention(3, use_qk_norm=True, dtype="mixed_bfloat16")
+    half.build(x.shape)
+    half.set_weights(layer.get_weights())
+    expected = [numpy(part) for part in layer.heads(x, num_queries=num_queries)]
+    with target_platform(platform):
+        found = half.heads(ops.cast(x, "bfloat16"), num_queries=num_queries)
+    for part, wanted in zip(found, expected):
+        assert part.shape == wanted.shape
+        # Of a norm of 8 values, bfloat16 keeps 8 bits before and after.
+        np.testing.assert_allclose(
+            numpy(ops.cast(part, "float32")), wanted, atol=0.03 * abs(wanted).max()
+        )
+
+
 def asked_of_keras(monkeypatch, platform, x, **options):
     """The options that `ops.dot_product_attention` gets."""
     asked = []

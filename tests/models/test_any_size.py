@@ -250,6 +250,23 @@ def test_a_graph_refuses_what_no_check_has_seen(plain, rng):
             graph(images(rng, 4, (*size, 3)))
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch's own exporter")
+def test_torch_export_with_dynamic_height_and_width(plain, rng):
+    """Comparing a symbolic size with a number, or making a tensor of it, used to fix the size."""
+    import torch
+
+    model = load(plain, cls=DeiTImageClassifier, preprocessor=None)
+    images = torch.zeros((2, 40, 48, 3))
+    batch, rows, columns = (
+        torch.export.Dim(name, min=2, max=99) for name in ("batch", "rows", "columns")
+    )
+    sizes = {0: batch, 1: 4 * rows, 2: 8 * columns}
+    program = torch.export.export(model, (images,), dynamic_shapes=((sizes,),)).module()
+    for size in ((12, 32), (24, 40), (8, 64)):
+        x = torch.tensor(rng.normal(size=(3, *size, 3)).astype("float32"))
+        np.testing.assert_allclose(numpy(program(x)), numpy(model(x)), atol=1e-5)
+
+
 def test_errors(plain, tmp_path):
     for image_shape in ((None, 32, 3), [12, None, 3]):
         with raises(

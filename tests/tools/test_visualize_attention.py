@@ -34,6 +34,10 @@ def folder(tmp_path_factory):
     ):
         classifier = tiny_classifier({"use_distillation_token": distilled, "position_scope": scope})
         randomize(classifier, np.random.default_rng(0)).save_to_preset(folder / name)
+    any_size = {"image_shape": (None, None, 3), "position_grid_size": (3, 4)}
+    randomize(tiny_classifier(any_size), np.random.default_rng(0)).save_to_preset(
+        folder / "any_size"
+    )
     tiny_classifier(preprocessor=None).save_to_preset(folder / "no_preprocessor")
     tiny_classifier({"num_merged_tokens": 2}).save_to_preset(folder / "merged")
     return folder
@@ -42,7 +46,7 @@ def folder(tmp_path_factory):
 @pytest.mark.backend
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rollout", "heads", "filters", "positions"])
-@pytest.mark.parametrize("name", ["plain", "distilled", "deit3"])
+@pytest.mark.parametrize("name", ["plain", "distilled", "deit3", "any_size"])
 def test_every_kind_of_every_family(kind, name, folder, photograph, tmp_path):
     run_script(
         tool,

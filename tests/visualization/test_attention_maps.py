@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_deit.visualization import attention_maps
+from keras_deit.visualization import attention_maps, attention_rollout
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone
 
 pytestmark = pytest.mark.backend
@@ -23,14 +23,39 @@ def test_each_head_of_a_block(distilled, rng):
                 )
 
 
+def test_the_mean_of_the_patches_for_models_without_a_class_token(rng):
+    backbone = randomize(tiny_backbone(use_class_token=False, num_register_tokens=2), rng)
+    scores = keras.Model(backbone.input, backbone.attention_scores)(images(rng))
+    maps = attention_maps(scores["block_1"], 2, backbone.grid_size, token="mean")
+    expected = numpy(scores["block_1"])[:, :, 2:, 2:].mean(axis=2)
+    np.testing.assert_allclose(maps.reshape(4, 2, 12), expected, atol=1e-6)
+    assert attention_rollout(scores, 2, backbone.grid_size, token="mean").shape == (4, 3, 4)
+    for function in (attention_maps, attention_rollout):  # a register is no class token
+        with raises(
+            "The model has no class token. Use `token=\"mean\"`. Received: token='class', "
+            "num_prefix_tokens=2, num_register_tokens=2"
+        ):
+            function(
+                scores["block_1"] if function is attention_maps else scores,
+                2,
+                backbone.grid_size,
+                num_register_tokens=2,
+            )
+
+
 def test_errors(rng):
     scores = rng.random((2, 4, 7, 7))
     with raises(
         'The model has no distillation token. Use `token="class"`. Received: '
-        "token='distillation', num_prefix_tokens=1"
+        "token='distillation', num_prefix_tokens=1, num_register_tokens=0"
     ):
         attention_maps(scores, 1, (2, 3), token="distillation")
-    with raises("`token` must be one of 'class', 'distillation'. Received: token='cls'"):
+    with raises(
+        "The model has no class token. Use `token=\"mean\"`. Received: token='class', "
+        "num_prefix_tokens=0, num_register_tokens=0"
+    ):
+        attention_maps(scores, 0, (7, 1))
+    with raises("`token` must be one of 'class', 'distillation', 'mean'. Received: token='cls'"):
         attention_maps(scores, 1, (2, 3), token="cls")
     with raises(
         "The scores of each block must have the shape (batch, num_heads, 8, 8), for 2 prefix "

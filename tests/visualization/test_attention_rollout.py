@@ -126,6 +126,6 @@ def test_errors(rng):
         attention_rollout(list(scores_of(rng)), 2, (2, 3), discard_ratio=1)
     with raises(
         'The model has no distillation token. Use `token="class"`. Received: '
-        "token='distillation', num_prefix_tokens=1"
+        "token='distillation', num_prefix_tokens=1, num_register_tokens=0"
     ):
         attention_rollout(list(scores_of(rng)), 1, (7, 1), token="distillation")

@@ -1,5 +1,8 @@
 """Reading values from the configurations of other packages."""
 
+from absl import logging
+
+from keras_deit.arguments import as_pair
 from keras_deit.presets.words import listed, short
 
 
@@ -16,6 +19,25 @@ def without_nulls(config):
     if not isinstance(config, dict):
         return config
     return {name: value for name, value in config.items() if value is not None}
+
+
+def whole_patches(image_size, patch_size, where):
+    """(height, width) of the pixels that the model reads: those that fill whole patches.
+
+    The other libraries' convolutions leave out the rest, at the bottom and at the right.
+    """
+    sizes = tuple(zip(image_size, as_pair(patch_size)))
+    read = tuple(size // patch * patch for size, patch in sizes)
+    if 0 in read or read == tuple(image_size):
+        return tuple(image_size)  # too small an image gets its own error
+    logging.warning(
+        "The model of %s takes images of %s pixels and reads %s of them, the whole patches. Here "
+        "images are resized to the latter, which changes outputs slightly.",
+        where,
+        " x ".join(map(str, image_size)),
+        " x ".join(map(str, read)),
+    )
+    return read
 
 
 def refuse_unsupported(problem, settings, supported):

@@ -35,8 +35,9 @@ def assign_tensors(
     """
     tensors = to_timm_names(tensors)
     backbone = _backbone(model)
-    tensors = without_unused(tensors, has_head=model is not backbone)
-    weights.assign(to_keras(tensors, _table(model), source), model, source)
+    table = _table(model)
+    tensors = without_unused(tensors, table, has_head=model is not backbone)
+    weights.assign(to_keras(tensors, table, source), model, source)
     backbone._origin = origin
 
 

@@ -44,7 +44,9 @@ class PyTorchPreset(Preset):
     files: Folder | Repository
     origin: str | None  # handle for model cards; `None` for a local folder
     backbone: dict  # arguments of `DeiTBackbone`
-    classifier: dict | None  # arguments of `DeiTImageClassifier`; `None` for a backbone alone
+    # Arguments of `DeiTImageClassifier`, without `num_classes` if there is pooling and no head;
+    # `None` for a backbone alone
+    classifier: dict | None
     # Returns the arguments of `DeiTImageConverter`, or `None`. A function, so that preprocessing
     # that cannot be represented is refused only where it is used.
     converter: Callable
@@ -59,7 +61,7 @@ class PyTorchPreset(Preset):
 
     @property
     def has_head(self):
-        return self.classifier is not None
+        return "num_classes" in (self.classifier or {})
 
     def backbone_config(self, cls):
         return self.backbone
@@ -96,8 +98,8 @@ class PyTorchPreset(Preset):
         tensors = to_timm_names(tensors, self.zeros)
         if self.has_class_position:
             tensors = without_class_position(tensors)
-        tensors = without_unused(tensors, self.has_head)
         table = rules(self.backbone, self.classifier)
+        tensors = without_unused(tensors, table, self.has_head)
         if self.zeros is not None:
             tensors.update(
                 {

@@ -2,7 +2,7 @@
 
 The table has timm's names. facebookresearch's files differ only in the names of LayerScale;
 transformers' names are translated first. Sources: facebookresearch/deit at 7e160fe (models.py,
-models_v2.py), timm 1.0.31, transformers 5.23.0.
+models_v2.py), timm 1.0.31, transformers 5.24.0.
 """
 
 import dataclasses
@@ -126,13 +126,16 @@ def _block_rules(backbone_config):
 
 
 def _head_rules(backbone_config, classifier_config):
-    num_classes, dim = classifier_config["num_classes"], backbone_config["hidden_dim"]
-    if has_two_heads(classifier_config, backbone_config):
+    num_classes, dim = classifier_config.get("num_classes"), backbone_config["hidden_dim"]
+    if num_classes is not None and has_two_heads(classifier_config, backbone_config):
         return [
             *_dense("head", (num_classes, dim), "head/class_head"),
             *_dense("head_dist", (num_classes, dim), "head/distillation_head"),
         ]
-    table = _dense("head", (num_classes, head_inputs(classifier_config, backbone_config)), "head")
+    table = []
+    if num_classes is not None:
+        shape = (num_classes, head_inputs(classifier_config, backbone_config))
+        table += _dense("head", shape, "head")
     if classifier_config.get("pooling") == "map":
         table += _attention_pooling_rules(dim, backbone_config["intermediate_dim"])
     if classifier_config.get("use_head_norm"):
@@ -242,12 +245,13 @@ _OF_TRAINING = rf"{_BASE}embeddings\.mask_token|mask_token"
 _OF_HEADS = r"(?:pooler\.dense|decoder\.0|attn_pool|fc_norm)\..*"
 
 
-def without_unused(tensors, has_head):
-    """Drops, with a warning, the mask token of pre-training and, for a backbone, what others have
-    after it: pooling, its norm, and the decoder of pre-training.
+def without_unused(tensors, table, has_head):
+    """Drops, with a warning, the mask token of pre-training and, for a model without a head, what
+    others have after the backbone: pooling, its norm, and the decoder of pre-training.
     """
     unused = re.compile(_OF_TRAINING if has_head else f"{_OF_TRAINING}|{_OF_HEADS}")
-    names = [name for name in tensors if unused.fullmatch(name)]
+    used = {name for rule in table for name in rule.names}
+    names = [name for name in tensors if unused.fullmatch(name) and name not in used]
     if names:
         model = "DeiTImageClassifier" if has_head else "DeiTBackbone"
         logging.warning("Ignored, because `%s` does not use them: %s", model, ", ".join(names))

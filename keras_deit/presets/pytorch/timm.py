@@ -7,7 +7,12 @@ from keras_deit.arguments import as_pair
 from keras_deit.presets import kinds
 from keras_deit.presets.imagenet import imagenet_labels
 from keras_deit.presets.pytorch import timm_architectures
-from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.config_values import (
+    refuse_unsupported,
+    required,
+    whole_patches,
+    without_nulls,
+)
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 
 # Arguments of timm's constructors that are read, and those that change neither weights nor outputs
@@ -59,7 +64,7 @@ def timm_preset(files, config):
         config: dict, the content of config.json.
 
     Raises:
-        ValueError: if the model is not a DeiT or has unsupported settings.
+        ValueError: if the model is no plain vision transformer or has unsupported settings.
     """
     where = files.where("config.json")
     config = without_nulls(config)
@@ -88,23 +93,31 @@ def timm_preset(files, config):
     arguments = {**arguments, **saved, **given}
     if not num_classes and not arguments.get("global_pool"):
         arguments["global_pool"] = "token"  # without a head, "" is no pooling
+    is_map = arguments.get("global_pool") == "map"
     refuse_unsupported(
         f"{where} has unsupported settings",
         {
             "global_pool": arguments.get("global_pool", "token"),
+            # Its pooling has an MLP without a gate, of another width.
+            "mlp_layer": arguments.get("mlp_layer") if is_map else None,
             **{key: value for key, value in given.items() if key not in (*_MODEL_ARGS, *_HARMLESS)},
         },
-        {"global_pool": ("token", "avg", "map"), "pool_include_prefix": (False,)},
+        {
+            "global_pool": ("token", "avg", "map"),
+            "mlp_layer": (None,),
+            "pool_include_prefix": (False,),
+        },
     )
     channels, height, width = required(data, "input_size", where)
     height, width = as_pair(given.get("img_size", (height, width)))
     backbone, classifier = timm_architectures.translated(backbone, arguments)
+    height, width = whole_patches((height, width), backbone["patch_size"], where)
     image_shape = (height, width, given.get("in_chans", channels))
     return PyTorchPreset(
         files,
         origin=files.handle,
         backbone={**backbone, "image_shape": image_shape},
-        classifier={"num_classes": num_classes, **classifier} if num_classes else None,
+        classifier={"num_classes": num_classes, **classifier} if num_classes else classifier,
         converter=lambda: _converter(data, (height, width), where),
         label_names=_labels({**data, **config}, num_classes),
         zeros=timm_architectures.tensors_of_zeros(arguments),

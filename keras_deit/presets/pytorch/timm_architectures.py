@@ -92,11 +92,11 @@ ARGUMENTS = {
     "pre_norm": kinds.SWITCH,
     "final_norm": kinds.SWITCH,
     "fc_norm": kinds.or_null(kinds.SWITCH),
-    "act_layer": kinds.one_of("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"),
+    "act_layer": kinds.one_of("gelu", "gelu_tanh", "quick_gelu", "silu", "swish", "relu"),
     "attn_drop_rate": kinds.RATE,
     "drop_path_rate": kinds.RATE,
 }
-_ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU}
+_ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "swish": "silu"}
 _RENAMED = {
     "patch_size": "patch_size",
     "depth": "num_layers",
@@ -189,10 +189,13 @@ def translated(backbone, arguments):
     if arguments.get("mlp_layer") == "swiglu":
         # timm counts gate and hidden layer together.
         backbone["intermediate_dim"] //= 2
-        backbone.update(use_gated_mlp=True, activation="silu")
-    elif "act_layer" in arguments:
+        backbone["use_gated_mlp"] = True
+        arguments = {"act_layer": "silu", **arguments}
+    if "act_layer" in arguments:
         name = arguments["act_layer"]
         backbone["activation"] = _ACTIVATIONS.get(name, name)
+    if not backbone.get("layer_scale_init_value"):
+        backbone["layer_scale_init_value"] = None  # 0 is no LayerScale in timm
     if "no_embed_class" in arguments:
         backbone["position_scope"] = "patches" if arguments["no_embed_class"] else "all"
     if arguments.get("use_rot_pos_emb"):

@@ -2,7 +2,7 @@
 our arguments.
 
 Source: the configurations of DeiT, ViT, DINOv2 and DINOv3 and their image processors in
-transformers 5.23.0. The files may leave out default values.
+transformers 5.24.0. The files may leave out default values.
 """
 
 from absl import logging
@@ -10,7 +10,12 @@ from absl import logging
 from keras_deit.arguments import as_pair
 from keras_deit.presets import kinds
 from keras_deit.presets.pytorch.activations import GELU_TANH, QUICK_GELU
-from keras_deit.presets.pytorch.config_values import refuse_unsupported, required, without_nulls
+from keras_deit.presets.pytorch.config_values import (
+    refuse_unsupported,
+    required,
+    whole_patches,
+    without_nulls,
+)
 from keras_deit.presets.pytorch.preset import PyTorchPreset
 from keras_deit.presets.sources import read_json
 
@@ -138,6 +143,7 @@ _CONFIG = {
     "mlp_ratio": kinds.number(0.01, 100),
     "layerscale_value": kinds.NUMBER,
     "drop_path_rate": kinds.RATE,
+    "apply_layernorm": kinds.SWITCH,
     "num_register_tokens": kinds.whole(0, 2**12),
     "attention_dropout": kinds.RATE,
     "rope_theta": kinds.NUMBER,
@@ -180,7 +186,7 @@ def transformers_preset(files, config):
         config: dict, the content of config.json.
 
     Raises:
-        ValueError: if the model is not a DeiT, ViT or DINOv2, or has unsupported settings.
+        ValueError: if the model is not a DeiT, ViT, DINOv2 or DINOv3, or has unsupported settings.
     """
     where = files.where("config.json")
     config = without_nulls(config)
@@ -195,10 +201,14 @@ def transformers_preset(files, config):
             "architectures": architecture,
             "model_type": model_type,
             **{name: config[name] for name in _SUPPORTED},
+            # Of a backbone alone, whose output it changes
+            "apply_layernorm": config.get("apply_layernorm", True)
+            or not architecture.endswith("Backbone"),
         },
         {
             "model_type": tuple(_PROCESSORS),
             "architectures": (*_BACKBONES, *_CLASSIFIERS),
+            "apply_layernorm": (True,),
             **_SUPPORTED,
         },
     )
@@ -215,7 +225,7 @@ def transformers_preset(files, config):
     return PyTorchPreset(
         files,
         origin=files.handle,
-        backbone=_backbone(config, model_type),
+        backbone=_backbone(config, model_type, where),
         classifier=classifier,
         converter=lambda: _converter(files, model_type),
         label_names=labels,
@@ -225,10 +235,11 @@ def transformers_preset(files, config):
     )
 
 
-def _backbone(config, model_type):
+def _backbone(config, model_type, where):
     """Arguments of `DeiTBackbone`."""
+    image_size = whole_patches(as_pair(config["image_size"]), config["patch_size"], where)
     backbone = {
-        "image_shape": (*as_pair(config["image_size"]), config["num_channels"]),
+        "image_shape": (*image_size, config["num_channels"]),
         "patch_size": as_pair(config["patch_size"]),
         "num_layers": config["num_hidden_layers"],
         "num_heads": config["num_attention_heads"],

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import keras
 import numpy as np
 import pytest
 
@@ -34,6 +35,13 @@ TIMM = {
     "vit_small_patch16_dinov3_qkvb": {"img_size": 48},
     "vit_small_plus_patch16_dinov3": {"img_size": 48},
     "eva_large_patch14_196": {"img_size": 28, "embed_dim": 96, "num_heads": 4},
+    "vit_giant_patch14_dinov2": {
+        "img_size": 28,
+        "embed_dim": 96,
+        "num_heads": 4,
+        "act_layer": "gelu",
+        "init_values": 0.0,
+    },
 }
 
 
@@ -69,6 +77,55 @@ def test_a_folder_of_timm_has_its_outputs(name, num_classes, rng, tmp_path, torc
         pixels = torch.tensor(x.transpose(0, 3, 1, 2))
         expected = model(pixels) if num_classes else model.forward_features(pixels)
     np.testing.assert_allclose(numpy(ours(x)), expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_so150m_patch16_reg4_map_256", "eva_large_patch14_196"])
+def test_a_new_head_keeps_the_trained_pooling(name, rng, tmp_path, torchvision):  # noqa: F811
+    """SigLIP's repositories have pooling and no head."""
+    import timm
+    import torch
+
+    arguments = {"depth": 1, "img_size": 28, "patch_size": 14, "embed_dim": 96, "num_heads": 4}
+    model = randomized(timm.create_model(name, num_classes=0, **arguments), rng)
+    timm.models.save_for_hf(
+        model,
+        tmp_path / "timm",
+        model_args=arguments,
+        model_config={"num_classes": 0},
+        safe_serialization=True,
+    )
+    ours = DeiTImageClassifier.from_preset(tmp_path / "timm", num_classes=3)
+    embedding = keras.Model(ours.input, ours.head.input)
+    x = rng.normal(size=(2, 28, 28, 3)).astype("float32")
+    with torch.no_grad():
+        expected = model(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(numpy(embedding(x)), expected, atol=1e-4)
+    ours.save_to_preset(tmp_path / "own")
+    again = DeiTImageClassifier.from_preset(tmp_path / "own", num_classes=4)
+    embedding = keras.Model(again.input, again.head.input)
+    np.testing.assert_allclose(numpy(embedding(x)), expected, atol=1e-4)
+
+
+def test_pixels_beyond_whole_patches_are_left_out(rng, tmp_path, torchvision):  # noqa: F811
+    """As in SigLIP's patches of 14 pixels in images of 384."""
+    import timm
+    import torch
+
+    arguments = {"depth": 1, "img_size": 30, "patch_size": 14}
+    model = randomized(timm.create_model("vit_tiny_patch16_224", num_classes=3, **arguments), rng)
+    timm.models.save_for_hf(
+        model,
+        tmp_path / "timm",
+        model_args=arguments,
+        model_config={"num_classes": 3},
+        safe_serialization=True,
+    )
+    ours = DeiTImageClassifier.from_preset(tmp_path / "timm")
+    assert ours.backbone.image_shape == (28, 28, 3)
+    x = rng.normal(size=(2, 30, 30, 3)).astype("float32")
+    with torch.no_grad():
+        expected = model(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(numpy(ours(x[:, :28, :28])), expected, atol=1e-4)
 
 
 # What a plain transformer does not have, in names of timm
@@ -109,6 +166,7 @@ def test_every_name_of_timm_means_what_timm_means(torchvision, monkeypatch):  # 
         original = {"patch_size": 16, **constructor_arguments(name, monkeypatch)}
         if "GluMlp" in repr(original.get("mlp_layer")):
             original["mlp_layer"] = "swiglu"
+            assert original.pop("act_layer").__name__ == "SiLU"
         if "norm_layer" in original:
             original["norm_eps"] = original["norm_layer"].keywords["eps"]
         found = timm_architectures.translated(*named)

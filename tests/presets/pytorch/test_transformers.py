@@ -255,6 +255,15 @@ def test_a_copy_of_facebooks_files_gets_a_warning(tmp_path, caplog):
     assert any("use layer_norm_epsilon=1e-6" in message for message in caplog.messages)
 
 
+def test_the_epsilon_that_the_warning_advises_is_taken(rng, tmp_path):
+    classifier = randomize(
+        tiny_classifier({"use_distillation_token": False}, preprocessor=None, labels=None), rng
+    )
+    classifier.save_to_preset(tmp_path / "preset")
+    backbone = DeiTBackbone.from_preset(tmp_path / "preset", layer_norm_epsilon=1e-3)
+    assert backbone.layer_norm_epsilon == 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
     [
