@@ -230,7 +230,7 @@ class _Upsampling(CompositeLayer):
     """A transposed convolution, 2 x 2 with stride 2: (B, R, C, channels) to (B, 2R, 2C, filters).
 
     As a matrix product, because the stride is the kernel's size: each position makes 2 x 2 others.
-    On a CPU, JAX takes 20 times as long to train Keras' `Conv2DTranspose`.
+    On a CPU, JAX takes 20 times as long to train Keras' `Conv2DTranspose` (benchmarks/LOG.md).
     """
 
     def __init__(self, filters, **kwargs):
