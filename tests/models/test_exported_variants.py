@@ -9,6 +9,7 @@ from tests.conftest import BACKEND
 from tests.helpers import images, numpy, randomize, tiny_backbone
 
 pytestmark = [
+    pytest.mark.backend,
     pytest.mark.slow,
     pytest.mark.skipif(BACKEND != "tensorflow", reason="tools/export_model.py runs on TensorFlow"),
     pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning"),  # in Keras
