@@ -234,7 +234,8 @@ def _join(tensors, whole, parts, zeros):
 def without_class_position(tensors):
     """Adds the class token's position to the token, where no other prefix token has one."""
     token, positions = tensors.get("cls_token"), tensors.get("pos_embed")
-    if token is None or positions is None or token.shape != positions[:, :1].shape:
+    has_both = token is not None and positions is not None and positions.ndim == 3
+    if not has_both or token.shape != positions[:, :1].shape:
         return tensors  # which are then refused by name
     return {**tensors, "cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:]}
 

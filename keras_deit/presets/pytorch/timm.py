@@ -89,7 +89,7 @@ def timm_preset(files, config):
     kinds.check_values(data, _DATA, f"'pretrained_cfg' of {where}")
     num_classes = config.get("num_classes", data.get("num_classes", 1000))
     backbone, arguments = named
-    saved = {name: config[name] for name in ("global_pool",) if name in config}
+    saved = {"global_pool": config["global_pool"]} if "global_pool" in config else {}
     arguments = {**arguments, **saved, **given}
     if not num_classes and not arguments.get("global_pool"):
         arguments["global_pool"] = "token"  # without a head, "" is no pooling
