@@ -24,6 +24,7 @@ ELSEWHERE = {
 }
 # The packages that a page needs beyond the tests' own
 PEERS = {
+    "data.md": ["grain"],
     "from_keras_hub.md": ["keras_hub"],
     "from_timm.md": ["timm"],
     "from_transformers.md": ["transformers"],

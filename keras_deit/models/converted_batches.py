@@ -148,6 +148,14 @@ def is_loader(data):
     )
 
 
+def is_grain(data):
+    """Whether `data` is a grain `MapDataset` or `IterDataset`, without importing grain."""
+    return any(
+        parent.__name__ in ("MapDataset", "IterDataset") and parent.__module__.startswith("grain.")
+        for parent in type(data).__mro__
+    )
+
+
 def has_length(loader):
     """Whether the length is known; a `DataLoader` of an `IterableDataset` may not know it."""
     return operator.length_hint(loader, -1) >= 0

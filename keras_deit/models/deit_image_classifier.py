@@ -43,9 +43,9 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     `use_distillation_head=False`, there is one head, which reads what `pooling` selects.
 
     With a preprocessor, `fit`, `evaluate` and `predict` take raw images: batches of pixel values
-    from 0 to 255, as arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader` or
-    generators. `predict` also takes paths, Pillow images, and lists of images of different sizes.
-    Calling the classifier takes preprocessed images:
+    from 0 to 255, as arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader`, grain's
+    datasets or generators. `predict` also takes paths, Pillow images, and lists of images of
+    different sizes. Calling the classifier takes preprocessed images:
     `classifier(classifier.preprocessor(images))`.
 
     `compile()` without arguments selects an optimizer, a loss and metrics for fine-tuning.

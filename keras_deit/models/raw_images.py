@@ -1,5 +1,6 @@
 """`fit`, `evaluate` and `predict` with raw images, which are preprocessed batch by batch."""
 
+import functools
 import itertools
 import os
 import types
@@ -18,6 +19,7 @@ from keras_deit.models.converted_batches import (
     convert_loaded,
     from_torch,
     has_length,
+    is_grain,
     is_loader,
     map_arrays,
     to_numpy,
@@ -31,10 +33,10 @@ _FIRST = 32  # how many images of an array are checked for their range
 class RawImageInputs:
     """Mixin for models with a `preprocessor`: training and prediction methods take raw images.
 
-    Images may be arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader` or generators.
-    `predict` also takes a path, a Pillow image, or a list of paths, Pillow images and arrays of
-    different sizes. With `preprocessor=None`, the methods take preprocessed images, as those of
-    `keras.Model` do.
+    Images may be arrays, `tf.data`, `keras.utils.PyDataset`, PyTorch's `DataLoader`, grain's
+    datasets or generators. `predict` also takes a path, a Pillow image, or a list of paths, Pillow
+    images and arrays of different sizes. With `preprocessor=None`, the methods take preprocessed
+    images, as those of `keras.Model` do.
     """
 
     _takes_named_images = False  # whether `x` may be a dict of arrays
@@ -176,7 +178,7 @@ class RawImageInputs:
             images, y = _images_and_labels(data.element_spec)
         elif isinstance(data, keras.utils.PyDataset):
             images, y = _images_and_labels(data[0])
-        elif is_loader(data) or isinstance(data, types.GeneratorType):
+        elif is_loader(data) or is_grain(data) or isinstance(data, types.GeneratorType):
             batches = iter(data)
             first = list(itertools.islice(batches, 1))
             if data is batches:
@@ -305,14 +307,14 @@ class RawImageInputs:
         if not (
             is_tf_data
             or is_loader(data)
+            or is_grain(data)
             or isinstance(data, (keras.utils.PyDataset, types.GeneratorType))
         ):
             raise TypeError(
                 "Raw images must be an array, a tf.data.Dataset, a keras.utils.PyDataset, a "
-                "PyTorch DataLoader or a generator; `predict` also takes paths and Pillow images. "
-                "For "
-                "anything else, call `preprocessor(images)` in your own pipeline and use "
-                f"`preprocessor=None`. Received: {type(data).__name__}"
+                "PyTorch DataLoader, a grain dataset or a generator; `predict` also takes paths "
+                "and Pillow images. For anything else, call `preprocessor(images)` in your own "
+                f"pipeline and use `preprocessor=None`. Received: {type(data).__name__}"
             )
         if y is not None or sample_weight is not None:
             raise ValueError(
@@ -325,6 +327,8 @@ class RawImageInputs:
             ).prefetch(-1)
         if isinstance(data, keras.utils.PyDataset):
             return ConvertedDataset(data, converter)
+        if is_grain(data):
+            return data.map(functools.partial(convert_loaded, converter))
         if is_loader(data) and has_length(data):
             return ConvertedLoader(data, converter)
         return (convert_loaded(converter, batch) for batch in data)

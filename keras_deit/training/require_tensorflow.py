@@ -7,8 +7,8 @@ except ModuleNotFoundError as error:
         raise
     raise ModuleNotFoundError(
         "The image pipelines of `keras_deit.training` use tf.data on every Keras backend: `pip "
-        "install tensorflow`. Without TensorFlow, pass `fit` arrays, a `keras.utils.PyDataset` or "
-        "a PyTorch `DataLoader`.",
+        "install tensorflow`. Without TensorFlow, pass `fit` arrays, a `keras.utils.PyDataset`, a "
+        "PyTorch `DataLoader` or a grain dataset.",
         name="tensorflow",
     ) from error
 

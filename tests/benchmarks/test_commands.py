@@ -35,6 +35,27 @@ def test_augmentation():
         assert float(rows[name][0]) > 0
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="most of it is NumPy")
+def test_input_pipeline():
+    pytest.importorskip("grain")
+    sizes = ("--batch_size", 2, "--image_size", 32, "--batches", 1, "--rounds", 1)
+    rows = table("input_pipeline", *sizes)
+    assert {work: [bool(cell) for cell in cells] for work, cells in rows.items()} == {
+        "decode": [True, True, True],
+        "crop": [True, True, True],
+        "deit": [True, False, False],
+    }
+    rows = table("input_pipeline", *sizes, "--fit", "--preset", digits.PRESET)
+    assert list(rows) == [
+        "from memory",
+        "crop, tf.data",
+        "crop, PyDataset",
+        "crop, grain",
+        "deit, tf.data",
+    ]
+    assert all(float(cells[1]) > 0 for cells in rows.values())
+
+
 def test_any_size():
     preset = "deit_tiny_patch16_224"
     (row,) = table("any_size", "--preset", preset, "--image_size", 32, "--rounds", 2).values()

@@ -195,6 +195,35 @@ def test_raw_images_from_a_loader_of_pytorch(rng):
 
 
 @pytest.mark.slow
+def test_raw_images_from_grain(rng):
+    grain = pytest.importorskip("grain")
+    classifier = tiny_classifier()
+    classifier.compile("adam", **LOSS)
+    x, y = raw_images(rng, 8), rng.integers(0, 5, 8)
+    pairs = grain.MapDataset.source(list(zip(x, y)))
+    in_order = pairs.batch(4)
+    # Keras knows no lengths of grain's datasets and warns at their end, unless it is told the steps.
+    classifier.fit(
+        pairs.shuffle(seed=1).repeat().batch(4).to_iter_dataset(),
+        steps_per_epoch=3,
+        epochs=2,
+        validation_data=in_order,
+        validation_steps=2,
+        verbose=0,
+    )
+    assert classifier.optimizer.iterations == 6
+    expected = classifier.predict(x, verbose=0)
+    np.testing.assert_allclose(
+        classifier.predict(in_order, steps=2, verbose=0), expected, atol=1e-5
+    )
+    results = classifier.evaluate(in_order, steps=2, verbose=0, return_dict=True)
+    assert results["accuracy"] == pytest.approx((expected.argmax(-1) == y).mean())
+    wrong = grain.MapDataset.source(list(x.transpose(0, 3, 1, 2))).batch(4)
+    with pytest.raises(ValueError, match=r"Images must have shape \(batch, height, width, 3\)."):
+        classifier.predict(wrong)
+
+
+@pytest.mark.slow
 def test_without_a_preprocessor_the_methods_are_those_of_keras(rng):
     classifier = tiny_classifier(preprocessor=None)
     classifier.compile("adam", **LOSS)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.backend
 def test_a_source_that_cannot_be_converted(rng):
     classifier = tiny_classifier()
     classifier.compile()
-    expected = "Raw images must be an array, a tf.data.Dataset, a keras.utils.PyDataset, a PyTorch DataLoader or a generator; `predict` also takes paths and Pillow images. For anything else, call `preprocessor(images)` in your own pipeline and use `preprocessor=None`. Received: "
+    expected = "Raw images must be an array, a tf.data.Dataset, a keras.utils.PyDataset, a PyTorch DataLoader, a grain dataset or a generator; `predict` also takes paths and Pillow images. For anything else, call `preprocessor(images)` in your own pipeline and use `preprocessor=None`. Received: "
     with raises(expected + "list", kind=TypeError):
         classifier.fit(["cat.jpg", "dog.jpg"], np.array([0, 1]))
     with raises(expected + "map", kind=TypeError):
