@@ -95,6 +95,12 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "image_size", None, "Height and width of the images in pixels. Default: the preset's.", 1
 )
+flags.DEFINE_list(
+    "image_sizes",
+    None,
+    "Instead of --image_size: sizes in pixels that the training images grow through, such as "
+    "128,176,224. Validation uses the last. `best` takes images of any size.",
+)
 flags.DEFINE_string("dtype_policy", "float32", "Keras dtype policy, such as mixed_bfloat16.")
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether to compile the step with XLA.")
 flags.DEFINE_bool("ema", True, "Validate and save the moving average of the weights.")

@@ -174,6 +174,41 @@ def refusal(train, given, output, **overrides):
 
 
 @pytest.mark.slow
+def test_images_that_grow(train, given, tmp_path):
+    output = run(train, given, tmp_path / "run", epochs=2, image_sizes="16,48")
+    best = DeiTImageClassifier.from_preset(output / "best")
+    assert best.backbone.image_shape == (None, None, 3)
+    assert best.backbone.position_grid_size == (3, 3)
+    assert best.preprocessor.image_size == (48, 48)
+    pinned = DeiTImageClassifier.from_preset(output / "best", image_shape=(48, 48, 3))
+    photos = sorted(str(file) for file in (given / "photos" / "val").rglob("*.png"))
+    np.testing.assert_allclose(
+        pinned.predict(photos, verbose=0), best.predict(photos, verbose=0), atol=1e-5
+    )
+
+
+def test_wrong_image_sizes(train, given, tmp_path):
+    def why(**wrong):
+        return refusal(train, given, tmp_path / "a", **wrong).removeprefix("Not trained. ")
+
+    for sizes in ("32", "48,32", "32,32", "16,x", "0,16", "16,-32", "16,,32"):
+        assert why(image_sizes=sizes) == (
+            "--image_sizes must be two or more sizes in pixels that grow, such as 128,176,224. "
+            f"Received: {sizes}"
+        )
+    assert why(image_sizes="16,32", image_size=32) == (
+        "--image_sizes ends at its last size. Use it without --image_size. Received: --image_sizes "
+        "16,32 --image_size 32"
+    )
+    assert why(image_sizes="16,33").endswith(
+        "--image_sizes must be a multiple of the preset's patch size, 16 x 16 pixels. Received: 33"
+    )
+    assert why(image_sizes="16,32,48", epochs=2) == (
+        "--image_sizes must have at most one size for each of the 2 epochs. Received: 16,32,48"
+    )
+
+
+@pytest.mark.slow
 def test_resuming_needs_the_same_settings(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=1)
     assert refusal(train, given, output, epochs=1, batch_size=2) == (

@@ -10,6 +10,7 @@ from flag_errors import of_flag
 from keras_deit.training import batches
 from keras_deit.training.image_folder import ImageFolder
 from keras_deit.training.image_reader import image_reader
+from keras_deit.training.progressive_batches import progressive_batches
 from keras_deit.training.tfds_images import TfdsImages
 
 TFDS = "tfds:"
@@ -90,14 +91,19 @@ def make_batches(training, validation, recipe, model, schedule, start, seed, dev
         "num_shards": devices.num_processes,
         "shard": devices.process,
     }
+    make, sizes = batches.training_batches, {}
+    if model.image_sizes:
+        make = progressive_batches
+        sizes = {"image_sizes": model.image_sizes, "num_batches": schedule.steps}
     return (
-        batches.training_batches(
+        make(
             training.dataset(),
             augmentation,
             shuffle_buffer_size=len(training) if training.are_files else TFDS_SHUFFLE_BUFFER,
             read=image_reader(training, num_channels, unreadable=unreadable),
             seed=seed,
             start=start,
+            **sizes,
             **shared,
         ),
         batches.evaluation_batches(

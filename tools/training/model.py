@@ -32,12 +32,14 @@ class Model:
         fitted: what `fit` is called on: the classifier, or its distiller.
         classifier: what is saved. It has no preprocessor, because the batches are converted.
         converter: its preprocessor.
+        image_sizes: the sizes of --image_sizes, or nothing.
         has_average: whether its optimizer keeps a moving average of the weights.
     """
 
     fitted: keras.Model
     classifier: DeiTImageClassifier
     converter: keras.layers.Layer
+    image_sizes: tuple
     has_average: bool
 
     @property
@@ -89,9 +91,17 @@ def choose_schedule(options, recipe, num_images, num_shares):
 
 def build_model(options, recipe, schedule, class_names):
     """Builds and compiles the classifier or, with --teacher, its distiller."""
+    sizes = parse_image_sizes(options)
+    if len(sizes) > schedule.epochs:
+        raise ValueError(
+            f"--image_sizes must have at most one size for each of the {schedule.epochs} epochs. "
+            f"Received: {','.join(map(str, sizes))}"
+        )
     with of_flag("preset", options.preset):
-        classifier = _build_classifier(options, recipe, class_names)
+        classifier = _build_classifier(options, recipe, class_names, sizes)
     converter, classifier.preprocessor = classifier.preprocessor, None
+    if sizes:
+        converter = type(converter).from_config({**converter.get_config(), "image_size": sizes[-1]})
     fitted = classifier
     if options.teacher:
         with of_flag("teacher", options.teacher):
@@ -119,10 +129,29 @@ def build_model(options, recipe, schedule, class_names):
         weighted_metrics=["accuracy"],
         jit_compile={"auto": "auto", "on": True, "off": False}[options.jit],
     )
-    return Model(fitted, classifier, converter, average is not None)
+    return Model(fitted, classifier, converter, sizes, average is not None)
 
 
-def _build_classifier(options, recipe, class_names):
+def parse_image_sizes(options):
+    """The sizes of --image_sizes, or nothing."""
+    if options.image_sizes is None:
+        return ()
+    given = ",".join(options.image_sizes)
+    if options.image_size:
+        raise ValueError(
+            "--image_sizes ends at its last size. Use it without --image_size. Received: "
+            f"--image_sizes {given} --image_size {options.image_size}"
+        )
+    sizes = tuple(int(size) if size.isdecimal() else 0 for size in options.image_sizes)
+    if len(sizes) < 2 or 0 in sizes or sorted(set(sizes)) != list(sizes):
+        raise ValueError(
+            "--image_sizes must be two or more sizes in pixels that grow, such as 128,176,224. "
+            f"Received: {given}"
+        )
+    return sizes
+
+
+def _build_classifier(options, recipe, class_names, image_sizes):
     config = find_preset(options.preset, load_weights=False).backbone_config(DeiTBackbone)
     overrides = {
         "num_classes": len(class_names),
@@ -142,8 +171,13 @@ def _build_classifier(options, recipe, class_names):
         raise ValueError(
             f"Images are read with 1 or 3 channels. Received: a preset for {num_channels} channels"
         )
-    if options.image_size:
-        _check_image_size(options.image_size, config["patch_size"])
+    if image_sizes:
+        height, width = _check_image_sizes("image_sizes", image_sizes, config["patch_size"])
+        overrides["image_shape"] = (None, None, num_channels)
+        if config.get("position_scope") != "rotary":
+            overrides["position_grid_size"] = (image_sizes[-1] // height, image_sizes[-1] // width)
+    elif options.image_size:
+        _check_image_sizes("image_size", [options.image_size], config["patch_size"])
         overrides["image_shape"] = (options.image_size, options.image_size, num_channels)
     if options.teacher:
         overrides["use_distillation_token"] = True
@@ -158,13 +192,15 @@ def _build_classifier(options, recipe, class_names):
     return classifier
 
 
-def _check_image_size(image_size, patch_size):
+def _check_image_sizes(flag, image_sizes, patch_size):
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    if image_size % height or image_size % width:
-        raise ValueError(
-            f"--image_size must be a multiple of the preset's patch size, {height} x {width} "
-            f"pixels. Received: {image_size}"
-        )
+    for image_size in image_sizes:
+        if image_size % height or image_size % width:
+            raise ValueError(
+                f"--{flag} must be a multiple of the preset's patch size, {height} x {width} "
+                f"pixels. Received: {image_size}"
+            )
+    return height, width
 
 
 def _build_teacher(handle, image_shape, converter):
