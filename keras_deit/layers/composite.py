@@ -119,7 +119,7 @@ def _below(name, entries):
 def sublayers_config(layer, sublayers):
     """The config entries that restore sub-layers: `dtype`, `trainable`, `quantization_config`."""
     policies, trainable, quantization = {}, {}, {}
-    for path, sublayer, around in _walk(sublayers, layer):
+    for path, sublayer, around in walk(sublayers, layer):
         if sublayer.trainable != around.trainable:
             trainable[path] = sublayer.trainable
         if sublayer.quantization_mode is not None:
@@ -137,12 +137,12 @@ def sublayers_config(layer, sublayers):
     }
 
 
-def _walk(sublayers, around, prefix=""):
+def walk(sublayers, around, prefix=""):
     """Yields (path, layer, layer around it) for all layers inside `around`."""
     for layer in sublayers:
         yield prefix + layer.name, layer, around
         inner = layer.sublayers if isinstance(layer, CompositeLayer) else ()
-        yield from _walk(inner, layer, f"{prefix}{layer.name}/")
+        yield from walk(inner, layer, f"{prefix}{layer.name}/")
 
 
 class CompositeLayer(keras.layers.Layer):

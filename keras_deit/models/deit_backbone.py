@@ -37,12 +37,13 @@ from keras_deit.models.embedding import Embedding
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
 from keras_deit.models.image_sizes import check_image_shape, grids
+from keras_deit.models.lora import LoraAdapters
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTBackbone(FeatureMaps, PresetModel):
+class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
     """A DeiT vision transformer without a head, as a functional model.
 
     The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`

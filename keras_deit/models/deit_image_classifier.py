@@ -28,14 +28,16 @@ from keras_deit.layers.naming import unique_name
 from keras_deit.models.compilation import AutomaticCompilation
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.from_preset import STORED_APART, load_classifier
+from keras_deit.models.lora import LoraAdapters
 from keras_deit.models.pooling import check_pooling, pool
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets.directory import write_preset
+from keras_deit.presets.weights import variables_of
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
+class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, PresetModel):
     """A DeiT image classifier: a backbone and a head, as a functional model.
 
     If the backbone has a distillation token, the class token and the distillation token have one
@@ -312,6 +314,12 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
     def _head_model(self):
         """The layers after the backbone, as a model."""
         return keras.Model(self._features, self.output)
+
+    def _head_variables(self):
+        return variables_of(self._head_model)
+
+    def _weighted_models(self):
+        return [self.backbone, self._head_model]
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
