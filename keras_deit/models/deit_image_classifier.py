@@ -18,9 +18,11 @@ from keras_deit.arguments import (
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
+    freeze_variables,
+    model_config,
     own_policy,
     own_trainable,
-    sublayers_config,
+    split_trainable,
 )
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer
@@ -137,6 +139,7 @@ class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, Pr
         labels = _check_labels(labels, num_classes)
         activation = check_activation("activation", activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
+        trainable, frozen = split_trainable(trainable)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
         dtype = own_policy(dtype)
 
@@ -180,6 +183,7 @@ class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, Pr
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
+        freeze_variables(frozen, self._parts(), self)
 
     @property
     def token_logits(self):
@@ -321,16 +325,14 @@ class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, Pr
     def _weighted_models(self):
         return [self.backbone, self._head_model]
 
+    def _parts(self):
+        """The layers with weights, without those of the backbone."""
+        parts = (self.attention_pooling, self.head_norm, self.head)
+        return [layer for layer in parts if layer is not None]
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        of_head = sublayers_config(
-            self,
-            [
-                layer
-                for layer in (self.attention_pooling, self.head_norm, self.head)
-                if layer is not None
-            ],
-        )
+        of_head = model_config(self, self._parts())
         if of_head["trainable"] is False:
             # A bare `False` would freeze the backbone too, which has its own entry.
             of_head["trainable"] = {"": False}

@@ -9,12 +9,12 @@ import numpy as np
 
 from keras_deit.arguments import check_positive_int
 from keras_deit.atomic import atomic_file, resolved
-from keras_deit.layers.composite import walk
+from keras_deit.layers.composite import unfreeze, walk
 from keras_deit.presets import weights
 from keras_deit.presets.mismatches import refuse_mismatches
 from keras_deit.presets.safetensors_file import parse_metadata, parse_tensors, write_tensors
 from keras_deit.presets.tensor_values import refuse_non_finite
-from keras_deit.presets.words import listed, short
+from keras_deit.presets.words import short
 
 _FORMAT = "keras_deit.lora"
 _PARTS = ("lora_kernel_a", "lora_kernel_b")
@@ -68,7 +68,7 @@ class LoraAdapters:
                 "another copy of the model, or `merge_lora()`, which returns one without LoRA."
             )
         backbone = self._get_backbone()
-        backbone.trainable = True  # a frozen layer would not train its adapter
+        unfreeze(backbone)  # a frozen layer would not train its adapter
         for variable in backbone.weights:
             variable.trainable = False
         for layer in layers.values():
@@ -130,9 +130,9 @@ class LoraAdapters:
         adapted = _adapted(backbone)
         if adapted and (_rank(adapted), _targets(adapted)) != (rank, targets):
             raise ValueError(
-                f"The adapters of {path} have rank {rank} in {targets}, and those of the model have "
-                f"rank {_rank(adapted)} in {_targets(adapted)}. Load them into a model without "
-                "LoRA, which then gets what the file has."
+                f"The adapters of {path} have rank {rank} in {targets}, and those of the model "
+                f"have rank {_rank(adapted)} in {_targets(adapted)}. Load them into a model "
+                "without LoRA, which then gets what the file has."
             )
         layers = adapted or _targeted(backbone, targets)
         head = self._head_variables()

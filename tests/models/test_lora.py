@@ -118,9 +118,11 @@ def test_adapters_of_a_backbone(rng, tmp_path):
     same_arrays(twin.trainable_variables, backbone.trainable_variables)
 
 
-def test_a_frozen_backbone_trains_its_adapters():
+@pytest.mark.parametrize("frozen", ["backbone", "block"])
+def test_what_was_frozen_trains_its_adapters(frozen):
     classifier = tiny_classifier()
-    classifier.backbone.trainable = False
+    layer = classifier.backbone if frozen == "backbone" else classifier.backbone.blocks[0]
+    layer.trainable = False
     classifier.enable_lora(2)
     assert len(classifier.trainable_variables) == 2 + 4
 
@@ -155,7 +157,7 @@ def test_adapters_of_a_quantized_model(rng, tmp_path):
     classifier = randomize(tiny_classifier({"num_layers": 1}), rng)
     classifier.quantize("int8")
     classifier.enable_lora(2)
-    a, b = classifier.backbone.trainable_variables
+    _, b = classifier.backbone.trainable_variables
     b.assign(rng.normal(size=b.shape))
     expected = numpy(classifier(x))
     for plain in merged_files(classifier, tmp_path).values():

@@ -5,6 +5,7 @@ import os
 
 import keras
 from flag_errors import of_flag
+from training.tuning import choose_trainable
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.presets import find_preset, imagenet_synsets
@@ -33,12 +34,14 @@ class Model:
         classifier: what is saved. It has no preprocessor, because the batches are converted.
         converter: its preprocessor.
         has_average: whether its optimizer keeps a moving average of the weights.
+        has_adapters: whether LoRA is enabled.
     """
 
     fitted: keras.Model
     classifier: DeiTImageClassifier
     converter: keras.layers.Layer
     has_average: bool
+    has_adapters: bool
 
     @property
     def num_channels(self):
@@ -55,9 +58,14 @@ def choose_recipe(options, class_names):
         name = "deit3_base_fine_tune_224"
     else:
         name = "new_classes"
-    if options.learning_rate is None:
-        return RECIPES[name]
-    return dataclasses.replace(RECIPES[name], learning_rate=options.learning_rate)
+    changes = {"ema_warmup": True} if options.ema_warmup else {}
+    for field in ("learning_rate", "layer_decay"):
+        value = getattr(options, field)
+        if value is not None:
+            with of_flag(field, value):
+                dataclasses.replace(RECIPES[name], **{field: value})
+            changes[field] = value
+    return dataclasses.replace(RECIPES[name], **changes) if changes else RECIPES[name]
 
 
 def _knows(handle, class_names):
@@ -91,6 +99,7 @@ def build_model(options, recipe, schedule, class_names):
     """Builds and compiles the classifier or, with --teacher, its distiller."""
     with of_flag("preset", options.preset):
         classifier = _build_classifier(options, recipe, class_names)
+    choose_trainable(options, classifier)
     converter, classifier.preprocessor = classifier.preprocessor, None
     fitted = classifier
     if options.teacher:
@@ -119,7 +128,7 @@ def build_model(options, recipe, schedule, class_names):
         weighted_metrics=["accuracy"],
         jit_compile={"auto": "auto", "on": True, "off": False}[options.jit],
     )
-    return Model(fitted, classifier, converter, average is not None)
+    return Model(fitted, classifier, converter, average is not None, options.tune == "lora")
 
 
 def _build_classifier(options, recipe, class_names):
