@@ -50,6 +50,14 @@ def check_fraction(name, value):
     return float(value)
 
 
+def check_decay(name, value):
+    if not _is_finite(value) or not 0 < value <= 1:
+        raise ValueError(
+            f"`{name}` must be a number in (0, 1]; use 1.0 for no decay. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 def check_positive_number(name, value):
     if not _is_finite(value) or value <= 0:
         raise ValueError(f"`{name}` must be a number above 0. Received: {name}={value!r}")

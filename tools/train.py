@@ -11,6 +11,8 @@ Train the same architecture from scratch:
     python tools/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run \\
         --noload_weights --recipe deit
 
+Train less of the model: `--tune attention`, `bias`, `head` or `lora`, or `--freeze_blocks 6`.
+
 Distil a larger model:
 
     python tools/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run \\
@@ -23,6 +25,9 @@ recipe whose batch size and epochs fit the number of images.
 `--output` receives:
 
     best          preset of the epoch with the best validation accuracy
+    best_lora.safetensors
+                  with `--tune lora`, the adapters and the head of that epoch, which `best` has in
+                  its kernels
     log.csv       metrics by epoch (an epoch that ran twice has two rows)
     curves.png    loss and accuracy by epoch
     tensorboard   logs for TensorBoard
@@ -61,6 +66,7 @@ from training.run_directory import (
     check_settings,
     write_settings,
 )
+from training.tuning import TUNE, check_tuning
 
 from keras_deit.presets import find_preset
 from keras_deit.training import RECIPES, TrainingCheckpoint
@@ -111,6 +117,24 @@ flags.DEFINE_float(
     0.0,
     1.0,
 )
+flags.DEFINE_bool(
+    "ema_warmup",
+    False,
+    "Let the momentum of the moving average rise from 0: for long trainings from scratch.",
+)
+flags.DEFINE_enum("tune", "all", list(TUNE), "What trains of the backbone. The head always does.")
+flags.DEFINE_integer("freeze_blocks", 0, "Freeze the embedding and that many first blocks.", 0)
+flags.DEFINE_integer("lora_rank", None, "Rank of the adapters of --tune lora. Default: 8.", 1)
+flags.DEFINE_list(
+    "lora_targets", None, "Layers with adapters, such as qkv,mlp/projection. Default: qkv."
+)
+flags.DEFINE_float(
+    "layer_decay",
+    None,
+    "Factor of the learning rate from each block to the block before it, such as 0.75.",
+    0.0,
+    1.0,
+)
 flags.DEFINE_float(
     "learning_rate",
     None,
@@ -138,7 +162,8 @@ def prepare(scratch):
     devices = start_devices(FLAGS.distribution)
     shared_output = pathlib.Path(os.path.expanduser(FLAGS.output))
     output = shared_output if devices.process == 0 else pathlib.Path(scratch)
-    check_settings(shared_output, settings())
+    check_settings(shared_output, settings(), defaults())
+    check_tuning(FLAGS)
     with of_flag("dtype_policy", FLAGS.dtype_policy):
         keras.dtype_policies.get(FLAGS.dtype_policy)
     with of_flag("preset", FLAGS.preset):
@@ -175,6 +200,10 @@ def prepare(scratch):
 def settings():
     """The flags of this program by name."""
     return {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module(__name__)}
+
+
+def defaults():
+    return {flag.name: flag.default for flag in FLAGS.get_key_flags_for_module(__name__)}
 
 
 def main(_):

@@ -6,7 +6,8 @@ layer, joined by "/":
 
 - `dtype`: a policy, or a `DTypePolicyMap` with the policies of quantized sub-layers;
 - `trainable`: a bool, or a dict with the layer's own value under "" and each sub-layer that
-  differs from the layer around it;
+  differs from the layer around it. The dict of a model also has the frozen variables of layers that
+  train, with a dot before their names: `"block_0/mlp/projection.kernel"`;
 - `quantization_config`: `None`, or {path: `keras.quantizers.QuantizationConfig`} of quantized
   sub-layers.
 """
@@ -116,10 +117,57 @@ def _below(name, entries):
     }
 
 
+def unfreeze(model):
+    """Makes every layer and variable train."""
+    model.trainable = False  # on TensorFlow, setting the value that it has would do nothing
+    model.trainable = True
+
+
+def split_trainable(trainable):
+    """(`trainable` of layers, paths of frozen variables) from a model's `trainable` argument."""
+    own_trainable(trainable)
+    if not isinstance(trainable, dict):
+        return trainable, ()
+    frozen = [path for path, value in trainable.items() if "." in path and not value]
+    return {path: value for path, value in trainable.items() if "." not in path}, frozen
+
+
+def freeze_variables(paths, sublayers, model):
+    """Freezes variables of built layers; paths that the model does not have mean nothing."""
+    for path, _, variable in _variables(sublayers, model):
+        if path in paths:
+            variable.trainable = False
+
+
+def _frozen_variables(sublayers, model):
+    """{path: False} of the frozen variables of layers that train.
+
+    With LoRA it is empty: LoRA freezes all but the adapters, and the file has no adapters.
+    """
+    found = list(_variables(sublayers, model))
+    if any(getattr(layer, "lora_enabled", False) for _, layer, _ in found):
+        return {}
+    return {
+        path: False
+        for path, layer, variable in found
+        if layer.trainable and not variable.trainable and layer.quantization_mode is None
+    }
+
+
+def _variables(sublayers, around):
+    """Yields (path, layer, variable) for the variables of all layers inside `around`."""
+    for path, layer, _ in walk(sublayers, around):
+        inner = layer.sublayers if isinstance(layer, CompositeLayer) else ()
+        of_others = {id(variable) for sublayer in inner for variable in sublayer.weights}
+        for variable in layer.weights:
+            if id(variable) not in of_others:
+                yield f"{path}.{variable.name}", layer, variable
+
+
 def sublayers_config(layer, sublayers):
     """The config entries that restore sub-layers: `dtype`, `trainable`, `quantization_config`."""
     policies, trainable, quantization = {}, {}, {}
-    for path, sublayer, around in _walk(sublayers, layer):
+    for path, sublayer, around in walk(sublayers, layer):
         if sublayer.trainable != around.trainable:
             trainable[path] = sublayer.trainable
         if sublayer.quantization_mode is not None:
@@ -137,12 +185,24 @@ def sublayers_config(layer, sublayers):
     }
 
 
-def _walk(sublayers, around, prefix=""):
+def walk(sublayers, around, prefix=""):
     """Yields (path, layer, layer around it) for all layers inside `around`."""
     for layer in sublayers:
         yield prefix + layer.name, layer, around
         inner = layer.sublayers if isinstance(layer, CompositeLayer) else ()
-        yield from _walk(inner, layer, f"{prefix}{layer.name}/")
+        yield from walk(inner, layer, f"{prefix}{layer.name}/")
+
+
+def model_config(model, sublayers):
+    """As `sublayers_config`, with the frozen variables of layers that train."""
+    config, frozen = sublayers_config(model, sublayers), _frozen_variables(sublayers, model)
+    if frozen:
+        trainable = config["trainable"]
+        config["trainable"] = {
+            **(trainable if isinstance(trainable, dict) else {"": trainable}),
+            **frozen,
+        }
+    return config
 
 
 class CompositeLayer(keras.layers.Layer):

@@ -19,9 +19,11 @@ from keras_deit.data_formats import (
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
+    freeze_variables,
+    model_config,
     own_policy,
     own_trainable,
-    sublayers_config,
+    split_trainable,
 )
 from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import activation_config
@@ -37,12 +39,13 @@ from keras_deit.models.embedding import Embedding
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
 from keras_deit.models.image_sizes import check_image_shape, grids
+from keras_deit.models.lora import LoraAdapters
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.presets.directory import write_preset
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTBackbone(FeatureMaps, PresetModel):
+class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
     """A DeiT vision transformer without a head, as a functional model.
 
     The model consists of a `PatchEmbedding`, a `TokenPositionEmbedding`, `num_layers`
@@ -189,6 +192,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         grid_size, position_grid_size = grids(
             image_shape, patch_size, data_format, position_grid_size, position_scope
         )
+        trainable, frozen = split_trainable(trainable)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
 
         embedding = Embedding(
@@ -261,6 +265,7 @@ class DeiTBackbone(FeatureMaps, PresetModel):
         self._patches = patches
         self._states = states
         self._rotation = rotation
+        freeze_variables(frozen, self._parts(), self)
 
     def _get_backbone(self):
         return self
@@ -505,16 +510,19 @@ class DeiTBackbone(FeatureMaps, PresetModel):
             layout[f".*block_.*/{second}/kernel"] = (model_parallel_dim_name, None)
         return layout
 
-    def get_config(self):
-        sublayers = [
+    def _parts(self):
+        """All layers with weights."""
+        return [
             self.patch_embedding,
             self.token_position_embedding,
             *self.blocks,
             *(norm for norm in (self.pre_norm, self.final_norm) if norm is not None),
         ]
+
+    def get_config(self):
         return {
             "name": self.name,
-            **sublayers_config(self, sublayers),
+            **model_config(self, self._parts()),
             "image_shape": self.image_shape,
             "patch_size": self.patch_size,
             "num_layers": self.num_layers,

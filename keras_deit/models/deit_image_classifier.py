@@ -18,9 +18,11 @@ from keras_deit.arguments import (
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
+    freeze_variables,
+    model_config,
     own_policy,
     own_trainable,
-    sublayers_config,
+    split_trainable,
 )
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer
@@ -28,14 +30,16 @@ from keras_deit.layers.naming import unique_name
 from keras_deit.models.compilation import AutomaticCompilation
 from keras_deit.models.deit_backbone import DeiTBackbone
 from keras_deit.models.from_preset import STORED_APART, load_classifier
+from keras_deit.models.lora import LoraAdapters
 from keras_deit.models.pooling import check_pooling, pool
 from keras_deit.models.preset_model import PresetModel
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.presets.directory import write_preset
+from keras_deit.presets.weights import variables_of
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
+class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, PresetModel):
     """A DeiT image classifier: a backbone and a head, as a functional model.
 
     If the backbone has a distillation token, the class token and the distillation token have one
@@ -135,6 +139,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         labels = _check_labels(labels, num_classes)
         activation = check_activation("activation", activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
+        trainable, frozen = split_trainable(trainable)
         sublayer = SublayerArguments(dtype, trainable, quantization_config).of
         dtype = own_policy(dtype)
 
@@ -178,6 +183,7 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
+        freeze_variables(frozen, self._parts(), self)
 
     @property
     def token_logits(self):
@@ -313,16 +319,20 @@ class DeiTImageClassifier(RawImageInputs, AutomaticCompilation, PresetModel):
         """The layers after the backbone, as a model."""
         return keras.Model(self._features, self.output)
 
+    def _head_variables(self):
+        return variables_of(self._head_model)
+
+    def _weighted_models(self):
+        return [self.backbone, self._head_model]
+
+    def _parts(self):
+        """The layers with weights, without those of the backbone."""
+        parts = (self.attention_pooling, self.head_norm, self.head)
+        return [layer for layer in parts if layer is not None]
+
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
-        of_head = sublayers_config(
-            self,
-            [
-                layer
-                for layer in (self.attention_pooling, self.head_norm, self.head)
-                if layer is not None
-            ],
-        )
+        of_head = model_config(self, self._parts())
         if of_head["trainable"] is False:
             # A bare `False` would freeze the backbone too, which has its own entry.
             of_head["trainable"] = {"": False}

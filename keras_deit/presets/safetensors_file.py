@@ -1,5 +1,6 @@
 """Reading and writing safetensors files."""
 
+import json
 import os
 import re
 
@@ -14,8 +15,13 @@ _DTYPES = {
 }
 
 
-def write_tensors(file, tensors):
+def write_tensors(file, tensors, metadata=None):
     """Writes {name: NumPy array}.
+
+    Args:
+        file: path.
+        tensors: {name: NumPy array}.
+        metadata: {string: string}, or `None`.
 
     Raises:
         OSError: if the disk is full or the file cannot be written.
@@ -27,7 +33,7 @@ def write_tensors(file, tensors):
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         # `save` would hold the whole file in memory, and again for each of its copies.
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -63,6 +69,12 @@ def parse_tensors(content, where):
         raise ValueError(
             f"{where} is truncated or not a safetensors file: {error}. Copy or download it again."
         ) from error
+
+
+def parse_metadata(content):
+    """{string: string} of the content of a file that `parse_tensors` could read."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def _dtype(name, tensor):

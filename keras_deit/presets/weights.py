@@ -71,7 +71,7 @@ def state_of(model):
     """{variable path: array} of a model's weights, with LoRA merged into the kernels."""
     state = {path: _array(variable) for path, variable in variables_of(model).items()}
     scope = _scope(model)
-    for layer in _leaves(model.layers):
+    for layer in leaf_layers(model.layers):
         if getattr(layer, "lora_enabled", False):
             state.update(_without_lora(layer, layer.path.removeprefix(scope)))
     return state
@@ -95,12 +95,12 @@ def assign(state, model, source):
         "random weights.",
     )
     variables = variables_of(model)
-    _refuse_other_numbers(state, variables, source)
+    refuse_other_numbers(state, variables, source)
     for path, variable in variables.items():
         variable.assign(state.pop(path))
 
 
-def _refuse_other_numbers(state, variables, source):
+def refuse_other_numbers(state, variables, source):
     """Floats may have another precision; the integers of quantized weights must be the same."""
     wrong = []
     for path, variable in variables.items():
@@ -137,12 +137,12 @@ def _scope(model):
     return layer.path.removesuffix(layer.name)
 
 
-def _leaves(layers):
+def leaf_layers(layers):
     """All layers that have no layers inside them."""
     for layer in layers:
         inner = getattr(layer, "layers", None) or getattr(layer, "sublayers", None)
         if inner:
-            yield from _leaves(inner)
+            yield from leaf_layers(inner)
         else:
             yield layer
 

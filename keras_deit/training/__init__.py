@@ -6,6 +6,7 @@ The `tf.data` pipelines need TensorFlow, so import their modules directly: `batc
 
 from keras_deit.losses import MixedLabelBinaryCrossentropy
 from keras_deit.training.checkpoint import TrainingCheckpoint
+from keras_deit.training.freezing import freeze_blocks, train_only
 from keras_deit.training.recipes import RECIPES, Augmentation, Recipe
 
 __all__ = [
@@ -14,4 +15,6 @@ __all__ = [
     "MixedLabelBinaryCrossentropy",
     "Recipe",
     "TrainingCheckpoint",
+    "freeze_blocks",
+    "train_only",
 ]

@@ -7,7 +7,6 @@ DeiT III, issue 45 for transfer learning. Differences between Keras and PyTorch 
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ import keras
 from keras_deit.arguments import (
     check_bool,
     check_choice,
+    check_decay,
     check_fraction,
     check_non_negative_int,
     check_non_negative_number,
@@ -24,8 +24,10 @@ from keras_deit.arguments import (
     check_rate,
 )
 from keras_deit.losses import MixedLabelBinaryCrossentropy
+from keras_deit.training.learning_rates import check_has_blocks, check_has_head, count_blocks
+from keras_deit.training.optimizers import RecipeAdamW, RecipeLamb, RecipeSGD
 
-_OPTIMIZERS = ("adamw", "lamb", "sgd")
+_CLASSES = {"adamw": RecipeAdamW, "lamb": RecipeLamb, "sgd": RecipeSGD}
 _LOSSES = ("categorical_crossentropy", "mixed_label_binary_crossentropy")
 
 
@@ -96,6 +98,14 @@ class Recipe:
             slowly. Defaults to 1.0.
         min_steps: int, number of steps to train for at least. Small datasets get more epochs to
             reach it. `None` means that `epochs` is enough. Defaults to `None`.
+        layer_decay: float in (0, 1], or `None` for 1. The learning rate of a block is that of the
+            next block times this factor. The head has the full learning rate, the embedding the
+            lowest: `layer_decay ** (num_layers + 1)` of it. The first blocks then keep more of what
+            they have learned. MAE fine-tunes with 0.75
+            ([He et al., 2021](https://arxiv.org/abs/2111.06377), table 9). Defaults to `None`.
+        ema_warmup: bool. Whether the momentum of the moving average rises with the steps:
+            `min(ema_momentum, 1 - (1 + step) ** (-2 / 3))`. An average with a high momentum then
+            leaves the initial weights early. Defaults to `False`.
     """
 
     image_size: int
@@ -116,9 +126,11 @@ class Recipe:
     augmentation: Augmentation
     head_learning_rate_factor: float = 1.0
     min_steps: int | None = None
+    layer_decay: float | None = None
+    ema_warmup: bool = False
 
     def __post_init__(self):
-        check_choice("optimizer", self.optimizer, _OPTIMIZERS)
+        check_choice("optimizer", self.optimizer, tuple(_CLASSES))
         check_choice("loss", self.loss, _LOSSES)
         check_choice("drop_path_schedule", self.drop_path_schedule, ("linear", "constant"))
         checks = {
@@ -132,9 +144,11 @@ class Recipe:
             ),
             check_fraction: ("label_smoothing",),
             check_rate: ("drop_path_rate",),
+            check_bool: ("ema_warmup",),
         }
         _normalize(self, checks)
         of_options = {
+            check_decay: ("layer_decay",),
             check_positive_int: ("learning_rate_batch_size",),
             check_rate: ("ema_momentum",),
             check_non_negative_int: ("min_steps",),
@@ -215,26 +229,22 @@ class Recipe:
         """Builds the optimizer with the schedule of `build_schedule`.
 
         Weight decay excludes positions, prefix tokens and weights with one axis: biases, LayerNorm
-        and LayerScale. Keras does not save this exclusion, so an optimizer from
-        `keras.saving.load_model` decays everything: resume with `TrainingCheckpoint` instead.
+        and LayerScale. The factors of `layer_decay` and `head_learning_rate_factor` scale the
+        learning rate of a variable, and with it the weight decay.
 
         Keras' LAMB applies weight decay outside the trust ratio; the paper applies it inside.
 
-        If `head_learning_rate_factor` is not 1, the result is a `keras.optimizers.MultiOptimizer`
-        with one optimizer for the variables of the layer `head` and one for the rest.
-
         Args:
-            model: the Keras model to train, such as a classifier or a `DeiTDistiller`.
+            model: the Keras model to train, such as a classifier or a `DeiTDistiller`. Freeze
+                layers before, not after.
             steps_per_epoch, epochs, batch_size: see `build_schedule`.
-            **kwargs: arguments of the Keras optimizer, such as `clipnorm` or
+            **kwargs: arguments of the Keras optimizer, such as `global_clipnorm` or
                 `gradient_accumulation_steps`. `ema_momentum=None` disables the moving average.
-                A `MultiOptimizer` passes them to both optimizers, so `global_clipnorm` is the norm
-                over the variables of each.
 
         Raises:
             ValueError: if an argument is out of range, the head has its own learning rate and the
-                model has no trainable layer `head`, or weights to train are in float16 (use the
-                policy `"mixed_float16"`).
+                model has no trainable layer `head`, the blocks have their own and none trains, or
+                weights to train are in float16 (use the policy `"mixed_float16"`).
         """
         check_not_float16(model)
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
@@ -245,30 +255,20 @@ class Recipe:
             kwargs["momentum"] = 0.9
         else:
             kwargs["epsilon"] = 1e-8
-        classes = {
-            "adamw": keras.optimizers.AdamW,
-            "lamb": keras.optimizers.Lamb,
-            "sgd": keras.optimizers.SGD,
-        }
-
-        def build(recipe):
-            schedule = recipe.build_schedule(steps_per_epoch, epochs, batch_size)
-            optimizer = classes[self.optimizer](schedule, weight_decay=self.weight_decay, **kwargs)
-            optimizer.exclude_from_weight_decay(
-                var_list=[v for v in model.trainable_variables if not _decays(v)]
-            )
-            return optimizer
-
-        if self.head_learning_rate_factor == 1:
-            return build(self)
-        _check_has_head(model)
-        optimizers = keras.optimizers.OptimizerMap(build(self), {_OF_HEAD: build(self._of_head())})
-        return keras.optimizers.MultiOptimizer(optimizers)
-
-    def _of_head(self):
-        factor = self.head_learning_rate_factor
-        names = ("learning_rate", "warmup_learning_rate", "final_learning_rate")
-        return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in names})
+        variables = model.trainable_variables
+        if self.head_learning_rate_factor != 1:
+            check_has_head(variables)
+        if self.layer_decay is not None:
+            check_has_blocks(variables)
+        return _CLASSES[self.optimizer](
+            self.build_schedule(steps_per_epoch, epochs, batch_size),
+            weight_decay=self.weight_decay,
+            layer_decay=1.0 if self.layer_decay is None else self.layer_decay,
+            num_layers=count_blocks(variables),
+            head_learning_rate_factor=self.head_learning_rate_factor,
+            ema_warmup=self.ema_warmup and ema_momentum is not None,
+            **kwargs,
+        )
 
     def build_loss(self) -> keras.losses.Loss:
         """Builds the loss of logits and one-hot or mixed labels."""
@@ -293,25 +293,6 @@ def _normalize(instance, checks, optional=False):
             value = getattr(instance, name)
             if not (optional and value is None):
                 object.__setattr__(instance, name, check(name, value))  # the class is frozen
-
-
-# Paths of variables in the head of a classifier or of a distiller's student
-_OF_HEAD = r"(.*/)?head/.*"
-
-
-def _check_has_head(model):
-    paths = [variable.path for variable in model.trainable_variables]
-    if not any(re.fullmatch(_OF_HEAD, path) for path in paths):
-        raise ValueError(
-            "This recipe has a separate learning rate for the head, but the model has no trainable "
-            "layer named `head`. Rename your layer, or use "
-            "`dataclasses.replace(recipe, head_learning_rate_factor=1.0)`. Received: a model whose "
-            f"last trainable variables are {', '.join(paths[-3:]) or 'none'}"
-        )
-
-
-def _decays(variable):
-    return len(variable.shape) > 1 and variable.name not in ("positions", "prefix_tokens")
 
 
 _with = dataclasses.replace

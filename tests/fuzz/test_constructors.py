@@ -263,6 +263,8 @@ RECIPE = {
     "augmentation": [Augmentation(), Augmentation(repeats=3)],
     "head_learning_rate_factor": POSITIVE,
     "min_steps": [None, 0, *SIZE],
+    "layer_decay": [None, 0.75, 1, np.float32(0.5)],
+    "ema_warmup": SWITCH,
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from keras_deit.layers import TransformerBlock
 from keras_deit.models import DeiTBackbone, DeiTImageClassifier
+from keras_deit.training import freeze_blocks, train_only
 from tests.helpers import tiny_backbone, tiny_classifier
 
 
@@ -19,6 +20,18 @@ def freeze(*paths, value=False):
             for name in path.split(".") if path else ():
                 layer = layer[int(name)] if name.isdigit() else getattr(layer, name)
             layer.trainable = value
+        return model
+
+    return apply
+
+
+def only(part, num_blocks=0):
+    """A function that trains a part of a model, and freezes its first blocks."""
+
+    def apply(model):
+        train_only(model, part)
+        if num_blocks:
+            freeze_blocks(model, num_blocks)
         return model
 
     return apply
@@ -42,6 +55,10 @@ FROZEN = {
         freeze("")(model)
     ),
     "all but the head": lambda model: freeze("head", value=True)(freeze("")(model)),
+    "two blocks": only("all", 2),
+    "all but attention": only("attention"),
+    "all but biases": only("bias"),
+    "all but the attention of the last block": only("attention", 2),
 }
 
 
@@ -63,7 +80,9 @@ def test_no_two_cases_are_the_same():
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=() if case == "parts of blocks" else pytest.mark.slow)
+        pytest.param(
+            case, marks=() if case in ("parts of blocks", "all but attention") else pytest.mark.slow
+        )
         for case in FROZEN
     ],
 )

@@ -173,6 +173,99 @@ def refusal(train, given, output, **overrides):
     return str(error.value)
 
 
+REFUSED = {
+    "--lora_rank 4: it needs --tune lora. Received: --tune all": {"lora_rank": 4},
+    "--lora_targets ['qkv']: it needs --tune lora. Received: --tune bias": {
+        "lora_targets": "qkv",
+        "tune": "bias",
+    },
+    "--freeze_blocks 1: it needs blocks that train: use --tune all, attention or bias. "
+    "Received: --tune head": {"freeze_blocks": 1, "tune": "head"},
+    "--layer_decay 0.5: it needs blocks that train. Received: --tune head": {
+        "layer_decay": 0.5,
+        "tune": "head",
+    },
+    "--tune lora: it keeps trained weights, so it needs some. Received: --noload_weights": {
+        "tune": "lora",
+        "load_weights": False,
+    },
+    "--ema_warmup True: it needs the moving average. Received: --noema": {
+        "ema_warmup": True,
+        "ema": False,
+    },
+    "--layer_decay 0.0: `layer_decay` must be a number in (0, 1]; use 1.0 for no decay. "
+    "Received: layer_decay=0.0": {"layer_decay": 0.0},
+    "--freeze_blocks 3: `num_blocks` must be at most the number of blocks, 2. "
+    "Received: num_blocks=3": {"freeze_blocks": 3},
+    "--lora_targets value: `targets` must be one or several of 'attention/qkv', "
+    "'attention/projection', 'mlp/intermediate', 'mlp/projection'. Received: targets=['value']": {
+        "lora_targets": "value",
+        "tune": "lora",
+    },
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_trains_is_refused_where_flags_contradict(message, train, given, tmp_path):
+    assert refusal(train, given, tmp_path / "a", **REFUSED[message]) == f"Not trained. {message}"
+    assert not (tmp_path / "a").exists()
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise InterruptedError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune": "lora", "lora_rank": 2, "lora_targets": "qkv,mlp/projection"},
+        {"tune": "attention", "freeze_blocks": 1, "layer_decay": 0.5, "ema_warmup": True},
+    ],
+)
+def test_a_part_of_the_model_trains_and_resumes(changes, train, given, tmp_path, monkeypatch):
+    changes = {"recipe": "new_classes", "learning_rate": 0.01, **changes}
+    expected = states(run(train, given, tmp_path / "unbroken", **changes))
+    output = tmp_path / "stopped"
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        callbacks = train.callbacks
+        patch.setattr(train, "callbacks", lambda *arguments: [*callbacks(*arguments), Stop()])
+        run(train, given, output, **changes)
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["epoch_00002"]
+    resumed = states(run(train, given, output, **changes))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+    best, start = (
+        DeiTImageClassifier.from_preset(path) for path in (output / "best", given / "tiny")
+    )
+    changed = {
+        new.path
+        for new, old in zip(best.backbone.weights, start.backbone.weights, strict=True)
+        if not np.array_equal(new, old)
+    }
+    attention = {"attention/qkv/kernel", "attention/projection/kernel"}
+    if changes["tune"] == "lora":
+        layers = {"attention/qkv/kernel", "mlp/projection/kernel"}
+        assert changed <= {f"block_{index}/{layer}" for index in range(2) for layer in layers}
+        start = DeiTImageClassifier.from_preset(given / "tiny", num_classes=2)
+        start.load_lora_weights(output / "best_lora.safetensors")
+        x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(start(x)), keras.ops.convert_to_numpy(best(x)), atol=1e-5
+        )
+    else:
+        biases = {name.replace("kernel", "bias") for name in attention}
+        assert changed <= {f"block_1/{name}" for name in attention | biases}
+        assert best.trainable_variables  # and what was frozen is frozen in the preset
+        assert {v.path for v in best.backbone.trainable_variables} == {
+            f"block_1/{name}" for name in attention | biases
+        }
+    assert changed
+
+
 @pytest.mark.slow
 def test_images_that_grow(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=2, image_sizes="16,48")

@@ -5,6 +5,7 @@ import os
 
 import keras
 from flag_errors import of_flag
+from training.tuning import choose_trainable
 
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.presets import find_preset, imagenet_synsets
@@ -34,6 +35,7 @@ class Model:
         converter: its preprocessor.
         image_sizes: the sizes of --image_sizes, or nothing.
         has_average: whether its optimizer keeps a moving average of the weights.
+        has_adapters: whether LoRA is enabled.
     """
 
     fitted: keras.Model
@@ -41,6 +43,7 @@ class Model:
     converter: keras.layers.Layer
     image_sizes: tuple
     has_average: bool
+    has_adapters: bool
 
     @property
     def num_channels(self):
@@ -57,9 +60,14 @@ def choose_recipe(options, class_names):
         name = "deit3_base_fine_tune_224"
     else:
         name = "new_classes"
-    if options.learning_rate is None:
-        return RECIPES[name]
-    return dataclasses.replace(RECIPES[name], learning_rate=options.learning_rate)
+    changes = {"ema_warmup": True} if options.ema_warmup else {}
+    for field in ("learning_rate", "layer_decay"):
+        value = getattr(options, field)
+        if value is not None:
+            with of_flag(field, value):
+                dataclasses.replace(RECIPES[name], **{field: value})
+            changes[field] = value
+    return dataclasses.replace(RECIPES[name], **changes) if changes else RECIPES[name]
 
 
 def _knows(handle, class_names):
@@ -99,6 +107,7 @@ def build_model(options, recipe, schedule, class_names):
         )
     with of_flag("preset", options.preset):
         classifier = _build_classifier(options, recipe, class_names, sizes)
+    choose_trainable(options, classifier)
     converter, classifier.preprocessor = classifier.preprocessor, None
     if sizes:
         converter = type(converter).from_config({**converter.get_config(), "image_size": sizes[-1]})
@@ -129,7 +138,9 @@ def build_model(options, recipe, schedule, class_names):
         weighted_metrics=["accuracy"],
         jit_compile={"auto": "auto", "on": True, "off": False}[options.jit],
     )
-    return Model(fitted, classifier, converter, sizes, average is not None)
+    return Model(
+        fitted, classifier, converter, sizes, average is not None, options.tune == "lora"
+    )
 
 
 def parse_image_sizes(options):

@@ -19,16 +19,19 @@ def write_settings(directory, settings):
         file.write_text(json.dumps(_kept(settings), indent=4))
 
 
-def check_settings(directory, settings):
-    """Refuses to resume a training with other settings."""
+def check_settings(directory, settings, defaults):
+    """Refuses to resume a training with other settings.
+
+    A flag that did not exist when the training started had its default.
+    """
     path = directory / "settings.json"
     if not (directory / "checkpoints").exists() or not path.exists():
         return
     before = json.loads(path.read_text())
     changed = [
-        f"--{name} was {before.get(name)!r} and is {value!r}"
+        f"--{name} was {before[name]!r} and is {value!r}"
         for name, value in _kept(settings).items()
-        if before.get(name) != value
+        if before.setdefault(name, defaults[name]) != value
     ]
     if changed:
         raise ValueError(
@@ -98,6 +101,7 @@ class BestPreset(keras.callbacks.Callback):
         super().__init__()
         self.classifier, self.converter = model.classifier, model.converter
         self.output, self.accuracy = output, accuracy
+        self.has_adapters = model.has_adapters
 
     def on_test_end(self, logs=None):
         if not math.isfinite(logs["loss"]):
@@ -111,6 +115,8 @@ class BestPreset(keras.callbacks.Callback):
         self.classifier.preprocessor = self.converter
         self.classifier.save_to_preset(self.output / "best")
         self.classifier.preprocessor = None
+        if self.has_adapters:
+            self.classifier.save_lora_weights(self.output / "best_lora.safetensors")
         with atomic_file(self.output / "best.json") as file:
             file.write_text(json.dumps({"accuracy": self.accuracy}))
 
