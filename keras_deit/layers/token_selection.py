@@ -61,7 +61,7 @@ class TokenSelection(keras.layers.Layer):
         self.keep_rate = keep_rate
         self.num_prefix_tokens = num_prefix_tokens
 
-    def build(self, input_shape, scores_shape=None):
+    def build(self, input_shape):
         check_known_tokens("TokenSelection", input_shape)
         self.built = True
 
@@ -80,9 +80,7 @@ class TokenSelection(keras.layers.Layer):
         fused = ops.where(rank < kept, 0.0, scores)
         # As one matrix product, because gathering rows is slower on a CPU.
         shares = ops.concatenate([ops.cast(here, inputs.dtype), fused[:, None]], axis=1)
-        return ops.concatenate(
-            [inputs[:, :prefix], ops.matmul(shares, inputs[:, prefix:])], axis=1
-        )
+        return ops.concatenate([inputs[:, :prefix], ops.matmul(shares, inputs[:, prefix:])], axis=1)
 
     def _num_kept(self, shape):
         """Number of patch tokens that stay, or `None` if that is all of them."""
@@ -91,7 +89,7 @@ class TokenSelection(keras.layers.Layer):
         kept = math.ceil(self.keep_rate * patches)
         return kept if kept < patches else None
 
-    def compute_output_shape(self, input_shape, scores_shape=None):
+    def compute_output_shape(self, input_shape):
         batch, tokens, hidden_dim = input_shape
         kept = self._num_kept(input_shape)
         tokens = tokens if kept is None else self.num_prefix_tokens + kept + 1
