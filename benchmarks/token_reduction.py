@@ -32,7 +32,7 @@ from keras_deit.models import DeiTImageClassifier
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("seeds", 3, "Number of fine-tunings of each kind.", lower_bound=2)
-flags.DEFINE_integer("epochs", 20, "Epochs of each fine-tuning.", lower_bound=1)
+flags.DEFINE_integer("epochs", 4, "Epochs of each fine-tuning.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 5e-4, "Highest learning rate.", 0.0)
 flags.DEFINE_string("output", "docs/token_reduction.json", "JSON file of the results.")
 BATCH_SIZE = 64
@@ -44,7 +44,7 @@ STRENGTHS = {
 
 @functools.cache
 def augmented(seed):
-    """(images, labels) of all epochs, images converted; one row for each step."""
+    """(images, labels) of all epochs, images converted, in the order of training."""
     images, labels = digits.training_digits()
     images = keras.ops.convert_to_numpy(Subject().converter(images))
     options = {
@@ -63,13 +63,13 @@ def augmented(seed):
     steps = len(images) // BATCH_SIZE
     found = []
     for _ in range(FLAGS.epochs):
-        order = rng.permutation(len(images))[: steps * BATCH_SIZE].reshape(steps, BATCH_SIZE)
-        for rows in order:
-            batch = images[rows]
-            for layer in layers:
-                batch = layer(batch, training=True)
-            found.append((keras.ops.convert_to_numpy(batch), labels[rows]))
-    return tuple(map(np.concatenate, zip(*found)))
+        rows = rng.permutation(len(images))[: steps * BATCH_SIZE]
+        epoch = images[rows]
+        for layer in layers:
+            epoch = layer(epoch, training=True)
+        found.append((keras.ops.convert_to_numpy(epoch), labels[rows]))
+    images, labels = zip(*found)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 class Subject:
