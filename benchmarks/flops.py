@@ -30,10 +30,15 @@ def forward_flops(config, num_classes=0, num_heads_of_classifier=1):
         + num_heads_of_classifier * dim * num_classes
     )
     tokens = prefix + patches
-    for _ in range(config["num_layers"]):
+    num_layers, keep_rate = config["num_layers"], config.get("keep_rate", 1.0)
+    selecting = {num_layers * quarter // 4 for quarter in (1, 2, 3)}
+    for index in range(num_layers):
         # query, key, value and projection; scores and weighted sum
         multiplications += 4 * tokens * dim * dim + 2 * tokens * tokens * dim
         tokens -= min(config.get("num_merged_tokens", 0), (tokens - prefix) // 2)
+        if index in selecting:
+            # The kept tokens and the fused one, which replaces one at least.
+            tokens = min(tokens, prefix + math.ceil(keep_rate * (tokens - prefix)) + 1)
         multiplications += products_of_mlp * tokens * dim * intermediate_dim
     return 2 * multiplications
 

@@ -16,8 +16,10 @@ import keras_deit
 
 DOCS = pathlib.Path(__file__).parent
 
-# Its weights go by the name of the class that it replaces; a page goes by the name that users type.
-keras_deit.layers.MergingTransformerBlock.__name__ = "MergingTransformerBlock"
+# Their weights go by the name of the class that they replace; a page goes by the name that users
+# type.
+for name in ("MergingTransformerBlock", "SelectingTransformerBlock"):
+    getattr(keras_deit.layers, name).__name__ = name
 
 project = "keras_deit"
 author = "The keras_deit authors"

@@ -44,6 +44,15 @@ def check_rate(name, value):
     return float(value)
 
 
+def check_keep_rate(name, value):
+    if not _is_finite(value) or not 0 < value <= 1:
+        raise ValueError(
+            f"`{name}` must be a number in (0, 1]; use 1.0 to keep all tokens. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)
+
+
 def check_fraction(name, value):
     if not _is_finite(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {name}={value!r}")

@@ -36,6 +36,11 @@ SHORTER = {
         ("recipe.batch_size_for(len(training)), recipe.epochs_for(len(training))", "4, 1"),
         ("epochs=3", "epochs=1"),
     ],
+    "token_merging.md": [
+        ("[:1437, ..., None]", "[:64, ..., None]"),
+        ("[:1437]", "[:64]"),
+        ("epochs=4", "epochs=1"),
+    ],
     "distil.md": [("slice(0, 1437)", "slice(0, 64)"), ("slice(1437, None)", "slice(1437, 1469)")],
 }
 # More than two seconds of processor time
@@ -50,6 +55,7 @@ SLOW = {
     "quantize.md",
     "resume.md",
     "start.md",
+    "token_merging.md",
     "from_deit_tf.md",
 }
 # Has blocks for JAX, which run in a process of their own, and blocks for TensorFlow

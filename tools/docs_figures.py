@@ -10,6 +10,7 @@ which takes about a minute; the others take seconds.
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -24,6 +25,7 @@ from absl import app, flags
 from keras import ops
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -212,6 +214,61 @@ def _draw_borders(axis, group, backbone):
         axis.plot([32 * column + 31.5] * 2, [32 * row - 0.5, 32 * row + 31.5], "tab:orange", lw=0.8)
 
 
+def token_reduction():
+    """Accuracy against operations, with and without training; benchmarks/token_reduction.py."""
+    results = json.loads((DOCS / "token_reduction.json").read_text(encoding="utf-8"))
+    figure = Figure(figsize=(8.6, 3.5), layout="constrained")
+    panels = (("num_merged_tokens", "merged in each block"), ("keep_rate", "kept by three blocks"))
+    axes = figure.subplots(1, len(panels), sharey=True)
+    rows = (
+        ("shipped", "as shipped", "tab:gray", "s", "--"),
+        ("control", "fine-tuned without reduction", "tab:blue", "o", "-"),
+        ("trained", "fine-tuned with reduction", "tab:orange", "D", "-"),
+    )
+    for axis, (argument, title) in zip(axes, panels):
+        strengths = [name.split()[-1] for name in results if name.startswith(f"flops {argument} ")]
+        operations = [1.0, *(results[f"flops {argument} {strength}"] for strength in strengths)]
+        for kind, label, colour, marker, line in rows:
+            # Without reduction, the control is what was trained.
+            places = [f"{'control' if kind == 'trained' else kind} none"]
+            places += [f"{kind} {argument} {strength}" for strength in strengths]
+            found = [_of_all_seeds(results, place) for place in places]
+            axis.plot(
+                operations,
+                [np.mean(values) for values in found],
+                line,
+                color=colour,
+                marker=marker,
+                markersize=5,
+                label=label,
+            )
+            for x, values in zip(operations, found):
+                if len(values) > 1:
+                    axis.plot([x, x], [min(values), max(values)], color=colour, alpha=0.4, lw=3)
+        for x, strength in zip(operations[1:], strengths):
+            axis.annotate(
+                strength,
+                (x, 1),
+                (0, 3),
+                ("data", "axes fraction"),
+                "offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axis.set_title(f"{argument}: {title}", fontsize=9, pad=16)
+        axis.set_xlabel("operations, share of those without reduction", fontsize=9)
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.grid(alpha=0.3)
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0].set_ylabel("test accuracy", fontsize=9)
+    axes[1].legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def _of_all_seeds(results, name):
+    return [value for key, value in results.items() if key.split(" seed ")[0] == name]
+
+
 def distil():
     """The losses and the accuracy of the training in docs/distil.md."""
     page = (DOCS / "distil.md").read_text(encoding="utf-8")
@@ -252,6 +309,7 @@ FIGURES = {
         converter,
         augmentation,
         token_merging,
+        token_reduction,
         distil,
     )
 }

@@ -107,6 +107,21 @@ flags.DEFINE_list(
     "Instead of --image_size: sizes in pixels that the training images grow through, such as "
     "128,176,224. Validation uses the last. `best` takes images of any size.",
 )
+flags.DEFINE_integer(
+    "num_merged_tokens",
+    None,
+    "Number of tokens that each block merges, in training and in the saved model. Default: the "
+    "preset's.",
+    0,
+)
+flags.DEFINE_float(
+    "keep_rate",
+    None,
+    "Share of the patch tokens that three blocks keep, in training and in the saved model. "
+    "Default: the preset's.",
+    1e-3,
+    1.0,
+)
 flags.DEFINE_string("dtype_policy", "float32", "Keras dtype policy, such as mixed_bfloat16.")
 flags.DEFINE_enum("jit", "auto", ["auto", "on", "off"], "Whether to compile the step with XLA.")
 flags.DEFINE_bool("ema", True, "Validate and save the moving average of the weights.")

@@ -14,9 +14,11 @@ from keras_deit.layers.parallel_transformer_block import ParallelTransformerBloc
 from keras_deit.layers.patch_dropout import PatchDropout
 from keras_deit.layers.patch_embedding import PatchEmbedding
 from keras_deit.layers.rotary_position_embedding import RotaryPositionEmbedding
+from keras_deit.layers.selecting_transformer_block import SelectingTransformerBlock
 from keras_deit.layers.simple_feature_pyramid import SimpleFeaturePyramid
 from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.token_position_embedding import TokenPositionEmbedding
+from keras_deit.layers.token_selection import TokenSelection
 from keras_deit.layers.transformer_block import TransformerBlock
 
 __all__ = [
@@ -33,9 +35,11 @@ __all__ = [
     "PatchDropout",
     "PatchEmbedding",
     "RotaryPositionEmbedding",
+    "SelectingTransformerBlock",
     "SimpleFeaturePyramid",
     "TokenMerging",
     "TokenPositionEmbedding",
+    "TokenSelection",
     "TransformerBlock",
     "gelu",
     "gelu_tanh",

@@ -387,19 +387,25 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
     Returns:
         `(outputs, scores)`, with scores (B, heads, Q, T) after the softmax and before `dropout`.
     """
+    scores = attention_scores(query, key, bias)
+    if _multiplies_in_place(query):
+        return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
+    # (B, heads, Q, head_dim)
+    x = ops.matmul(dropout(scores), ops.transpose(value, (0, 2, 1, 3)))
+    return ops.transpose(x, (0, 2, 1, 3)), scores
+
+
+def attention_scores(query, key, bias=None):
+    """Returns `softmax(query @ key.T / sqrt(head_dim) + bias)`, (B, heads, Q, T)."""
     dtype, scale = query.dtype, math.sqrt(query.shape[-1])
-    # A TPU multiplies in any order of axes, and transposes would be copies
-    in_place = _is_for(("tpu",), query)
     # Scales the query rather than the product, which could overflow in float16.
-    if in_place:
+    if _multiplies_in_place(query):
         logits = ops.einsum(
             "bqhd,bkhd->bhqk", ops.cast(query / scale, "float32"), ops.cast(key, "float32")
         )
     else:
         query = ops.transpose(query, (0, 2, 1, 3))
-        key = ops.transpose(key, (0, 2, 3, 1))
-        value = ops.transpose(value, (0, 2, 1, 3))
-        logits = ops.matmul(query / scale, key)  # (B, heads, Q, T)
+        logits = ops.matmul(query / scale, ops.transpose(key, (0, 2, 3, 1)))  # (B, heads, Q, T)
     # The softmax sums over hundreds of tokens, which needs float32. PyTorch's uses float32 for any
     # input.
     if _BACKEND != "torch":
@@ -407,10 +413,10 @@ def attention_and_scores(query, key, value, bias, dropout=lambda scores: scores)
     if bias is not None:
         logits = logits + ops.cast(bias, logits.dtype)
     if logits.shape[-1] == 1:  # for which Keras' softmax has a warning
-        scores = ops.cast(ops.ones_like(logits), dtype)
-    else:
-        scores = ops.cast(ops.softmax(logits, axis=-1), dtype)
-    if in_place:
-        return ops.einsum("bhqk,bkhd->bqhd", dropout(scores), value), scores
-    x = ops.matmul(dropout(scores), value)  # (B, heads, Q, head_dim)
-    return ops.transpose(x, (0, 2, 1, 3)), scores
+        return ops.cast(ops.ones_like(logits), dtype)
+    return ops.cast(ops.softmax(logits, axis=-1), dtype)
+
+
+def _multiplies_in_place(query):
+    """Whether products take any order of axes, and a transpose would be a copy."""
+    return _is_for(("tpu",), query)

@@ -59,6 +59,6 @@ def padding_bias(mask, dtype):
 def refuse_mask(layer, mask):
     if mask is not None:
         raise ValueError(
-            f"`{type(layer).__qualname__}` merges tokens and takes no mask. Use "
-            "`TransformerBlock`, which does, or inputs without padding."
+            f"`{type(layer).__qualname__}` reduces the number of tokens and takes no "
+            "mask. Use `TransformerBlock`, which does, or inputs without padding."
         )

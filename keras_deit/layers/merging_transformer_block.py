@@ -5,16 +5,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.layers import kernels
-from keras_deit.layers.inputs import as_floats
-from keras_deit.layers.masks import refuse_mask
-from keras_deit.layers.multi_head_self_attention import output_specs
-from keras_deit.layers.token_merging import TokenMerging, check_known_tokens
+from keras_deit.layers.reducing_transformer_block import ReducingTransformerBlock
+from keras_deit.layers.token_merging import TokenMerging
 from keras_deit.layers.transformer_block import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_deit", name="MergingTransformerBlock")
-class MergingTransformerBlock(TransformerBlock):
+class MergingTransformerBlock(ReducingTransformerBlock):
     """A `TransformerBlock` that merges similar tokens between attention and MLP.
 
     `x = x + attention(norm(x), token_sizes)`, then `x, token_sizes = merge(x, token_sizes)`, then
@@ -80,12 +77,21 @@ class MergingTransformerBlock(TransformerBlock):
         )
         self.num_merged_tokens = self.token_merging.num_merged_tokens
         self.num_prefix_tokens = self.token_merging.num_prefix_tokens
-        self.supports_masking = False
 
     def build(self, input_shape):
-        check_known_tokens("MergingTransformerBlock", input_shape)
         super().build(input_shape)
         self.token_merging.build(input_shape)
+
+    def _reduce(self, x, query, key, token_sizes):
+        return self.token_merging(x, ops.mean(key, axis=2), token_sizes=token_sizes)
+
+    def _first(self, x, token_sizes):
+        if token_sizes is None:
+            return x, ops.ones_like(x[..., 0])
+        return x, token_sizes[:, : x.shape[1]]
+
+    def _reduced_shape(self, input_shape):
+        return self.token_merging.compute_output_shape(input_shape)[0]
 
     def call(
         self,
@@ -96,52 +102,13 @@ class MergingTransformerBlock(TransformerBlock):
         num_queries=None,
         mask=None,
     ):
-        inputs = as_floats(self, inputs)
-        refuse_mask(self, mask)
-        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
-        check_known_tokens("MergingTransformerBlock", inputs.shape)
-
-        def compute(inputs, token_sizes=None):
-            query, key, value = self.attention.heads(
-                kernels.layer_norm(self.attention_norm, inputs), num_queries=num_queries
-            )
-            attended = self.attention.attend(
-                query,
-                key,
-                value,
-                token_sizes,
-                training=training,
-                return_attention_scores=return_attention_scores,
-            )
-            branch, *scores = attended if return_attention_scores else (attended,)
-            if num_queries is None:
-                x = self._add_attention(inputs, branch, training)
-                x, token_sizes = self.token_merging(
-                    x, ops.mean(key, axis=2), token_sizes=token_sizes
-                )
-            else:
-                x = self._add_attention(inputs[:, :num_queries], branch, training)
-                token_sizes = (
-                    ops.ones_like(x[..., 0])
-                    if token_sizes is None
-                    else token_sizes[:, :num_queries]
-                )
-            return (self._add_mlp(x, training), *scores, token_sizes)
-
-        return self._run(
-            compute,
-            *([inputs] if token_sizes is None else [inputs, token_sizes]),
-            training=training,
+        return self._compute(
+            inputs, token_sizes, training, return_attention_scores, num_queries, mask
         )
 
     def compute_output_shape(self, input_shape, return_attention_scores=False, num_queries=None):
-        check_known_tokens("MergingTransformerBlock", input_shape)
-        shapes = self.attention.compute_output_shape(input_shape, True, num_queries)
-        outputs_shape, scores_shape = shapes
-        if num_queries is None:
-            outputs_shape, _ = self.token_merging.compute_output_shape(input_shape)
-        scores = (scores_shape,) if return_attention_scores else ()
-        return (outputs_shape, *scores, outputs_shape[:2])
+        shapes = self._shapes(input_shape, return_attention_scores, num_queries)
+        return (*shapes, shapes[0][:2])
 
     def compute_output_spec(
         self,
@@ -152,11 +119,7 @@ class MergingTransformerBlock(TransformerBlock):
         num_queries=None,
         mask=None,
     ):
-        refuse_mask(self, mask)
-        self._check_call(inputs.shape, return_attention_scores, num_queries, None)
-        return output_specs(
-            self, self.compute_output_shape(inputs.shape, return_attention_scores, num_queries)
-        )
+        return self._specs(inputs, return_attention_scores, num_queries, mask)
 
     def get_config(self):
         return {
@@ -166,6 +129,6 @@ class MergingTransformerBlock(TransformerBlock):
         }
 
 
-# Keras 3.15 stores a layer's weights under the name of its class. With the same name, a model that
-# merges tokens loads the weights of one that does not, and those that version 0.1 saved.
+# Loads the weights of a `TransformerBlock` (see `ReducingTransformerBlock`), and those that version
+# 0.1 saved.
 MergingTransformerBlock.__name__ = TransformerBlock.__name__

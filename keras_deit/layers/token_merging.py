@@ -134,7 +134,7 @@ def _merge_what_moves(inputs, keys, token_sizes, prefix, merged):
     _, sources, targets = similarity.shape
     kept = sources - merged
     best, partner = kernels.best_of_each_row(similarity)  # (B, sources)
-    rank = _rank(best)
+    rank = ranks(best)
     # The new place of each source: sources that are not merged come before the targets.
     place = ops.where(rank < merged, kept + partner, rank - merged)
     # (B, kept + targets, sources)
@@ -163,7 +163,7 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
     # Below every cosine
     similarity = ops.where(is_source[:, None] & is_target, similarity, -2.0)
     best, partner = kernels.best_of_each_row(similarity)  # (B, T)
-    rank = _rank(best)
+    rank = ranks(best)
     # The new row of each token: prefix tokens, sources that are not merged, targets.
     first_target = prefix + int(is_source.sum()) - merged
     rows = np.where(is_target, first_target + place // 2, np.arange(tokens)).astype("int32")
@@ -176,11 +176,13 @@ def _merge_all_at_once(inputs, keys, token_sizes, prefix, merged):
     return ops.matmul(shares / new_sizes[..., None], inputs), new_sizes
 
 
-def _rank(best):
+def ranks(values):
     """The rank of each value, (B, S); 0 is the highest, and equal values rank in order.
 
     Counted rather than sorted, because not every runtime for exported models can sort.
     """
-    earlier = np.tri(best.shape[1], k=-1, dtype=bool)
-    ahead = ops.where(earlier, best[:, None] >= best[..., None], best[:, None] > best[..., None])
+    earlier = np.tri(values.shape[1], k=-1, dtype=bool)
+    ahead = ops.where(
+        earlier, values[:, None] >= values[..., None], values[:, None] > values[..., None]
+    )
     return ops.sum(ops.cast(ahead, "int32"), axis=-1)

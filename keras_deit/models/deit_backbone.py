@@ -25,16 +25,10 @@ from keras_deit.layers.composite import (
     own_trainable,
     split_trainable,
 )
-from keras_deit.layers.merging_transformer_block import MergingTransformerBlock
 from keras_deit.layers.mlp import activation_config
 from keras_deit.layers.naming import unique_name
 from keras_deit.layers.scored_attention import ScoredAttention
-from keras_deit.layers.transformer_block import TransformerBlock
-from keras_deit.models.backbone_arguments import (
-    drop_path_rates,
-    merging_arguments,
-    prefix_tokens,
-)
+from keras_deit.models.backbone_arguments import block_kinds, drop_path_rates, prefix_tokens
 from keras_deit.models.embedding import Embedding
 from keras_deit.models.feature_maps import FeatureMaps
 from keras_deit.models.from_preset import load_backbone
@@ -105,6 +99,10 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
             of `image_shape`; must be given for images of any size.
         pad_images: bool. Whether to add zeros at the bottom and at the right of images that
             `patch_size` does not divide. Defaults to `False`, which refuses them.
+        keep_rate: float in (0, 1]. Share of the patch tokens that a block keeps, those that the
+            class token attends to; the others become one token (`TokenSelection`). The blocks are
+            those after a quarter, a half and three quarters of the depth: 3, 6 and 9 of 12, counted
+            from 0. Train with it. Excludes `num_merged_tokens`. Defaults to 1.0, which keeps all.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         dtype: dtype policy of all layers. Defaults to the global one.
@@ -118,7 +116,8 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
 
     Output shape:
         (batch, num_prefix_tokens + rows * columns, hidden_dim). With `num_merged_tokens`, each
-        block removes that many tokens, or half of its patch tokens if that is fewer.
+        block removes that many tokens, or half of its patch tokens if that is fewer. With
+        `keep_rate`, three blocks leave `ceil(keep_rate * N) + 1` of N patch tokens.
 
     Raises:
         ValueError: if an argument is out of range, `patch_size` does not divide the image,
@@ -143,7 +142,8 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
     References:
         [Touvron et al., 2021](https://arxiv.org/abs/2012.12877) (DeiT);
         [Touvron et al., 2022](https://arxiv.org/abs/2204.07118) (DeiT III);
-        [Darcet et al., 2024](https://arxiv.org/abs/2309.16588) (register tokens).
+        [Darcet et al., 2024](https://arxiv.org/abs/2309.16588) (register tokens);
+        [Liang et al., 2022](https://arxiv.org/abs/2202.07800) (`keep_rate`).
     """
 
     def __init__(
@@ -174,6 +174,7 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         patch_dropout_rate: float = 0.0,
         position_grid_size: int | tuple[int, int] | None = None,
         pad_images: bool = False,
+        keep_rate: float = 1.0,
         data_format: str | None = None,
         dtype: Any = None,
         name: str | None = None,
@@ -186,8 +187,15 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         num_prefix_tokens = prefix_tokens(
             use_class_token, use_distillation_token, num_register_tokens
         )
-        merging = merging_arguments(
-            num_merged_tokens, num_prefix_tokens, position_scope, patch_dropout_rate, image_shape
+        kinds = block_kinds(
+            len(rates),
+            num_merged_tokens,
+            keep_rate,
+            num_prefix_tokens,
+            use_class_token,
+            position_scope,
+            patch_dropout_rate,
+            image_shape,
         )
         grid_size, position_grid_size = grids(
             image_shape, patch_size, data_format, position_grid_size, position_scope
@@ -212,7 +220,6 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         )
         # Checks that patches divide the image
         embedding.patch_embedding.build((None, *image_shape))
-        block_class = MergingTransformerBlock if merging else TransformerBlock
         blocks = [
             block_class(
                 num_heads,
@@ -226,10 +233,10 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
                 use_qk_norm=use_qk_norm,
                 activation=activation,
                 use_gated_mlp=use_gated_mlp,
-                **merging,
+                **arguments,
                 **sublayer(f"block_{index}"),
             )
-            for index, rate in enumerate(rates)
+            for index, (rate, (block_class, arguments)) in enumerate(zip(rates, kinds))
         ]
         use_final_norm = check_bool("use_final_norm", use_final_norm)
         final_norm = _norm(layer_norm_epsilon, sublayer("final_norm")) if use_final_norm else None
@@ -261,6 +268,7 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         self.drop_path_rate = float(drop_path_rate)
         self.drop_path_schedule = drop_path_schedule
         self.num_merged_tokens = int(num_merged_tokens)
+        self.keep_rate = float(keep_rate)
         self.position_grid_size = position_grid_size
         self._patches = patches
         self._states = states
@@ -552,6 +560,7 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
             if self.position_grid_size == self.grid_size
             else self.position_grid_size,
             "pad_images": self.pad_images,
+            "keep_rate": self.keep_rate,
             "data_format": self.data_format,
         }
 

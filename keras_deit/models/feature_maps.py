@@ -12,6 +12,7 @@ from keras import ops
 from keras_deit.arguments import check_bool
 from keras_deit.layers.naming import unique_name
 from keras_deit.layers.tokens_to_map import TokensToMap
+from keras_deit.models.backbone_arguments import KEEPING_ALL
 
 
 class FeatureMaps:
@@ -43,7 +44,7 @@ class FeatureMaps:
 
         Raises:
             ValueError: if `blocks` is empty, repeats a block or has one that does not exist; or if
-                the backbone merges or drops tokens, which leaves no map to reshape to.
+                the backbone merges, selects or drops tokens, which leaves no map to reshape to.
 
         Equal to `forward_intermediates(indices=blocks, norm=norm)` of timm and
         `get_intermediate_layers` of DINOv2. The first call with new arguments builds a small
@@ -56,7 +57,7 @@ class FeatureMaps:
             name, value = self._without_places
             raise ValueError(
                 "A map needs one token for each patch. Use `reshape=False`, or a backbone with "
-                f"`{name}=0`. Received: reshape={reshape}, {name}={value}"
+                f"`{name}={KEEPING_ALL[name]}`. Received: reshape={reshape}, {name}={value}"
             )
         model = self._feature_models.get((indices, norm, reshape))
         if model is None:
@@ -74,7 +75,8 @@ class FeatureMaps:
         `{"P4": (batch, rows, columns, hidden_dim)}`, or (batch, hidden_dim, rows, columns) with
         `data_format="channels_first"`. The level is the base-2 logarithm of the patch size,
         rounded, such as `"P4"` for patches of 16 or 14 pixels and `"P2"` for 4. A backbone that
-        merges or drops tokens has no feature map.
+        merges, selects or drops tokens has no feature
+        map.
         """
         if self._without_places:
             return _NoFeatureMaps(*self._without_places)
@@ -84,8 +86,8 @@ class FeatureMaps:
     @property
     def _without_places(self):
         """(name, value) of the argument that leaves patches without a place, or `None`."""
-        for name in ("num_merged_tokens", "patch_dropout_rate"):
-            if getattr(self, name):
+        for name, off in KEEPING_ALL.items():
+            if getattr(self, name) != off:
                 return name, getattr(self, name)
         return None
 
@@ -143,6 +145,7 @@ class _NoFeatureMaps(dict):
 
     def __missing__(self, level):
         raise ValueError(
-            f"`pyramid_outputs` needs one token for each patch, so use `{self.name}=0`. "
+            "`pyramid_outputs` needs one token for each patch, so use "
+            f"`{self.name}={KEEPING_ALL[self.name]}`. "
             f"Received: {self.name}={self.value}"
         )

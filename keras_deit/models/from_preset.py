@@ -42,6 +42,7 @@ _ADAPTABLE = (
     "layer_scale_init_value",
     "layer_norm_epsilon",
     "num_merged_tokens",
+    "keep_rate",
     "remat",
     "position_grid_size",
     "pad_images",

@@ -5,6 +5,7 @@ from keras import ops
 
 from keras_deit.arguments import check_choice
 from keras_deit.layers.attention_pooling import AttentionPooling
+from keras_deit.models.backbone_arguments import KEEPING_ALL
 
 POOLINGS = ("token", "mean", "token_and_mean", "map")
 
@@ -69,10 +70,11 @@ def check_pooling(pooling, use_distillation_head, backbone):
             '`pooling="mean"` or `pooling="map"`, or a backbone with `use_class_token=True`. '
             f"Received: pooling={pooling!r}"
         )
-    if pooling != "token" and backbone.num_merged_tokens:
-        token = '`pooling="token"`, or ' if backbone.use_class_token else ""
-        raise ValueError(
-            f"Merged tokens are not the patches. Use {token}a backbone with "
-            f"`num_merged_tokens=0`. Received: pooling={pooling!r}, "
-            f"num_merged_tokens={backbone.num_merged_tokens}"
-        )
+    token = '`pooling="token"`, or ' if backbone.use_class_token else ""
+    for verb, name in (("Merged", "num_merged_tokens"), ("Selected", "keep_rate")):
+        value, off = getattr(backbone, name), KEEPING_ALL[name]
+        if pooling != "token" and value != off:
+            raise ValueError(
+                f"{verb} tokens are not the patches. Use {token}a backbone with `{name}={off}`. "
+                f"Received: pooling={pooling!r}, {name}={value}"
+            )

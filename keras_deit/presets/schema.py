@@ -29,6 +29,7 @@ BACKBONE = {
     "layer_scale_init_value": kinds.or_null(kinds.NUMBER),
     "layer_norm_epsilon": kinds.NUMBER,
     "num_merged_tokens": kinds.whole(0, 2**20),
+    "keep_rate": kinds.RATE,
     "remat": kinds.SWITCH,
     "use_class_token": kinds.SWITCH,
     "num_register_tokens": kinds.whole(0, 2**12),

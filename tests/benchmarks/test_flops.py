@@ -63,3 +63,12 @@ def test_published_figure_of_token_merging():
     """
     config = ARCHITECTURES["deit_small_patch16_224"].backbone_config | {"num_merged_tokens": 13}
     assert forward_flops(config, 1000, 1) / 2e9 == pytest.approx(2.7, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "keep_rate, gmacs", [(0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)]
+)
+def test_published_figures_of_token_selection(keep_rate, gmacs):
+    """GMACs of EViT's DeiT-S (reference: youweiliang/evit, README.md)."""
+    config = ARCHITECTURES["deit_small_patch16_224"].backbone_config | {"keep_rate": keep_rate}
+    assert forward_flops(config, 1000, 1) / 2e9 == pytest.approx(gmacs, abs=0.06)

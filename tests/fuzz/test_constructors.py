@@ -57,6 +57,7 @@ RATE = [*of_numpy(0.0, 0.1, 0.5), 0, np.float32(0.25)]
 POSITIVE = [*of_numpy(1e-4, 0.5), 1, np.float32(0.25)]
 NOT_NEGATIVE = [*POSITIVE, 0, 0.0]
 SWITCH = of_numpy(True, False)
+SHARE = [*of_numpy(0.3, 1.0), 1]
 TRAINABLE = [True, False, np.False_, {"": True}, {"": False}]
 FORMAT = [None, "channels_last", "channels_first"]
 FUNCTIONS = [None, "gelu", "relu", keras.activations.tanh, layers.gelu]
@@ -150,8 +151,14 @@ LAYERS = {
         "num_merged_tokens": SIZE,
         "num_prefix_tokens": [0, *SIZE],
     },
+    layers.SelectingTransformerBlock: {
+        **BLOCK,
+        "keep_rate": SHARE,
+        "num_prefix_tokens": SIZE,
+    },
     layers.ParallelTransformerBlock: {**BLOCK, "num_branches": SIZE},
     layers.TokenMerging: {"num_merged_tokens": SIZE, "num_prefix_tokens": [0, *SIZE]},
+    layers.TokenSelection: {"keep_rate": SHARE, "num_prefix_tokens": [0, *SIZE]},
     layers.DistillationHead: {"num_classes": SIZE, "trainable": TRAINABLE},
     layers.DeiTImageConverter: {
         "image_size": [*SIZE, (4, 6)],
@@ -204,6 +211,7 @@ MODELS = {
         "position_scope": ["all", "patches"],
         "drop_path_schedule": ["linear", "constant"],
         "num_merged_tokens": [0, 1],
+        "keep_rate": SHARE,
         "num_register_tokens": [0, 3],
         "position_grid_size": [None, 3, (2, 4)],
         "pad_images": SWITCH,

@@ -90,6 +90,11 @@ LAYERS = {
         TOKENS,
         lambda s: [(s[0], s[1] - (s[1] > 2), s[2]), (s[0], s[1] - (s[1] > 2))],
     ),
+    "SelectingTransformerBlock": (
+        lambda: layers.SelectingTransformerBlock(2, 6, 0.5),
+        TOKENS,
+        lambda s: [(s[0], min(s[1], 2 + s[1] // 2), s[2])],
+    ),
     "TokenMerging": (
         lambda: layers.TokenMerging(1),
         TOKENS,

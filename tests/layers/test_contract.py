@@ -133,6 +133,11 @@ CASES = {
         {"num_heads": 2, "intermediate_dim": 12, "num_merged_tokens": 2, "num_prefix_tokens": 1},
         TOKENS,
     ),
+    "selecting_block": (
+        layers.SelectingTransformerBlock,
+        {"num_heads": 2, "intermediate_dim": 12, "keep_rate": 0.4, "num_prefix_tokens": 1},
+        TOKENS,
+    ),
     "simple_feature_pyramid": (
         layers.SimpleFeaturePyramid,
         {"hidden_dim": 6, "layer_norm_epsilon": 1e-5, "data_format": "channels_last"},
@@ -197,7 +202,9 @@ def test_every_public_layer_is_here():
         getattr(layers, name) for name in layers.__all__ if inspect.isclass(getattr(layers, name))
     }
     # The converter has no weights and takes raw images: test_deit_image_converter.py holds it.
-    assert {cls for cls, _, _ in CASES.values()} == public - {layers.DeiTImageConverter}
+    # The selection takes two tensors: test_token_selection.py does.
+    elsewhere = {layers.DeiTImageConverter, layers.TokenSelection}
+    assert {cls for cls, _, _ in CASES.values()} == public - elsewhere
 
 
 @pytest.mark.parametrize("name", [name for name in layers.__all__ if name != "target_platform"])

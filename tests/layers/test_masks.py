@@ -261,17 +261,19 @@ def test_what_is_no_padding_mask(name, mask, received, tokens):
     ) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["TokenMerging", "MergingTransformerBlock"])
-def test_layers_that_merge_tokens_refuse_a_mask(name, tokens):
-    layer = (
-        layers.TokenMerging(1)
-        if name == "TokenMerging"
-        else layers.MergingTransformerBlock(HEADS, 12, 1)
-    )
+@pytest.mark.parametrize(
+    "name", ["TokenMerging", "MergingTransformerBlock", "SelectingTransformerBlock"]
+)
+def test_layers_that_reduce_tokens_refuse_a_mask(name, tokens):
+    layer = {
+        "TokenMerging": lambda: layers.TokenMerging(1),
+        "MergingTransformerBlock": lambda: layers.MergingTransformerBlock(HEADS, 12, 1),
+        "SelectingTransformerBlock": lambda: layers.SelectingTransformerBlock(HEADS, 12, 0.5),
+    }[name]()
     assert not layer.supports_masking
     text = (
-        f"`{name}` merges tokens and takes no mask. Use `TransformerBlock`, which does, or inputs "
-        "without padding."
+        f"`{name}` reduces the number of tokens and takes no mask. Use `TransformerBlock`, which "
+        "does, or inputs without padding."
     )
     with pytest.raises(ValueError, match=text):
         layer(keras.layers.Masking()(tokens))

@@ -9,6 +9,7 @@ from keras_deit.layers import (
     TransformerBlock,
     target_platform,
 )
+from tests.gradients import measured_gradients, trained_gradients
 from tests.helpers import images, numpy, raises, randomize, tiny_backbone, tiny_classifier
 
 pytestmark = pytest.mark.backend
@@ -55,6 +56,28 @@ def test_equals_the_algorithm_of_the_paper(prefix, count, platform, rng):
         )
         np.testing.assert_allclose(numpy(outputs)[sample], expected, atol=1e-5)
         np.testing.assert_allclose(numpy(token_sizes)[sample], expected_sizes, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_are_those_of_finite_differences(platform, rng):
+    tokens, keys = rng.normal(size=(1, 8, 3)), rng.normal(size=(1, 8, 5))
+    sizes, weights = rng.uniform(1, 3, size=(1, 8)), rng.normal(size=(6, 3))
+    layer = TokenMerging(2, 1)
+
+    def merge(tokens, sizes):
+        outputs, _ = layer(tokens, keras.ops.array(keys, "float32"), token_sizes=sizes)
+        return outputs * keras.ops.array(weights, "float32")
+
+    with target_platform(platform):
+        found = trained_gradients(merge, tokens, sizes)
+    expected = measured_gradients(
+        lambda tokens, sizes: merge_one_by_one(tokens[0], keys[0], sizes[0], 2, 1)[0] * weights,
+        tokens,
+        sizes,
+    )
+    for gradient, measured in zip(found, expected):
+        assert abs(measured).max() > 0.02
+        np.testing.assert_allclose(gradient, measured, atol=1e-5)
 
 
 def test_nothing_is_lost_and_the_prefix_stays(rng):

@@ -238,6 +238,7 @@ TAKEN = {
     "position_grid_size": (2, 3),
     "pad_images": True,
     "num_merged_tokens": 1,
+    "keep_rate": 0.5,
     "remat": True,
     "data_format": "channels_last",
     "dtype": "bfloat16",
@@ -249,6 +250,7 @@ CHANGE_OUTPUTS = (
     "patch_size",
     "use_distillation_token",
     "num_merged_tokens",
+    "keep_rate",
     "layer_norm_epsilon",  # a warning advises it: test_transformers.py
     "position_grid_size",
     "dtype",

@@ -39,9 +39,13 @@ def states(output, epoch=3):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("recipe", ["deit", "new_classes"])  # one optimizer, and two
-def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, recipe):
+@pytest.mark.parametrize(
+    "recipe, reduction",  # one optimizer, and two
+    [("deit", {"keep_rate": 0.5}), ("new_classes", {"num_merged_tokens": 1})],
+)
+def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, recipe, reduction):
     taught = {"teacher": str(given / "teacher.keras"), "recipe": recipe, "learning_rate": 0.05}
+    taught |= reduction
     expected = states(run(train, given, tmp_path / "unbroken", **taught))
 
     output = tmp_path / "killed"
@@ -68,6 +72,8 @@ def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, re
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
     with open(output / "log.csv", newline="") as stream:
         assert {row["epoch"] for row in csv.DictReader(stream)} == {"1", "2", "3"}
+    backbone = DeiTImageClassifier.from_preset(output / "best").backbone
+    assert reduction.items() <= backbone.get_config().items()
 
 
 @pytest.mark.slow
@@ -350,6 +356,8 @@ def test_errors_name_the_flag(train, given, tmp_path):
     assert "--dtype_policy float17: " in refusal(
         train, given, tmp_path / "a", dtype_policy="float17"
     )
+    both = refusal(train, given, tmp_path / "a", num_merged_tokens=1, keep_rate=0.5)
+    assert "Tokens are either merged or selected. Use `num_merged_tokens=0` or `keep_rate" in both
     why = "--image_size must be a multiple of the preset's patch size, 16 x 16 pixels. Received: 33"
     assert why in refusal(train, given, tmp_path / "a", image_size=33)
     assert (

@@ -190,6 +190,9 @@ def _build_classifier(options, recipe, class_names, image_sizes):
     elif options.image_size:
         _check_image_sizes("image_size", [options.image_size], config["patch_size"])
         overrides["image_shape"] = (options.image_size, options.image_size, num_channels)
+    for name in ("num_merged_tokens", "keep_rate"):
+        if getattr(options, name) is not None:
+            overrides[name] = getattr(options, name)
     if options.teacher:
         overrides["use_distillation_token"] = True
     classifier = DeiTImageClassifier.from_preset(
