@@ -26,8 +26,7 @@ class BlockDistillation:
     register tokens. Attention scores among them are divided by their sum.
 
     Args:
-        loss: `keras.losses.Loss` or the name of one. It takes the teacher's values and the
-            student's.
+        loss: `keras.losses.Loss`, called with the teacher's values and the student's.
         student_block: int, number of the student's block from 0. Negative numbers count from the
             end. Defaults to -1.
         teacher_block: the same for the teacher. Defaults to -1.
@@ -98,13 +97,12 @@ class BlockDistillation:
 
 
 def _check_loss(loss):
-    found = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if not isinstance(found, keras.losses.Loss):
+    if not isinstance(loss, keras.losses.Loss):
         raise ValueError(
             "`loss` must be a `keras.losses.Loss`, such as "
             f"`keras_deit.losses.FeatureDistillationLoss()`. Received: loss={loss!r}"
         )
-    return found
+    return loss
 
 
 def _check_block(name, block):

@@ -72,6 +72,9 @@ class BlockLosses:
             taught, learned: the `"blocks"` of teacher and student.
             sample_weight: (batch,), or `None`.
         """
+        if sample_weight is not None:
+            # Losses have one value for each image, or one for each token.
+            sample_weight = ops.reshape(sample_weight, (-1, 1))
         losses = {}
         for entry, name, of_teacher, of_student in zip(self.entries, self.names, taught, learned):
             total = 0.0

@@ -1,6 +1,5 @@
 """Training a student with labels and a teacher."""
 
-import inspect
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.logged_losses import LoggedLosses
+from keras_deit.models.logits_loss import check_loss, check_returns_logits
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.models.teacher import Teacher, check_logits, without_softmax
 
@@ -174,7 +174,7 @@ class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
         loss = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
         )
-        _check_loss(loss)
+        check_loss(loss)
         if optimizer is not None:
             check_not_float16(self)
         super().compile(optimizer, loss, **kwargs)
@@ -313,29 +313,7 @@ def _check_student(student):
             "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. "
             "Received: a student with one head"
         )
-    if student.activation is not keras.activations.linear:
-        raise ValueError(
-            "`student` must return logits: use `activation=None`. Received: "
-            f"activation={keras.activations.serialize(student.activation)!r}"
-        )
-
-
-def _check_loss(loss):
-    if isinstance(loss, (dict, list, tuple)):
-        raise ValueError(
-            f"`loss` must be a single loss for the class head. Received: loss={loss!r}"
-        )
-    function = keras.losses.get(loss)
-    if isinstance(function, keras.losses.Loss):
-        of_probabilities = function.get_config().get("from_logits") is False
-    else:  # a name, or a function
-        of_probabilities = "from_logits" in inspect.signature(function).parameters
-    if of_probabilities:
-        raise ValueError(
-            "`loss` must take logits, such as "
-            "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
-            f"Received: loss={loss!r}"
-        )
+    check_returns_logits("student", student)
 
 
 def _check_finite(x):
