@@ -12,7 +12,7 @@ from keras_deit.losses import (
 from keras_deit.models import BlockDistillation, DeiTDistiller, DeiTImageClassifier
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, same_arrays, tiny_backbone
-from tests.models.tiny import JIT, tiny_teacher
+from tests.models.tiny import CROSS_ENTROPY, JIT, tiny_teacher
 from tests.models.token_losses import attention_loss, feature_loss, relation_loss
 
 pytestmark = pytest.mark.backend
@@ -41,7 +41,7 @@ def all_losses():
     ]
 
 
-def trained(distiller, x=None, **options):
+def trained(distiller, x, **options):
     distiller.compile(keras.optimizers.SGD(0.0), jit_compile=JIT)
     return distiller.fit(x, LABELS, batch_size=4, verbose=0, **options).history
 
@@ -105,40 +105,64 @@ def test_losses_are_of_the_tokens_that_both_models_have(rng):
 
 def test_outputs_are_those_without_it(rng):
     """The blocks run on a graph of their own."""
-    student, x = student_of(rng, position_scope="rotary", hidden_dim=16), images(rng)
-    teacher = student_of(rng, position_scope="rotary", hidden_dim=16)
-    plain = trained(DeiTDistiller(student, teacher), x)
+    student, teacher = (
+        student_of(rng, position_scope="rotary", hidden_dim=16, num_layers=layers)
+        for layers in (2, 1)
+    )
+    x = images(rng)
     blocks = [
         BlockDistillation(loss)
         for loss in (AttentionDistillationLoss(), RelationDistillationLoss(), MSE)
     ]
     distiller = DeiTDistiller(student, teacher, block_distillation=blocks)
-    logs = trained(distiller, x, validation_data=(x, LABELS))
-    for name in ("class_loss", "distillation_loss"):
-        np.testing.assert_allclose(logs[name], plain[name], rtol=1e-4)
-    assert [name for name in logs if name.startswith("val_")] == ["val_loss"]
-    assert sorted(distiller.predict(x, verbose=0)) == ["class", "distillation", "mean"]
+    expected, outputs = distiller(x), distiller(x, training=True)
+    assert set(outputs) - set(expected) == {"blocks"}
+    for name, logits in expected.items():
+        np.testing.assert_allclose(numpy(outputs[name]), numpy(logits), atol=1e-5)
+    of_teacher = distiller._block_losses.teacher(x, training=False)
+    np.testing.assert_allclose(numpy(of_teacher["mean"]), numpy(teacher(x)), atol=1e-5)
+
+
+def counted(monkeypatch, **models):
+    """A list that gets the name of a model for each block that runs."""
+    runs = []
+    for name, model in models.items():
+        for block in model.backbone.blocks:
+            call = block.mlp.call
+
+            def count(*args, call=call, name=name, **kwargs):
+                runs.append(name)
+                return call(*args, **kwargs)
+
+            monkeypatch.setattr(block.mlp, "call", count)
+    return runs
 
 
 def test_each_model_runs_once_a_step(rng, monkeypatch):
     student, teacher, x = student_of(rng), teacher_of(rng), images(rng)
     distiller = DeiTDistiller(student, teacher, block_distillation=all_losses())
     distiller.compile("sgd", run_eagerly=True)
-    distiller.fit(x, LABELS, batch_size=2, verbose=0)
-    runs = []
-    for name, model in (("student", student), ("teacher", teacher)):
-        for block in model.backbone.blocks:
-            call = block.mlp.call
-            monkeypatch.setattr(
-                block.mlp,
-                "call",
-                lambda *args, call=call, name=name, **kwargs: (
-                    runs.append(name),
-                    call(*args, **kwargs),
-                )[1],
-            )
+    distiller.fit(x, LABELS, batch_size=4, verbose=0)
+    runs = counted(monkeypatch, student=student, teacher=teacher)
     distiller.fit(x, LABELS, batch_size=4, verbose=0)
     assert sorted(runs) == ["student"] * 2 + ["teacher"] * 3
+
+
+@pytest.mark.slow
+def test_distiller_of_keras_takes_these_models_and_runs_the_student_twice(rng, monkeypatch):
+    """docs/distil.md says so."""
+    student, teacher, x = student_of(rng), student_of(rng, num_layers=3), images(rng)
+    loss = keras.distillation.FeatureDistillation("mse", "block_2", "block_1")
+    distiller = keras.distillation.Distiller(teacher, student, [loss], student_loss_weight=0.5)
+    distiller.compile(keras.optimizers.SGD(0.0), CROSS_ENTROPY, run_eagerly=True)
+    tokens = [outputs(teacher, "block_outputs", 2, x), outputs(student, "block_outputs", 1, x)]
+    logs = distiller.fit(x, LABELS, batch_size=4, verbose=0).history
+    np.testing.assert_allclose(
+        logs["distillation_loss"][0], ((tokens[0] - tokens[1]) ** 2).mean(), rtol=1e-4
+    )
+    runs = counted(monkeypatch, student=student)
+    distiller.fit(x, LABELS, batch_size=4, verbose=0)
+    assert len(runs) == 2 * 2  # two blocks
 
 
 @pytest.mark.slow
@@ -153,6 +177,7 @@ def test_trains_compiled_and_in_mixed_precision(policy, rng):
     assert all(np.isfinite(values).all() for values in logs.values())
     assert logs["loss"][-1] < logs["loss"][0]
     assert np.abs(distiller._projections[0].get_weights()[0] - before[0]).max() > 1e-4
+    assert list(distiller.evaluate(x, LABELS, verbose=0, return_dict=True)) == ["loss"]
 
 
 @pytest.mark.slow

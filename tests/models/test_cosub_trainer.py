@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_deit.layers import DeiTImageConverter
 from keras_deit.losses import MixedLabelBinaryCrossentropy
 from keras_deit.models import CosubTrainer
 from tests.conftest import BACKEND
@@ -83,9 +84,8 @@ def test_no_gradient_flows_through_the_teaching_submodel(rng):
     np.testing.assert_allclose(model.get_weights()[0], before - of_sum, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_and_evaluate_with_raw_images(rng):
-    from keras_deit.layers import DeiTImageConverter
-
     classifier = droppy(rng, preprocessor=DeiTImageConverter((12, 32), data_format="channels_last"))
     trainer = CosubTrainer(classifier)
     trainer.compile("sgd", metrics=["accuracy"], jit_compile=JIT)

@@ -5,8 +5,9 @@ import os
 
 import keras
 from flag_errors import of_flag
+from training.distillation import parse_blocks
 
-from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
+from keras_deit.models import CosubTrainer, DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.presets import find_preset, imagenet_synsets
 from keras_deit.training import RECIPES
 
@@ -88,7 +89,7 @@ def choose_schedule(options, recipe, num_images, num_shares):
 
 
 def build_model(options, recipe, schedule, class_names):
-    """Builds and compiles the classifier or, with --teacher, its distiller."""
+    """Builds and compiles the classifier, or what --teacher or --cosub trains it with."""
     with of_flag("preset", options.preset):
         classifier = _build_classifier(options, recipe, class_names)
     converter, classifier.preprocessor = classifier.preprocessor, None
@@ -101,7 +102,13 @@ def build_model(options, recipe, schedule, class_names):
                 options.distillation_type,
                 options.alpha,
                 options.temperature,
+                block_distillation=parse_blocks(
+                    options.block_distillation, classifier.backbone.num_heads
+                ),
             )
+    elif options.cosub:
+        with of_flag("cosub", options.cosub):
+            fitted = CosubTrainer(classifier)
     average = ema_momentum(options, recipe, schedule)
     arguments = {"ema_momentum": average}
     if schedule.accumulation_steps > 1:
