@@ -12,7 +12,6 @@ settings of soft distillation are the paper's. docs/distillation.json keeps the 
 seed, so an interrupted run resumes after its last finished seed.
 """
 
-import json
 import os
 import pathlib
 import statistics
@@ -22,12 +21,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import app, flags
+from distilling.digits import BATCH_SIZE, accuracy, augmented, load, optimizer
+from distilling.results import resume
 from markdown_section import write_section
-from sklearn.datasets import load_digits
 
-from keras_deit.atomic import atomic_file
 from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 
 FLAGS = flags.FLAGS
@@ -38,7 +36,6 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("output", "docs/distillation.json", "JSON file of the results.")
 flags.DEFINE_string("page", "docs/distil.md", "Page with the table.")
-BATCH_SIZE = 50
 ROWS = {
     "teacher": "teacher, convolutional",
     "alone": "student alone, one token",
@@ -48,39 +45,9 @@ ROWS = {
 }
 
 
-def load():
-    """(images, digits) to train on and to test on; images (N, 16, 16, 1), about -1 to 1."""
-    digits = load_digits()
-    images = tf.image.resize(digits.images[..., None] / 8 - 1, (16, 16), "bicubic").numpy()
-    count = FLAGS.training_images
-    return (images[:count], digits.target[:count]), (images[count:], digits.target[count:])
-
-
-def augmented(images, labels, seed):
-    """Batches in a new order with new distortions every epoch, the same for the same seed."""
-    options = {"fill_mode": "constant", "fill_value": -1.0, "data_format": "channels_last"}
-    layers = (
-        keras.layers.RandomRotation(0.04, seed=seed, **options),
-        keras.layers.RandomZoom((-0.15, 0.15), (-0.15, 0.15), seed=seed, **options),
-        keras.layers.RandomTranslation(0.1, 0.1, seed=seed, **options),
-    )
-
-    def augment(images, labels):
-        for layer in layers:
-            images = layer(images, training=True)
-        return images, labels
-
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images), seed=seed)
-    return dataset.batch(BATCH_SIZE, drop_remainder=True).map(augment).prefetch(2)
-
-
 def train(model, training, seed):
-    steps = FLAGS.epochs * (len(training[0]) // BATCH_SIZE)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - steps // 10, warmup_target=2e-3, warmup_steps=steps // 10
-    )
     model.compile(
-        keras.optimizers.AdamW(schedule, weight_decay=0.05, clipnorm=1.0),
+        optimizer(FLAGS.epochs * (len(training[0]) // BATCH_SIZE)),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -106,10 +73,6 @@ def build_student(distilled):
         (16, 16, 1), 4, 4, 4, 64, 256, use_distillation_token=distilled, drop_path_rate=0.1
     )
     return DeiTImageClassifier(backbone, 10)
-
-
-def accuracy(model, data):
-    return float((model.predict(data[0], verbose=0).argmax(-1) == data[1]).mean())
 
 
 def agreement(teacher, training, seed):
@@ -164,26 +127,11 @@ def table(results):
 
 
 def main(_):
-    output = pathlib.Path(FLAGS.output)
     settings = {name: FLAGS[name].value for name in ("epochs", "training_images")}
-    content = (
-        json.loads(output.read_text()) if output.exists() else {"settings": settings, "results": []}
-    )
-    if content["settings"] != settings:
-        raise app.UsageError(
-            f"--output {output} contains results of other settings, {content['settings']}. Remove "
-            "it or choose another file."
-        )
-    training, test = load()
-    for seed in range(len(content["results"]), FLAGS.seeds):
-        content["results"].append(
-            {name: round(value, 4) for name, value in run(seed, training, test).items()}
-        )
-        print(f"seed {seed}: {content['results'][-1]}", flush=True)
-        with atomic_file(output) as file:
-            file.write_text(json.dumps(content, indent=1) + "\n")
-    write_section(pathlib.Path(FLAGS.page), "distillation", table(content["results"]))
-    print(table(content["results"]))
+    training, test = load(FLAGS.training_images)
+    results = resume(FLAGS.output, settings, FLAGS.seeds, lambda seed: run(seed, training, test))
+    write_section(pathlib.Path(FLAGS.page), "distillation", table(results))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ Distil a larger model:
     python tools/train.py --data photos --preset deit_tiny_distilled_patch16_224 --output run \\
         --teacher deit3_base_patch16_224
 
+Its blocks can teach as well as its answers (`--block_distillation relations:-1:-2`). Without a
+teacher, `--cosub` lets two submodels teach each other.
+
 `--data` is a folder with the subfolders `train` and `val`, each with one folder of images per
 class, or `tfds:NAME` for a dataset of TensorFlow Datasets. Without `--recipe`, new classes get a
 recipe whose batch size and epochs fit the number of images.
@@ -57,6 +60,7 @@ from absl import app, flags
 from flag_errors import of_flag
 from training.data import make_batches, open_images
 from training.devices import KINDS, start_devices
+from training.distillation import check_distillation
 from training.model import build_model, choose_recipe, choose_schedule
 from training.run_directory import (
     EpochLog,
@@ -84,6 +88,14 @@ flags.DEFINE_string(
 flags.DEFINE_enum("distillation_type", "hard", ["hard", "soft"], "Kind of distillation loss.")
 flags.DEFINE_float("alpha", 0.5, "Weight of the distillation loss, 0 to 1.", 0.0, 1.0)
 flags.DEFINE_float("temperature", 1.0, "Temperature of soft distillation.", 1e-3)
+flags.DEFINE_list(
+    "block_distillation",
+    [],
+    "What blocks of the student learn from blocks of the teacher, as KIND:STUDENT_BLOCK:"
+    "TEACHER_BLOCK[:WEIGHT], such as relations:-1:-1:0.5. KIND is attention, features or "
+    "relations; negative numbers of blocks count from the end.",
+)
+flags.DEFINE_bool("cosub", False, "Let two submodels of the model teach each other.")
 flags.DEFINE_enum(
     "recipe",
     None,
@@ -179,6 +191,7 @@ def prepare(scratch):
     output = shared_output if devices.process == 0 else pathlib.Path(scratch)
     check_settings(shared_output, settings(), defaults())
     check_tuning(FLAGS)
+    check_distillation(FLAGS)
     with of_flag("dtype_policy", FLAGS.dtype_policy):
         keras.dtype_policies.get(FLAGS.dtype_policy)
     with of_flag("preset", FLAGS.preset):

@@ -1,7 +1,5 @@
 """Training a student with labels and a teacher."""
 
-import contextlib
-import inspect
 from typing import Any
 
 import keras
@@ -11,24 +9,28 @@ from keras import ops
 from keras_deit.arguments import check_bool, check_choice, check_fraction, check_not_float16
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
+from keras_deit.models.block_losses import BlockLosses, check_entries
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
+from keras_deit.models.logged_losses import LoggedLosses
+from keras_deit.models.logits_loss import check_loss, check_returns_logits
 from keras_deit.models.raw_images import RawImageInputs
+from keras_deit.models.teacher import Teacher, check_logits, without_softmax
 
 DISTILLATION_TYPES = ("hard", "soft")
 _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
+class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
     """Trains a student with `compile` and `fit`: its class head with labels, its distillation head
     with a teacher.
 
     `loss = (1 - alpha) * class_loss + alpha * distillation_loss`. `class_loss` is the loss of
     `compile` between labels and class logits, `distillation_loss` the loss between the teacher's
-    logits and the distillation logits. Metrics and `evaluate` use the mean of both heads. The
-    training log has all three losses.
+    logits and the distillation logits. `block_distillation` adds its own, weighted losses. Metrics
+    and `evaluate` use the mean of both heads. The training log has all losses.
 
     Unlike `keras.distillation.Distiller`, it supports the distillation token, sample and class
     weights, and hard labels from the teacher. The trained model is `student`, an ordinary
@@ -51,6 +53,10 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         save_teacher: bool. Whether to save the teacher, which must be a Keras model, with the
             distiller. Otherwise, call `set_teacher` after loading to resume training. Defaults to
             `False`.
+        block_distillation: list of `BlockDistillation`: what blocks of the student learn from
+            blocks of the teacher. The teacher must be a `DeiTImageClassifier`, or a
+            `keras.Sequential` that ends with one, with as many rows and columns of patches as the
+            student. Defaults to `None`.
         **kwargs: `name`, `trainable`.
 
     Call arguments:
@@ -99,12 +105,14 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         temperature: float = 1.0,
         kl_reduction: str = "batchmean",
         save_teacher: bool = False,
+        block_distillation: list | tuple | None = None,
         **kwargs: Any,
     ) -> None:
         _check_student(student)
         check_choice("distillation_type", distillation_type, DISTILLATION_TYPES)
         alpha = check_fraction("alpha", alpha)
         save_teacher = check_bool("save_teacher", save_teacher)
+        block_distillation = check_entries(block_distillation)
         soft = SoftDistillationLoss(temperature, kl_reduction)
         super().__init__(**{**kwargs, "name": kwargs.get("name") or unique_name("deit_distiller")})
         self.dtype_policy = student.dtype_policy  # enables loss scaling with "mixed_float16"
@@ -114,16 +122,24 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         self.temperature = soft.temperature
         self.kl_reduction = soft.kl_reduction
         self.save_teacher = save_teacher
+        self._block_losses = None
+        if block_distillation:
+            self._block_losses = BlockLosses(block_distillation, student)
         self.set_teacher(teacher)
+        if block_distillation:
+            self._block_losses.build_projections()
+            self._projections = list(self._block_losses.projections.values())
         self._heads = keras.Model(student.input, {**student.token_logits, "mean": student.output})
         self._distillation_loss = soft if distillation_type == "soft" else HardDistillationLoss()
-        self._class_loss_tracker = keras.metrics.Mean(name="class_loss")
-        self._distillation_loss_tracker = keras.metrics.Mean(name="distillation_loss")
+        names = self._block_losses.names if block_distillation else ()
+        self._create_loss_trackers(("class_loss", "distillation_loss", *names))
         self.built = True
 
     def set_teacher(self, teacher: Any) -> None:
         """Sets the teacher, for example after loading a distiller that was saved without it."""
-        self._teacher = _Teacher(teacher, self.student, self.save_teacher)
+        if self._block_losses is not None and teacher is not None:
+            self._block_losses.set_teacher(teacher)
+        self._teacher = Teacher(teacher, self.student, self.save_teacher)
         if self.save_teacher:
             self._saved_teacher = teacher
         if self.compiled:
@@ -145,6 +161,8 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     def call(self, inputs, training=None):
         images = _named(inputs)["images"]
         self._check_inputs(images)
+        if training and self._block_losses is not None:
+            return self._block_losses.student(images, training=True)
         return self._heads(images, training=training)
 
     def compile(self, optimizer="rmsprop", loss=None, **kwargs):
@@ -156,7 +174,7 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         loss = (
             keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
         )
-        _check_loss(loss)
+        check_loss(loss)
         if optimizer is not None:
             check_not_float16(self)
         super().compile(optimizer, loss, **kwargs)
@@ -179,41 +197,43 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
         if not training:
             return super().compute_loss(x, y, y_pred["mean"], sample_weight, training)
         class_loss = super().compute_loss(x, y, y_pred["class"], sample_weight, training)
-        distillation_loss = self._distillation_loss(
-            self._teacher_logits(_named(x)), y_pred["distillation"], sample_weight
-        )
-        batch_size = ops.shape(y_pred["mean"])[0]
-        # `tf.distribute` divides every loss by the number of replicas. A loss of 1 measures that
-        # factor, so that the log can undo it.
-        share = keras.losses.MeanAbsoluteError()(ops.zeros((1, 1)), ops.ones((1, 1)))
-        self._class_loss_tracker.update_state(class_loss / share, sample_weight=batch_size)
-        self._distillation_loss_tracker.update_state(
-            distillation_loss / share, sample_weight=batch_size
-        )
-        return (1 - self.alpha) * class_loss + self.alpha * distillation_loss
+        logits, blocks = self._ask_teacher(_named(x))
+        distillation_loss = self._distillation_loss(logits, y_pred["distillation"], sample_weight)
+        losses = {"class_loss": class_loss, "distillation_loss": distillation_loss}
+        loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
+        if blocks is not None:
+            of_blocks = self._block_losses(blocks, y_pred["blocks"], sample_weight)
+            losses |= of_blocks
+            loss += self._block_losses.weighted_sum(of_blocks)
+        self._log_losses(losses, ops.shape(y_pred["mean"])[0])
+        return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, y, y_pred["mean"], sample_weight)
 
-    def test_step(self, *args):
-        # `evaluate` does not call the teacher, so the two losses are removed from its logs. JAX's
-        # step also returns its state.
-        result = super().test_step(*args)
-        logs, *state = result if isinstance(result, tuple) else (result,)
-        of_training = (self._class_loss_tracker.name, self._distillation_loss_tracker.name)
-        logs = {name: value for name, value in logs.items() if name not in of_training}
-        return (logs, *state) if state else logs
-
-    def _teacher_logits(self, inputs):
+    def _ask_teacher(self, inputs):
+        """The teacher's logits and, for `block_distillation`, what its blocks compute."""
         self._check_there_is_a_teacher(inputs)
+        blocks = None
         if "teacher_logits" in inputs:
             logits = inputs["teacher_logits"]
         else:
-            logits = self._teacher(inputs.get("teacher_images", inputs["images"]))
-        _check_logits(logits.shape, self.student.num_classes)
-        return ops.stop_gradient(_without_softmax(logits))
+            images = inputs.get("teacher_images", inputs["images"])
+            if self._block_losses is None:
+                logits = self._teacher(images)
+            else:
+                outputs = self._block_losses.teacher(images, training=False)
+                logits, blocks = outputs["mean"], outputs["blocks"]
+        check_logits(logits.shape, self.student.num_classes)
+        return ops.stop_gradient(without_softmax(logits)), blocks
 
     def _check_there_is_a_teacher(self, inputs):
+        if self._block_losses is not None and "teacher_logits" in inputs:
+            raise ValueError(
+                "`block_distillation` reads the blocks of the teacher, which logits do not have. "
+                'Remove "teacher_logits" from the data. Received: inputs with '
+                f"{', '.join(map(repr, inputs))}"
+            )
         if self._teacher.function is None and "teacher_logits" not in inputs:
             raise ValueError(
                 "The distiller has no teacher. Use `distiller.set_teacher(teacher)`, or add its "
@@ -253,6 +273,8 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
             "temperature": self.temperature,
             "kl_reduction": self.kl_reduction,
             "save_teacher": self.save_teacher,
+            "block_distillation": self._block_losses
+            and [keras.saving.serialize_keras_object(e) for e in self._block_losses.entries],
             "name": self.name,
             "trainable": self.trainable,
         }
@@ -261,57 +283,10 @@ class DeiTDistiller(RawImageInputs, CheckedInputs, keras.Model):
     def from_config(cls, config):
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], safe_mode=True)
-            for name in ("student", "teacher")
+            for name in ("student", "teacher", "block_distillation")
+            if name in config  # files of version 0.2 have no `block_distillation`
         }
         return cls(**{**config, **parts})
-
-
-class _Teacher:
-    """The teacher as a function of images.
-
-    Not a Keras object, so that Keras neither tracks nor saves it with the distiller.
-    """
-
-    def __init__(self, function, student, must_be_saved):
-        is_layer = isinstance(function, keras.layers.Layer)
-        if function is not None and not callable(function):
-            raise ValueError(
-                "`teacher` must be a Keras model or a function of images. "
-                f"Received: teacher={function!r}"
-            )
-        if must_be_saved and function is not None and not is_layer:
-            raise ValueError(
-                "`save_teacher=True` needs a Keras model as teacher. "
-                f"Received: teacher={function!r}"
-            )
-        self.function = function
-        self._preprocessor = getattr(function, "preprocessor", None)
-        if self._preprocessor is not None and student.preprocessor is None:
-            raise ValueError(
-                "The teacher has a preprocessor and the student has none. Use a preprocessor for "
-                "both, and train with raw images, or `preprocessor=None` for both, and train with "
-                "preprocessed images."
-            )
-        self._arguments = {}
-        self.variables = []
-        if is_layer and not function.built:
-            raise ValueError(
-                "`teacher` must be built and trained. To build it, call it on a batch of images."
-            )
-        with contextlib.suppress(
-            AttributeError
-        ):  # a subclassed model may not know its output shape
-            _check_logits(function.output_shape, student.num_classes)
-        if is_layer:
-            function.trainable = False
-            self._arguments = {"training": False}
-            self.variables = function.variables
-
-    def convert(self, images):
-        return images if self._preprocessor is None else self._preprocessor(images)
-
-    def __call__(self, images):
-        return self.function(images, **self._arguments)
 
 
 def _named(inputs):
@@ -326,28 +301,6 @@ def _named(inputs):
     return inputs
 
 
-def _without_softmax(outputs):
-    """Returns logits unchanged, and the logarithm of probabilities, which are valid logits.
-
-    A teacher may be any function, so probabilities are recognised by their values: none is negative
-    and each row sums to 1.
-    """
-    outputs = ops.cast(outputs, "float32")
-    sums_to_one = ops.abs(ops.sum(outputs, axis=-1) - 1) < 1e-2  # bfloat16 rounds that much
-    are_probabilities = ops.logical_and(ops.all(outputs >= 0), ops.all(sums_to_one))
-    return ops.where(
-        are_probabilities, ops.log(ops.maximum(outputs, np.finfo("float32").tiny)), outputs
-    )
-
-
-def _check_logits(shape, num_classes):
-    if len(shape) != 2 or shape[-1] != num_classes:
-        raise ValueError(
-            f"The teacher must return logits (batch, {num_classes}), one for each class of the "
-            f"student. Received: shape {tuple(shape)}"
-        )
-
-
 def _check_student(student):
     if not isinstance(student, DeiTImageClassifier):
         raise ValueError(
@@ -360,29 +313,7 @@ def _check_student(student):
             "`DeiTImageClassifier.from_preset(name, use_distillation_token=True)`. "
             "Received: a student with one head"
         )
-    if student.activation is not keras.activations.linear:
-        raise ValueError(
-            "`student` must return logits: use `activation=None`. Received: "
-            f"activation={keras.activations.serialize(student.activation)!r}"
-        )
-
-
-def _check_loss(loss):
-    if isinstance(loss, (dict, list, tuple)):
-        raise ValueError(
-            f"`loss` must be a single loss for the class head. Received: loss={loss!r}"
-        )
-    function = keras.losses.get(loss)
-    if isinstance(function, keras.losses.Loss):
-        of_probabilities = function.get_config().get("from_logits") is False
-    else:  # a name, or a function
-        of_probabilities = "from_logits" in inspect.signature(function).parameters
-    if of_probabilities:
-        raise ValueError(
-            "`loss` must take logits, such as "
-            "`keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. "
-            f"Received: loss={loss!r}"
-        )
+    check_returns_logits("student", student)
 
 
 def _check_finite(x):

@@ -175,6 +175,9 @@ LAYERS = {
         "kl_reduction": ["mean", "batchmean"],
         "reduction": REDUCTIONS,
     },
+    losses.AttentionDistillationLoss: {"reduction": REDUCTIONS},
+    losses.FeatureDistillationLoss: {"beta": POSITIVE, "reduction": REDUCTIONS},
+    losses.RelationDistillationLoss: {"num_relation_heads": SIZE, "reduction": REDUCTIONS},
     losses.MixedLabelBinaryCrossentropy: {
         "label_smoothing": RATE,
         "reduction": REDUCTIONS,
@@ -191,6 +194,11 @@ def backbone(**arguments):
 @functools.cache
 def student():
     return tiny_classifier({"num_layers": 1}, preprocessor=None)
+
+
+@functools.cache
+def droppy():
+    return tiny_classifier({"num_layers": 1, "drop_path_rate": 0.1}, preprocessor=None)
 
 
 @functools.cache
@@ -240,7 +248,16 @@ MODELS = {
         "temperature": POSITIVE,
         "kl_reduction": ["mean", "batchmean"],
         "save_teacher": SWITCH,
+        "block_distillation": [None, [], ()],
     },
+    models.BlockDistillation: {
+        "loss": [losses.FeatureDistillationLoss(), keras.losses.MeanSquaredError()],
+        "student_block": [0, -1, np.int64(3)],
+        "teacher_block": [0, -1, np.int64(3)],
+        "weight": POSITIVE,
+        "projection_dim": [None, *SIZE],
+    },
+    models.CosubTrainer: {"classifier": [droppy()]},
 }
 AUGMENTATION = {
     "crop": ["resized", "padded"],
@@ -280,6 +297,10 @@ def fits(name, value):
     """Whether what is junk elsewhere fits this argument."""
     if name == "mean":
         return isinstance(value, int) and value == -3
+    if name in ("student_block", "teacher_block"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "block_distillation":
+        return isinstance(value, (list, tuple)) and not value
     if name == "teacher":
         return callable(value)
     if name == "preprocessor":

@@ -77,6 +77,36 @@ def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, re
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["blocks", "cosub"])
+def test_blocks_and_cosub_resume_with_the_same_result(train, given, tmp_path, monkeypatch, kind):
+    if kind == "cosub":
+        chosen = {"cosub": True, "recipe": "deit3_base"}
+        logged = {"label_loss", "cosub_loss"}
+    else:
+        teacher = DeiTImageClassifier.from_preset(given / "tiny", num_classes=2)
+        teacher.save_to_preset(tmp_path / "teacher")
+        blocks = "features:0:-1,relations:-1:0:0.5,attention:1:1"
+        chosen = {"teacher": str(tmp_path / "teacher"), "block_distillation": blocks}
+        logged = {"feature_distillation_loss_block_0", "attention_distillation_loss_block_1"}
+    expected = states(run(train, given, tmp_path / "unbroken", epochs=2, **chosen), 2)
+    save = train.TrainingCheckpoint.on_epoch_end
+
+    def save_and_stop(checkpoint, epoch, logs=None):
+        save(checkpoint, epoch, logs)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(train.TrainingCheckpoint, "on_epoch_end", save_and_stop)
+        run(train, given, tmp_path / "broken", epochs=2, **chosen)
+    resumed = states(run(train, given, tmp_path / "broken", epochs=2, **chosen), 2)
+    assert resumed.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+    with open(tmp_path / "broken" / "log.csv", newline="") as stream:
+        assert logged <= set(next(csv.reader(stream)))
+
+
+@pytest.mark.slow
 def test_output(train, given, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(given))
     home = {"data": "~/photos", "preset": "~/tiny"}
@@ -371,6 +401,30 @@ def test_errors_name_the_flag(train, given, tmp_path):
     assert refusal(train, given, tmp_path / "d", distribution=other) == (
         f"Not trained. --distribution {other} needs KERAS_BACKEND={wanted}. Received: "
         f"KERAS_BACKEND={backend}"
+    )
+    blocks = "features:-1:-1"
+    assert refusal(train, given, tmp_path / "a", block_distillation=blocks) == (
+        "Not trained. --block_distillation needs --teacher. Received: --block_distillation "
+        "features:-1:-1"
+    )
+    taught = {"teacher": str(given / "teacher.keras")}
+    for text in ("tokens:0:0", "features:0", "features:0:last", "features:0:0:1:1"):
+        assert refusal(train, given, tmp_path / "a", **taught, block_distillation=text) == (
+            "Not trained. --block_distillation must be a list of KIND:STUDENT_BLOCK:TEACHER_BLOCK "
+            "or KIND:STUDENT_BLOCK:TEACHER_BLOCK:WEIGHT, with KIND one of attention, features, "
+            f"relations. Received: {text}"
+        )
+    assert "--block_distillation features:0:0:-1: `weight` must be a number above 0." in refusal(
+        train, given, tmp_path / "a", **taught, block_distillation="features:0:0:-1"
+    )
+    assert "`block_distillation` needs a `DeiTImageClassifier` as teacher" in refusal(
+        train, given, tmp_path / "a", **taught, block_distillation=blocks
+    )
+    assert "--cosub trains without a teacher." in refusal(
+        train, given, tmp_path / "a", **taught, cosub=True
+    )
+    assert "--cosub True: `classifier` must have a `drop_path_rate` above 0" in refusal(
+        train, given, tmp_path / "a", recipe="deit3_small", cosub=True
     )
     for shape, classes, message in (
         ((32, 32, 3), 3, "The teacher must return logits (batch, 2)"),

@@ -5,9 +5,10 @@ import os
 
 import keras
 from flag_errors import of_flag
+from training.distillation import parse_blocks
 from training.tuning import choose_trainable
 
-from keras_deit.models import DeiTBackbone, DeiTDistiller, DeiTImageClassifier
+from keras_deit.models import CosubTrainer, DeiTBackbone, DeiTDistiller, DeiTImageClassifier
 from keras_deit.presets import find_preset, imagenet_synsets
 from keras_deit.training import RECIPES
 
@@ -98,7 +99,7 @@ def choose_schedule(options, recipe, num_images, num_shares):
 
 
 def build_model(options, recipe, schedule, class_names):
-    """Builds and compiles the classifier or, with --teacher, its distiller."""
+    """Builds and compiles the classifier, or what --teacher or --cosub trains it with."""
     sizes = parse_image_sizes(options)
     if len(sizes) > schedule.epochs:
         raise ValueError(
@@ -120,7 +121,13 @@ def build_model(options, recipe, schedule, class_names):
                 options.distillation_type,
                 options.alpha,
                 options.temperature,
+                block_distillation=parse_blocks(
+                    options.block_distillation, classifier.backbone.num_heads
+                ),
             )
+    elif options.cosub:
+        with of_flag("cosub", options.cosub):
+            fitted = CosubTrainer(classifier)
     average = ema_momentum(options, recipe, schedule)
     arguments = {"ema_momentum": average}
     if schedule.accumulation_steps > 1:
