@@ -7,11 +7,15 @@ The `tf.data` pipelines need TensorFlow, so import their modules directly: `batc
 from keras_deit.losses import MixedLabelBinaryCrossentropy
 from keras_deit.training.checkpoint import TrainingCheckpoint
 from keras_deit.training.recipes import RECIPES, Augmentation, Recipe
+from keras_deit.training.soups import GreedySoup, average_weights, greedy_soup
 
 __all__ = [
     "RECIPES",
     "Augmentation",
+    "GreedySoup",
     "MixedLabelBinaryCrossentropy",
     "Recipe",
     "TrainingCheckpoint",
+    "average_weights",
+    "greedy_soup",
 ]
