@@ -1,14 +1,15 @@
 """Pictures of a confusion matrix: all of it, or the pairs that are confused most."""
 
 import numpy as np
+from evaluation.labels import shortened
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 MOST_CLASSES = 30  # of a matrix that can be read
-MOST_WITH_NUMBERS = 20
 NUM_PAIRS = 30
-# White to blue, and no black, so that numbers can be read on each
-COLOURS = LinearSegmentedColormap.from_list("shares", ["#ffffff", "#9ec9e8", "#1f6aa5", "#0b3d66"])
+BLUE, RED = "#1f6aa5", "#c2410c"
+CORRECT = LinearSegmentedColormap.from_list("correct", ["#ffffff", "#9ec9e8", BLUE, "#0b3d66"])
+WRONG = LinearSegmentedColormap.from_list("wrong", ["#ffffff", "#fdba74", RED, "#7c2d12"])
 
 
 def plot_confusion(matrix, labels):
@@ -28,42 +29,38 @@ def plot_confusion(matrix, labels):
 
 
 def _plot_matrix(matrix, labels):
-    images = matrix.sum(axis=1)
-    shares = matrix / np.maximum(images, 1)[:, None]
-    side = max(3.5, 0.42 * len(labels) + 1.2 + 0.07 * max(map(len, labels)))
-    figure = Figure((side + 1.0, side), layout="constrained")
+    count, names = len(labels), [shortened(label) for label in labels]
+    shares = matrix / np.maximum(matrix.sum(axis=1), 1)[:, None]
+    is_correct = np.eye(count, dtype=bool)[..., None]
+    # The square root shows also errors that are rare.
+    colours = np.where(is_correct, CORRECT(shares), WRONG(shares**0.5))
+    longest = max(map(len, names))
+    side = 0.36 * max(count, 6) + 0.075 * longest + 0.9
+    figure = Figure((side, side), layout="constrained")
     axis = figure.subplots()
-    picture = axis.imshow(shares, cmap=COLOURS, vmin=0, vmax=1)
-    names = [_fitted(label) for label in labels]
-    is_long = max(map(len, names)) > 3
-    axis.set_xticks(range(len(names)), names, rotation=90 if is_long else 0)
-    axis.set_yticks(range(len(names)), names)
-    axis.tick_params(length=0, labelsize=9)
-    # White lines between the cells
-    axis.set_xticks(np.arange(1, len(names)) - 0.5, minor=True)
-    axis.set_yticks(np.arange(1, len(names)) - 0.5, minor=True)
+    axis.imshow(colours)
+    axis.set_xticks(range(count), names, rotation=90 if longest > 3 else 0)
+    axis.set_yticks(range(count), names)
+    # Lines between the cells
+    axis.set_xticks(np.arange(1, count) - 0.5, minor=True)
+    axis.set_yticks(np.arange(1, count) - 0.5, minor=True)
     axis.grid(which="minor", color="#dddddd", linewidth=0.6)
-    axis.tick_params(which="minor", length=0)
+    axis.tick_params(which="both", length=0, labelsize=8)
     axis.spines[:].set_color("#bbbbbb")
-    axis.set_xlabel("prediction")
-    axis.set_ylabel("class")
-    axis.set_title(f"{matrix.trace()} of {matrix.sum()} images are correct", fontsize=10)
-    bar = figure.colorbar(picture, shrink=0.7, aspect=25, format="{x:.0%}")
-    bar.set_label("share of the images of the class", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    if len(labels) <= MOST_WITH_NUMBERS:
-        size = 9 if matrix.max() < 1000 else 7
-        for row, column in np.argwhere(matrix):
-            axis.text(
-                column,
-                row,
-                str(matrix[row, column]),
-                ha="center",
-                va="center",
-                fontsize=size,
-                color="white" if shares[row, column] > 0.5 else "#222222",
-            )
+    axis.set_xlabel("prediction", fontsize=9)
+    axis.set_ylabel("class", fontsize=9)
+    axis.set_title(f"{matrix.trace():,} of {matrix.sum():,} images are correct", fontsize=10)
+    is_dark = np.asarray(colours)[..., :3].mean(axis=-1) < 0.6
+    for row, column in np.argwhere(matrix):
+        axis.text(
+            column,
+            row,
+            str(matrix[row, column]),
+            ha="center",
+            va="center",
+            fontsize=8 if matrix[row, column] < 10_000 else 6,
+            color="white" if is_dark[row, column] else "#222222",
+        )
     return figure
 
 
@@ -75,9 +72,9 @@ def _plot_pairs(matrix, labels):
     images = matrix.sum(axis=1)
     figure = Figure((8, 0.26 * max(len(pairs), 3) + 1.1), layout="constrained")
     axis = figure.subplots()
-    names = [f"{_fitted(labels[row])} → {_fitted(labels[column])}" for row, column in pairs]
+    names = [f"{shortened(labels[row])} → {shortened(labels[column])}" for row, column in pairs]
     places = np.arange(len(pairs))
-    axis.barh(places, [wrong[pair] for pair in pairs], color="#1f6aa5", height=0.7)
+    axis.barh(places, [wrong[pair] for pair in pairs], color=RED, height=0.7)
     for place, (row, column) in zip(places, pairs):
         count = wrong[row, column]
         axis.text(count, place, f" {count} of {images[row]}", va="center", fontsize=8)
@@ -89,13 +86,8 @@ def _plot_pairs(matrix, labels):
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("images of the first class that are taken for the second", fontsize=9)
     axis.set_title(
-        f"{matrix.trace()} of {matrix.sum()} images of {len(labels)} classes are correct. The "
-        "pairs confused most:",
+        f"{matrix.trace():,} of {matrix.sum():,} images are correct. What is confused most:",
         fontsize=10,
         loc="right",
     )
     return figure
-
-
-def _fitted(label):
-    return label if len(label) <= 24 else f"{label[:22]}..."

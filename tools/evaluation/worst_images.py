@@ -2,11 +2,11 @@
 
 import csv
 import io
-import textwrap
 
 import keras
 import numpy as np
 from evaluation.batches import label_reader
+from evaluation.labels import shortened
 from matplotlib.figure import Figure
 
 NUM_WORST = 24
@@ -81,32 +81,27 @@ def plot_worst(worst, pictures, labels):
     num_rows = -(-len(worst) // columns)
     height, width = pictures[0].shape[:2]
     figure = Figure(
-        (1.75 * columns + 0.2, num_rows * (1.6 * min(height / width, 2) + 0.55) + 0.5),
+        (1.7 * columns + 0.1, num_rows * (1.6 * min(height / width, 2) + 0.6) + 0.35),
         layout="constrained",
     )
-    axes = figure.subplots(num_rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
     for axis, picture, (_, _, label, answer, probability) in zip(axes, pictures, worst):
         interpolation = "nearest" if max(picture.shape[:2]) < 128 else "antialiased"
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)
-        axis.set_title(f"{_fitted(labels[label])}\n", fontsize=9, fontweight="bold")
-        axis.text(
+        # Three lines; the text below takes the second and the third.
+        axis.set_title(f"{shortened(labels[label], 20)}\n\n", fontsize=8.5, fontweight="bold")
+        below = axis.text(
             0.5,
             1.03,
-            f"{_fitted(labels[answer])} ({probability:.0%})",
+            f"{shortened(labels[answer], 20)}\n{probability:.0%}",
             color=RIGHT if answer == label else WRONG,
-            fontsize=9,
+            fontsize=8.5,
             ha="center",
             va="bottom",
             transform=axis.transAxes,
         )
-    figure.suptitle(
-        f"The {len(worst)} images with the highest loss. Bold: their class; below: the prediction",
-        fontsize=10,
-    )
+        below.set_in_layout(False)
+    figure.suptitle("Bold: the class. Below: the prediction.", fontsize=9)
     return figure
-
-
-def _fitted(label):
-    return textwrap.shorten(label, 22, placeholder=" ...") if " " in label else label[:22]
