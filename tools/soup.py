@@ -1,12 +1,11 @@
 """Averages the weights of models that were fine-tuned from the same checkpoint: a "soup".
 
-    pip install ".[tensorflow]"
+    pip install ".[train]"
     python tools/soup.py --presets run_1/best,run_2/best,run_3/best --output soup
 
 With `--data`, a folder with the subfolder `val` or `tfds:NAME`, only those models are averaged
 that together have the best validation accuracy (Wortsman et al., 2022, "greedy soup"):
 
-    pip install ".[train]"
     python tools/soup.py --presets run_1/best,run_2/best,run_3/best --output soup --data photos
 
 `--output` is a new preset. Averaging takes as long as loading the models; the greedy soup of n
@@ -24,7 +23,10 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import app, flags
+from evaluation.accuracy import Accuracy
 from flag_errors import of_flag
+from training.data import open_validation_images
+from training.devices import Devices
 
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets import find_preset
@@ -61,11 +63,6 @@ def check_flags():
 
 
 def greedy():
-    # Imported here, because averaging alone needs no TensorFlow on other backends.
-    from evaluation.accuracy import Accuracy
-    from training.data import open_validation_images
-    from training.devices import Devices
-
     images = open_validation_images(FLAGS, Devices())
     soup = greedy_soup(FLAGS.presets, load, Accuracy(images, FLAGS.batch_size))
     for handle, score in sorted(soup.scores.items(), key=lambda item: -item[1]):

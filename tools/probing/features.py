@@ -39,9 +39,8 @@ def load_feature_model(handle, pooling=None, **overrides):
     converter = classifier.preprocessor
     if converter is None:
         raise ValueError(
-            "The preset has no preprocessor. Save it again with one: "
-            "`DeiTImageClassifier.from_preset(handle, preprocessor=DeiTImageConverter(...))"
-            ".save_to_preset(directory)`."
+            "The preset has no preprocessor. Save it as a `DeiTImageClassifier` with "
+            "`preprocessor=DeiTImageConverter(...)`."
         )
     if pooling is not None:
         classifier = DeiTImageClassifier(
