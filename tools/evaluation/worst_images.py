@@ -5,6 +5,7 @@ import io
 
 import keras
 import numpy as np
+import tensorflow as tf
 from evaluation.batches import label_reader
 from evaluation.labels import shortened
 from matplotlib.figure import Figure
@@ -56,17 +57,20 @@ def worst_table(worst, images, labels):
 
 def seen_images(worst, images, classifier):
     """What the model sees of these images: arrays (height, width, 1 or 3) from 0 to 1."""
-    converter, found = classifier.preprocessor, []
+    converter, found = classifier.preprocessor, {}
     is_channels_first = converter.data_format == "channels_first"
     read = label_reader(classifier, images, {})
-    for _, number, *_ in worst:
-        dataset = images.dataset().skip(number).take(1)
-        ((image, _),) = dataset.map(lambda *element: read(element)).as_numpy_iterator()
+    wanted = tf.constant([number for _, number, *_ in worst], "int64")
+    dataset = images.dataset().filter(
+        lambda number, *_: tf.reduce_any(tf.cast(number, "int64") == wanted)
+    )
+    dataset = dataset.map(lambda *element: (element[0], read(element)[0]))
+    for number, image in dataset.as_numpy_iterator():
         pixels = converter(image.transpose(2, 0, 1) if is_channels_first else image)
         pixels = np.asarray(keras.ops.convert_to_numpy(pixels), "float32")
         pixels = pixels.transpose(1, 2, 0) if is_channels_first else pixels
-        found.append((pixels * converter.std + converter.mean).clip(0, 1))
-    return found
+        found[int(number)] = (pixels * converter.std + converter.mean).clip(0, 1)
+    return [found[number] for _, number, *_ in worst]
 
 
 def plot_worst(worst, pictures, labels):
