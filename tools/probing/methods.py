@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 TEMPERATURE = 0.07
 INVERSE_PENALTIES = (1e-3, 1e-2, 1e-1, 1, 10, 100)
+PENALTY_PER_FEATURE = 0.1
 HELD_OUT = 0.2  # share of each class that chooses the penalty
 
 
@@ -72,10 +73,10 @@ def _split(features, labels, seed):
 def few_shot(training, test, shots, num_draws, seed):
     """Accuracies of ridge regressions, each on `shots` random training images of every class.
 
-    It minimizes |X W + b - Y|^2 + D |W|^2 in closed form: X are the standardised features, D is
-    their number, Y is 1 for the class and -1 for the others. Like few-shot evaluation in
+    It minimizes |X W + b - Y|^2 + 0.1 D |W|^2 in closed form: X are the standardised features, D is
+    their number, Y is 1 for the class and -1 for the others. As in the few-shot evaluation of
     [big_vision](https://github.com/google-research/big_vision), evaluators/fewshot_lsr.py, but with
-    one penalty instead of a choice by the test set.
+    a fixed penalty, because so few images leave none to choose it by.
     """
     features, labels = training
     of_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -83,6 +84,7 @@ def few_shot(training, test, shots, num_draws, seed):
     for draw in range(num_draws):
         rng = np.random.default_rng((seed, shots, draw))
         rows = np.concatenate([rng.choice(rows, shots, replace=False) for rows in of_class])
-        pipeline = make_pipeline(StandardScaler(), RidgeClassifier(alpha=features.shape[1]))
+        penalty = PENALTY_PER_FEATURE * features.shape[1]
+        pipeline = make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty))
         accuracies.append(pipeline.fit(features[rows], labels[rows]).score(*test))
     return accuracies
