@@ -22,6 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from absl import app, flags
+from evaluation.confusion_picture import plot_confusion
+from evaluation.worst_images import keep_worst, plot_worst
 from keras import ops
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -109,6 +111,24 @@ def predictions():
         for best in classifier.decode_predictions(logits[least_sure], top=2)
     ]
     return visualization.plot_images(large(images[least_sure]), titles, columns=8)
+
+
+def confusion():
+    """The digits that the model takes for others."""
+    classifier, (images, digits) = digits_model(), unseen_digits()
+    matrix = np.zeros((10, 10), int)
+    np.add.at(matrix, (digits, classifier.predict(images, verbose=0).argmax(axis=-1)), 1)
+    return plot_confusion(matrix, classifier.labels)
+
+
+def worst_images():
+    """The twelve digits with the highest loss."""
+    classifier, (images, digits) = digits_model(), unseen_digits()
+    probabilities = ops.convert_to_numpy(ops.softmax(classifier.predict(images, verbose=0)))
+    worst = []
+    keep_worst(worst, np.arange(len(images)), probabilities, digits)
+    worst = worst[:12]
+    return plot_worst(worst, [images[row[1]] / 255 for row in worst], classifier.labels)
 
 
 def converter():
@@ -306,6 +326,8 @@ FIGURES = {
         filters,
         positions,
         predictions,
+        confusion,
+        worst_images,
         converter,
         augmentation,
         token_merging,

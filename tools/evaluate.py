@@ -29,9 +29,11 @@ and predicting, without the first batch. Images that cannot be read are printed,
 out of the accuracy. ImageNet's images are not rotated by their EXIF tag, as in the official code.
 timm evaluates with `--crop_ratio 0.9`, so its accuracies differ from the published ones.
 
-`--class_report` writes two more tables per model: `<preset>_classes.csv` has recall, precision and
-F1 per class, the lowest recall first; `<preset>_confusion.csv` counts images by class and
-prediction.
+`--class_report` writes tables and pictures per model. `<preset>_classes.csv` has recall, precision
+and F1 per class, the lowest recall first. `<preset>_confusion.csv` counts images by class and
+prediction; `<preset>_confusion.png` shows it, or of more than 30 classes the pairs confused most.
+`<preset>_worst.png` shows the 24 images with the highest loss as the model sees them;
+`<preset>_worst.csv` has their files.
 
 To resume an interrupted evaluation, start it again with the same flags. The accuracy is the same
 as without interruption. Models that are in the table already are not evaluated again.
@@ -48,9 +50,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 from absl import app, flags
 from evaluation.class_report import class_table, confusion_matrix, matrix_table
+from evaluation.confusion_picture import plot_confusion
 from evaluation.counts import Progress, count_answers
 from evaluation.labels import read_real_labels
 from evaluation.table import build_row, check_rows, read_rows, row_settings, write_rows
+from evaluation.worst_images import plot_worst, seen_images, worst_table
 from flag_errors import of_flag
 
 from keras_deit import presets
@@ -68,7 +72,7 @@ flags.DEFINE_list(
 flags.DEFINE_string("output", "evaluation.csv", "Table to write or to add rows to.")
 flags.DEFINE_string("real_labels", None, "Path of real.json, to measure ReaL accuracy as well.")
 flags.DEFINE_string(
-    "class_report", None, "Folder for a table of the classes and a confusion matrix per model."
+    "class_report", None, "Folder for tables and pictures of the classes and the worst images."
 )
 flags.DEFINE_float(
     "crop_ratio", None, "Share of the resized image that the crop keeps. Default: the preset's."
@@ -90,16 +94,29 @@ def open_images(data_dir):
     return ImageFolder.open(directory)
 
 
-def write_class_report(handle, answers, labels):
-    matrix = confusion_matrix(answers, len(labels))
-    for kind, table in (("classes", class_table), ("confusion", matrix_table)):
-        with atomic_file(report_file(handle, kind)) as file:
-            file.write_text(table(matrix, labels))
+def write_class_report(handle, counts, images, classifier):
+    labels, worst = classifier.labels, counts["worst"]
+    matrix = confusion_matrix(counts["answers"], len(labels))
+    figures = {
+        "confusion.png": plot_confusion(matrix, labels),
+        "worst.png": plot_worst(worst, seen_images(worst, images, classifier), labels),
+    }
+    for name, figure in figures.items():
+        with atomic_file(report_file(handle, name)) as file:
+            figure.savefig(file, dpi=150)
+    tables = {
+        "classes.csv": class_table(matrix, labels),
+        "worst.csv": worst_table(worst, images, labels),
+        "confusion.csv": matrix_table(matrix, labels),
+    }
+    for name, table in tables.items():
+        with atomic_file(report_file(handle, name)) as file:
+            file.write_text(table)
 
 
-def report_file(handle, kind):
-    name = re.sub(r"[^\w.-]+", "_", handle).strip("_.")
-    return pathlib.Path(os.path.expanduser(FLAGS.class_report)) / f"{name}_{kind}.csv"
+def report_file(handle, name):
+    prefix = re.sub(r"[^\w.-]+", "_", handle).strip("_.")
+    return pathlib.Path(os.path.expanduser(FLAGS.class_report)) / f"{prefix}_{name}"
 
 
 def files_of_preset(handle):
@@ -117,7 +134,7 @@ def is_done(handle, rows, output):
     """Whether a model is in the table already."""
     if handle not in [row["model_name"] for row in rows]:
         return False
-    if FLAGS.class_report and not report_file(handle, "confusion").exists():
+    if FLAGS.class_report and not report_file(handle, "confusion.csv").exists():
         raise ValueError(
             f"--class_report: {output} has a row of {handle} already, but there is no report of "
             "it. Delete the row to evaluate the model again, or choose another --output."
@@ -160,10 +177,10 @@ def run():
                 "real_labels": FLAGS.real_labels,
             },
         )
-        counts, labels = count_answers(FLAGS, handle, images, real_labels, progress)
+        counts, classifier = count_answers(FLAGS, handle, images, real_labels, progress)
         rows.append(build_row(handle, counts, images, settings))
         if FLAGS.class_report:
-            write_class_report(handle, counts["answers"], labels)
+            write_class_report(handle, counts, images, classifier)
         write_rows(output, rows)
         progress.remove()
         print("".join(f"{name}: {value}\n" for name, value in rows[-1].items() if value))

@@ -6,16 +6,12 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
-from evaluation.labels import class_positions
+from evaluation.batches import check_converter, label_reader, numpy_batches
+from evaluation.worst_images import keep_worst
 from flag_errors import of_flag
 
-from keras_deit import presets
 from keras_deit.atomic import atomic_file
-from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
-from keras_deit.training.batches import evaluation_batches
-from keras_deit.training.image_reader import image_reader
 
 BATCHES_BETWEEN_SAVES = 20
 COUNTS = ("seen", "corrupt", "top1", "top5", "real", "real_images", "timed_images", "seconds")
@@ -26,9 +22,9 @@ def first_counts():
 
     `seen`, `corrupt`, `top1`, `top5` and `real` are numbers of images: read or not, unreadable, and
     answered correctly. `real_images` is the number of images with ReaL labels. `seconds` is the
-    time for `timed_images`. `answers` is described in class_report.py.
+    time for `timed_images`. `answers` is described in class_report.py, `worst` in worst_images.py.
     """
-    return {**dict.fromkeys(COUNTS, 0), "answers": {}}
+    return {**dict.fromkeys(COUNTS, 0), "answers": {}, "worst": []}
 
 
 def count_answers(options, handle, images, real_labels, progress):
@@ -42,29 +38,32 @@ def count_answers(options, handle, images, real_labels, progress):
         progress: `Progress`, which knows how far an interrupted run came.
 
     Returns:
-        (counts, the classifier's labels).
+        (counts, the classifier).
     """
     with of_flag("preset", handle):
         classifier = load_classifier(handle, options)
         unreadable = {}
-        read = _reader(classifier, images, unreadable)
+        read = label_reader(classifier, images, unreadable)
     counts = progress.read()
     # The batches are converted already.
     converter, classifier.preprocessor = classifier.preprocessor, None
     start, end = counts["seen"], len(images)
-    rest = images.dataset().skip(start)
-    batches = evaluation_batches(rest, converter, classifier.num_classes, options.batch_size, read)
+    batches = numpy_batches(
+        images, start, converter, classifier.num_classes, options.batch_size, read
+    )
     print(f"{handle}: image {start + 1} to {end}")
     bar = keras.utils.Progbar(end - start, stateful_metrics=["top-1 (%)"], unit_name="image")
     clock = None
-    for index, (inputs, labels, weights) in enumerate(batches.as_numpy_iterator(), start=1):
+    for index, (inputs, labels, weights) in enumerate(batches, start=1):
         logits = np.asarray(classifier.predict_on_batch(inputs), "float32")
         numbers = np.arange(counts["seen"], counts["seen"] + int(weights.sum()))
         good = _readable_rows(numbers, unreadable, counts)
         if np.isnan(logits[good]).any():
             raise ValueError(f"--preset {handle}: The outputs are NaN. Use another --dtype.")
         real = [real_labels[number] for number in numbers[good]] if real_labels else []
-        add_answers(counts, logits[good], labels[good].argmax(axis=-1), real)
+        correct = labels[good].argmax(axis=-1)
+        add_answers(counts, logits[good], correct, real)
+        keep_worst(counts["worst"], numbers[good], probabilities(classifier, logits[good]), correct)
         now = time.perf_counter()
         if clock is not None:  # the first batch compiles the model
             counts["timed_images"] += len(numbers)
@@ -75,38 +74,24 @@ def count_answers(options, handle, images, real_labels, progress):
             progress.write(counts)
         accuracy = 100 * share(counts["top1"], num_read(counts))
         bar.update(counts["seen"] - start, [("top-1 (%)", accuracy)])
-    return counts, classifier.labels
+    classifier.preprocessor = converter
+    return counts, classifier
+
+
+def probabilities(classifier, logits):
+    """Softmax of the logits. What an `activation` returned is left as it is."""
+    if classifier.activation is not keras.activations.linear:
+        return logits
+    exponentials = np.exp(logits.astype("float64") - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def load_classifier(handle, options):
     overrides = {"dtype": options.dtype, "crop_ratio": options.crop_ratio}
     overrides = {name: value for name, value in overrides.items() if value is not None}
     classifier = DeiTImageClassifier.from_preset(handle, **overrides)
-    if not isinstance(classifier.preprocessor, DeiTImageConverter):
-        raise ValueError(
-            "The preset must have a `DeiTImageConverter` as its preprocessor. Save it again with "
-            "`from_preset(handle, preprocessor=DeiTImageConverter(...)).save_to_preset(directory)`."
-            f" Received: preprocessor={classifier.preprocessor!r}"
-        )
+    check_converter(classifier)
     return classifier
-
-
-def _reader(classifier, images, unreadable):
-    """`image_reader` with labels of the classifier instead of the folders."""
-    positions = class_positions(classifier.labels, images.class_names)
-    read_image = image_reader(
-        images,
-        classifier.backbone.num_channels,
-        # The published accuracies ignore EXIF.
-        upright=images.class_names != presets.imagenet_synsets(),
-        unreadable=unreadable,
-    )
-
-    def read(element):
-        image, label = read_image(element)
-        return image, tf.gather(positions, label)
-
-    return read
 
 
 def _readable_rows(numbers, unreadable, counts):

@@ -87,5 +87,12 @@ def _are_real_labels(content):
     )
 
 
+def shortened(label, most=24):
+    """A label for a picture. Labels of ImageNet are lists of synonyms: the first is kept."""
+    if len(label) > most:
+        label = label.partition(",")[0]
+    return label if len(label) <= most else f"{label[: most - 2]}..."
+
+
 def _some(names):
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "none"

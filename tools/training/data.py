@@ -21,15 +21,7 @@ TFDS_SHUFFLE_BUFFER = 10_000
 def open_images(options, devices):
     """(training images, validation images)"""
     with of_flag("data", options.data):
-        if options.data.startswith(TFDS):
-            name = options.data.removeprefix(TFDS)
-            training, validation = (TfdsImages.open(name, is_train) for is_train in (True, False))
-        else:
-            root = pathlib.Path(os.path.expanduser(options.data))
-            training, validation = (
-                _open_folder(root / part, options.skip_broken_images, devices)
-                for part in ("train", "val")
-            )
+        training, validation = (_open(options, part, devices) for part in ("train", "val"))
         if training.class_names != validation.class_names:
             raise ValueError(
                 "The training and validation images must have the same classes. Received: "
@@ -41,6 +33,19 @@ def open_images(options, devices):
                 f"{', '.join(training.class_names)}"
             )
     return training, validation
+
+
+def open_validation_images(options, devices):
+    """The validation images alone."""
+    with of_flag("data", options.data):
+        return _open(options, "val", devices)
+
+
+def _open(options, part, devices):
+    if options.data.startswith(TFDS):
+        return TfdsImages.open(options.data.removeprefix(TFDS), training=part == "train")
+    root = pathlib.Path(os.path.expanduser(options.data))
+    return _open_folder(root / part, options.skip_broken_images, devices)
 
 
 def _open_folder(directory, skip_broken, devices):

@@ -1,11 +1,13 @@
 """What cannot be evaluated."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers import tiny_backbone, tiny_classifier
-from tests.tools.evaluate.helpers import DIGITS, refusal
+from tests.tools.evaluate.helpers import DIGITS, refusal, tool
 
 
 @pytest.mark.slow
@@ -92,3 +94,15 @@ def test_errors_name_the_flag(val, tmp_path):
     assert "float33" in refusal(val, output, dtype="float33")
     assert not output.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_labels_that_are_no_classes(val, tiny, tmp_path, monkeypatch):
+    """The test split of some TensorFlow datasets has the label -1. It was a traceback."""
+    images = tool.open_images(str(val))
+    unlabelled = dataclasses.replace(images, labels=(-1,) * len(images))
+    monkeypatch.setattr(tool, "open_images", lambda _: unlabelled)
+    message = refusal(val, tmp_path / "table.csv", tiny)
+    assert message == (
+        f"Not evaluated. A label of {images.identity} is not one of its 10 classes. Choose images "
+        "that are labelled."
+    )

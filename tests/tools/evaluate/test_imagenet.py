@@ -12,6 +12,7 @@ from tests.scripts import set_flags
 from tests.tools.evaluate.helpers import refusal, run, tool
 
 counts = sys.modules["evaluation.counts"]
+batches = sys.modules["evaluation.batches"]
 
 
 def write_real_labels(path, **lists):
@@ -101,10 +102,10 @@ def test_synsets_are_in_the_order_of_the_labels():
 def test_exif_is_applied_except_on_imagenet(imagenet, tiny, val, monkeypatch):
     given = []
     monkeypatch.setattr(
-        counts, "image_reader", lambda *_, upright, unreadable: given.append(upright)
+        batches, "image_reader", lambda *_, upright, unreadable: given.append(upright)
     )
     set_flags(tool, data_dir="", preset="")
     for folder, model in ((imagenet / "val", imagenet / "model"), (val, tiny)):
         classifier = counts.load_classifier(str(model), tool.FLAGS)
-        counts._reader(classifier, tool.open_images(str(folder)), {})
+        batches.label_reader(classifier, tool.open_images(str(folder)), {})
     assert given == [False, True]

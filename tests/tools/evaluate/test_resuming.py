@@ -21,7 +21,8 @@ def test_interrupted_evaluation_resumes_with_the_same_result(
     ended, val, tiny, tmp_path, monkeypatch, capsys
 ):
     next(val.glob("*/001.png")).write_text("no image")
-    expected = run(val, tmp_path / "unbroken.csv", tiny, batch_size=4)
+    reports = [str(tmp_path / name) for name in ("unbroken_report", "broken_report")]
+    expected = run(val, tmp_path / "unbroken.csv", tiny, batch_size=4, class_report=reports[0])
     monkeypatch.setattr(counts, "BATCHES_BETWEEN_SAVES", 2)
     update = keras.utils.Progbar.update
 
@@ -32,15 +33,19 @@ def test_interrupted_evaluation_resumes_with_the_same_result(
 
     monkeypatch.setattr(keras.utils.Progbar, "update", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(val, tmp_path / "broken.csv", tiny, batch_size=4)
+        run(val, tmp_path / "broken.csv", tiny, batch_size=4, class_report=reports[1])
     assert not (tmp_path / "broken.csv").exists()
     assert (tmp_path / ".broken.csv.progress").exists() == (ended > 1)
     capsys.readouterr()
     monkeypatch.setattr(keras.utils.Progbar, "update", update)
-    (row,) = run(val, tmp_path / "broken.csv", tiny, batch_size=4)
+    (row,) = run(val, tmp_path / "broken.csv", tiny, batch_size=4, class_report=reports[1])
     assert f": image {1 + 8 * (ended // 2)} to 30" in capsys.readouterr().out
     assert figures(row) == figures(expected[0])
     assert not (tmp_path / ".broken.csv.progress").exists()
+    files = [sorted(pathlib.Path(folder).iterdir()) for folder in reports]
+    assert len(files[0]) == 5
+    for unbroken, broken in zip(*files):
+        assert broken.read_bytes() == unbroken.read_bytes(), broken
 
 
 def test_progress_of_other_settings_is_ignored(val, tiny, tmp_path, monkeypatch, capsys):
