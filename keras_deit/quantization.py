@@ -160,13 +160,13 @@ def _check(model, places, images):
         raise ValueError(
             "`images` must be an array (batch, ...) with at least one image, as a call of the "
             "model takes it. Received: images "
-            f"{type(images).__name__ if shape is None else f'of shape {tuple(shape)}'}"
+            f"of {f'type {type(images).__name__}' if shape is None else f'shape {tuple(shape)}'}"
         )
     for layer in (layer for place in places for layer in place.dense_layers):
         if layer.quantization_mode is not None:
             raise ValueError(
-                "Smooth a model before it is quantized: the weights that quantizing rounded do "
-                f"not come back. Received: {layer.path} in {layer.quantization_mode}"
+                "Smooth a model before it is quantized: the weights that were rounded do not "
+                f"come back. Received: {layer.path} in {layer.quantization_mode}"
             )
         if layer.lora_enabled:
             raise ValueError(
