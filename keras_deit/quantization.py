@@ -58,7 +58,8 @@ def smooth(model: keras.Model, images: Any) -> None:
 
     Reference: [Xiao et al., 2023](https://arxiv.org/abs/2211.10438) (SmoothQuant), equation 4.
     """
-    places = [place for layer in _layers(model) for place in _places(layer)]
+    built = [layer for layer in _layers(model) if layer.built]
+    places = [place for layer in built for place in _places(layer)]
     _check(model, places, images)
     largest = _largest_inputs([layer for place in places for layer in place.readers], model, images)
     # All are found before the first weight changes.
@@ -132,19 +133,20 @@ def _places(layer):
         yield _after_norm(layer.head_norm, *heads)
 
 
-def _layers(model):
-    """All layers of a model and inside its layers, each once."""
-    found, waiting = {}, [model]
-    while waiting:
-        layer = waiting.pop()
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            if isinstance(layer, keras.Model):
-                waiting.extend(layer.layers)
-            elif isinstance(layer, CompositeLayer):
-                waiting.extend(layer.sublayers)
-            elif isinstance(layer, keras.layers.Wrapper):
-                waiting.append(layer.layer)
+def _layers(layer, found=None):
+    """A model, its layers and those inside of them, each once."""
+    found = {} if found is None else found
+    if id(layer) not in found:
+        found[id(layer)] = layer
+        inner = ()
+        if isinstance(layer, keras.Model):
+            inner = layer.layers
+        elif isinstance(layer, CompositeLayer):
+            inner = layer.sublayers
+        elif isinstance(layer, keras.layers.Wrapper):
+            inner = (layer.layer,)
+        for each in inner:
+            _layers(each, found)
     return list(found.values())
 
 

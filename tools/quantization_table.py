@@ -167,39 +167,30 @@ def measure(name, way, smoothed):
 
 
 def tables(results):
-    parts = []
-    for name, title in TITLES.items():
-        if name not in results:
-            continue
-        has_labels = any("correct" in result for result in results[name].values())
-        head = ["largest error", "mean error", "same class", *(["correct"] if has_labels else [])]
-        lines = [
-            f"### {title}",
-            "",
-            f"| | {' | '.join(f'{column}, plain' for column in head)} | "
-            f"{' | '.join(f'{column}, smoothed' for column in head)} |",
-            f"| --- |{' --- |' * 2 * len(head)}",
-        ]
-        for way in WAYS:
+    return "\n\n".join(table(results[name], TITLES[name]) for name in TITLES if results.get(name))
+
+
+def table(results, title):
+    has_labels = any("correct" in result for result in results.values())
+    head = ["", "largest error", "mean error", "same class", *(["correct"] if has_labels else [])]
+    lines = [f"### {title}", "", line(head), line(["---"] * len(head))]
+    for way in WAYS:
+        for kind in ("plain", "smoothed"):
+            result = results.get(f"{way}, {kind}")
+            if result is None:
+                continue
             cells = [
-                cell for kind in ("plain", "smoothed") for cell in row(results, name, way, kind)
+                way if kind == "plain" else f"{way}, **smoothed**",
+                f"{result['largest_error']:.1%}",
+                f"{result['mean_error']:.1%}",
+                f"{result['same']} of {result['images']}",
             ]
-            if any(cells):
-                lines.append(f"| {way} | {' | '.join(cells[: 2 * len(head)])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+            lines.append(line(cells + ([f"{result['correct']}"] if has_labels else [])))
+    return "\n".join(lines)
 
 
-def row(results, name, way, kind):
-    result = results[name].get(f"{way}, {kind}")
-    if result is None:
-        return [""] * (4 if name.startswith("digits") else 3)
-    cells = [
-        f"{result['largest_error']:.1%}",
-        f"{result['mean_error']:.1%}",
-        f"{result['same']} of {result['images']}",
-    ]
-    return cells + ([f"{result['correct']}"] if "correct" in result else [])
+def line(cells):
+    return f"| {' | '.join(cells)} |"
 
 
 def main(_):
