@@ -11,8 +11,8 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from keras_deit import layers, losses, models, presets, training, visualization
+from keras_deit import layers, losses, models, presets, quantization, training, visualization
 
 __version__ = "0.2.0"
 
-__all__ = ["layers", "losses", "models", "presets", "training", "visualization"]
+__all__ = ["layers", "losses", "models", "presets", "quantization", "training", "visualization"]

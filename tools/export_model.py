@@ -17,10 +17,16 @@ ONNX for images of any size, which the patches divide:
     python tools/export_model.py --format onnx --output deit.onnx \\
         --preset deit_tiny_distilled_patch16_224 --any_image_size
 
-LiteRT with 8-bit weights, for raw images of one size:
+LiteRT in int8, for raw images of one size:
 
     python tools/export_model.py --format litert --output deit.tflite \\
         --preset my_preset --raw_image_size 480,640 --int8
+
+OpenVINO in int8, for which it needs some of your images:
+
+    pip install ".[quantize]"
+    python tools/export_model.py --format openvino --output deit.xml \\
+        --preset my_preset --int8 --calibration_images photos
 
 OpenVINO with a fixed batch size, checked on your photographs:
 
@@ -31,8 +37,9 @@ The input `images` is float32, the output of the preset's preprocessor; or, with
 raw images in uint8. The outputs are `logits` and, with --attention_scores, `block_0`, `block_1`,
 ...
 
-The written model is loaded in its own runtime and compared with Keras on --photographs, or on fixed
-smooth noise. If they differ by more than 1e-4, nothing is written. The preset's labels are written
+The written model is loaded in its own runtime and compared with Keras on --photographs, on
+--calibration_images, or on fixed smooth noise. If they differ by more than 1e-4, or in int8 by more
+than a tenth of the largest value, nothing is written. The preset's labels are written
 to a text file beside the model. The program prints a row of the table in docs/export.md, which
 explains how to load each format without this package.
 """
@@ -49,8 +56,15 @@ import warnings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import numpy as np
 from absl import app, flags, logging
-from exporting.comparison import compare, images_to_compare, milliseconds_per_image
+from exporting.calibration import find_images
+from exporting.comparison import (
+    compare,
+    images_to_compare,
+    milliseconds_per_image,
+    read_images,
+)
 from exporting.formats import FORMATS, write
 from exporting.sizes import ANY, read_size
 from flag_errors import of_flag
@@ -59,6 +73,9 @@ from keras import ops
 from keras_deit.data_formats import join_image_shape
 from keras_deit.layers import DeiTImageConverter
 from keras_deit.models import DeiTImageClassifier
+from keras_deit.quantization import smooth
+
+COMPARED = 8  # of the images for calibration, if there are no photographs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("format", None, list(FORMATS), "Format to write.", required=True)
@@ -80,7 +97,13 @@ flags.DEFINE_string(
 flags.DEFINE_bool("any_image_size", False, "Take converted images of any size.")
 flags.DEFINE_integer("batch_size", None, "Fixed batch size. Default: any batch size.", 1)
 flags.DEFINE_bool("attention_scores", False, "Also output the attention scores of every block.")
-flags.DEFINE_bool("int8", False, "Store the weights in 8 bits (litert only).")
+flags.DEFINE_bool("int8", False, "Dense layers in int8 (onnx, litert or openvino).")
+flags.DEFINE_string(
+    "calibration_images",
+    None,
+    "Folder of images like those that the model is for, 32 or more. Makes int8 more accurate. "
+    "openvino needs it.",
+)
 flags.DEFINE_bool(
     "load_weights", True, "Load the preset's weights. Without, size and speed are the same."
 )
@@ -96,11 +119,7 @@ def check_flags():
             "loads presets of every backend. "
             f"Received: KERAS_BACKEND={keras.backend.backend()}"
         )
-    missing = [package for package in format.packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            f'--format {FLAGS.format} needs {" and ".join(missing)}: `pip install ".[export]"`.'
-        )
+    check_packages(format.packages, f"--format {FLAGS.format}", "export")
     if format.suffix and output.suffix != format.suffix:
         raise ValueError(
             f"--output must end in {format.suffix} for --format {FLAGS.format}. Received: {output}"
@@ -109,8 +128,22 @@ def check_flags():
     for path in (output, *weights, labels_file(output)):
         if path.exists():
             raise ValueError(f"--output: {path} exists. Remove it or choose another path.")
-    if FLAGS.int8 and FLAGS.format != "litert":
-        raise ValueError(f"--int8 needs --format litert. Received: --format {FLAGS.format}")
+    if FLAGS.int8 and format.int8_packages is None:
+        raise ValueError(
+            f"--int8 needs --format onnx, litert or openvino. Received: --format {FLAGS.format}"
+        )
+    if FLAGS.int8 and FLAGS.format == "openvino" and not FLAGS.calibration_images:
+        raise ValueError(
+            "--format openvino --int8 needs images to calibrate on. Add --calibration_images "
+            "FOLDER."
+        )
+    if FLAGS.int8:
+        check_packages(format.int8_packages, f"--format {FLAGS.format} --int8", "quantize")
+    elif FLAGS.calibration_images:
+        raise ValueError(
+            "--calibration_images is for int8. Add --int8, or leave it out. Received: "
+            f"--calibration_images {FLAGS.calibration_images}"
+        )
     if FLAGS.any_image_size and FLAGS.raw_image_size:
         raise ValueError(
             "--any_image_size takes converted images. Leave out --raw_image_size, whose conversion "
@@ -121,6 +154,12 @@ def check_flags():
             "--raw_image_size any needs --format saved_model. Use HEIGHT,WIDTH instead. Received: "
             f"--format {FLAGS.format}"
         )
+
+
+def check_packages(packages, flag, extra):
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f'{flag} needs {" and ".join(missing)}: `pip install ".[{extra}]"`.')
 
 
 def output_path():
@@ -142,17 +181,26 @@ def load_classifier():
             classifier = DeiTImageClassifier.from_preset(
                 FLAGS.preset, image_shape=any_size, **options
             )
+    if FLAGS.int8 and any(
+        keras.backend.standardize_dtype(weight.dtype) in ("int8", "uint8")
+        for weight in classifier.weights
+    ):
+        raise ValueError(
+            "--int8 needs a preset that is not quantized. Export the one that this was made from. "
+            f"Received: --preset {FLAGS.preset}"
+        )
     converter = classifier.preprocessor
     if FLAGS.raw_image_size and not isinstance(converter, DeiTImageConverter):
         raise ValueError(
             "--raw_image_size needs a preset with a `DeiTImageConverter` as its preprocessor. Save "
             f"the preset with one, or leave the flag out. Received: preprocessor={converter!r}"
         )
-    if FLAGS.photographs and converter is None:
-        raise ValueError(
-            "--photographs needs a preset with a preprocessor. Save the preset with one, or leave "
-            f"the flag out. Received: {FLAGS.preset}"
-        )
+    for flag in ("photographs", "calibration_images"):
+        if FLAGS[flag].value and converter is None:
+            raise ValueError(
+                f"--{flag} needs a preset with a preprocessor. Save the preset with one, or leave "
+                f"the flag out. Received: {FLAGS.preset}"
+            )
     return classifier
 
 
@@ -162,6 +210,15 @@ def named_outputs(classifier):
         return keras.Model(classifier.input, {"logits": classifier.output})
     both = classifier.outputs_with_attention_scores
     return keras.Model(classifier.input, {"logits": both["outputs"], **both["attention_scores"]})
+
+
+def calibrate(classifier, size):
+    """Smooths the classifier. Returns paths of images, and what the exported model gets of them."""
+    with of_flag("calibration_images", FLAGS.calibration_images):
+        paths = find_images(FLAGS.calibration_images)
+        images = np.concatenate(read_images(paths, classifier, size))
+    smooth(classifier, images if size is None else classifier.preprocessor(images))
+    return paths, images
 
 
 def exported_model(classifier, model, size):
@@ -180,8 +237,12 @@ def exported_model(classifier, model, size):
 def export(size):
     """Writes --output, complete or not at all, and returns a row of the table."""
     classifier = load_classifier()
+    photographs, calibration = FLAGS.photographs, None
+    if FLAGS.calibration_images:
+        paths, calibration = calibrate(classifier, size)
+        photographs = photographs or paths[:COMPARED]
     model = named_outputs(classifier)
-    images = images_to_compare(classifier, size, FLAGS.photographs, FLAGS.batch_size)
+    images = images_to_compare(classifier, size, photographs, FLAGS.batch_size)
 
     def expect(batch):
         outputs = model(batch if size is None else classifier.preprocessor(batch))
@@ -193,7 +254,7 @@ def export(size):
     work = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         exported = exported_model(classifier, model, size)
-        run = write(exported, work / output.name, FLAGS.format, FLAGS.int8)
+        run = write(exported, work / output.name, FLAGS.format, FLAGS.int8, calibration)
         difference, same = compare(run, expect, images, FLAGS.int8)
         mebibytes = sum(file.stat().st_size for file in work.rglob("*") if file.is_file()) / 2**20
         cells = [

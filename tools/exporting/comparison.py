@@ -27,7 +27,6 @@ def images_to_compare(classifier, size, paths, batch_size):
         batch_size: batch size of the exported model, or `None` for any.
     """
     backbone, converter = classifier.backbone, classifier.preprocessor
-    channels_first = backbone.data_format == "channels_first"
     channels = backbone.num_channels
     if converter is None:
         image_size = [
@@ -36,17 +35,27 @@ def images_to_compare(classifier, size, paths, batch_size):
         shape = join_image_shape(image_size, channels, backbone.data_format)
         images = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
         return _batches_of_sizes(images, batch_size, backbone)
-    with of_flag("photographs", ",".join(paths)):
-        images = [read_photograph(path, channels) for path in paths] or smooth_noise(channels)
-    if size not in (None, ANY):
-        images = [resized(image, size) for image in images]
-    images = [(image.transpose(2, 0, 1) if channels_first else image)[None] for image in images]
+    with of_flag("photographs", ",".join(map(str, paths))):
+        images = read_images(paths, classifier, size)
     if size is None:
-        images = [ops.convert_to_numpy(converter(image)) for image in images]
         return _batches_of_sizes(np.concatenate(images), batch_size, backbone)
     # Raw images may differ in size.
     groups = images if size == ANY else [np.concatenate(images)]
     return [batch for each in groups for batch in _batches(each, batch_size)]
+
+
+def read_images(paths, classifier, size):
+    """Inputs of the exported model, each (1, ...). See `images_to_compare` for the arguments."""
+    backbone, converter = classifier.backbone, classifier.preprocessor
+    channels = backbone.num_channels
+    images = [read_photograph(path, channels) for path in paths] or smooth_noise(channels)
+    if size not in (None, ANY):
+        images = [resized(image, size) for image in images]
+    channels_first = backbone.data_format == "channels_first"
+    images = [(image.transpose(2, 0, 1) if channels_first else image)[None] for image in images]
+    if size is not None:
+        return images
+    return [ops.convert_to_numpy(converter(image)) for image in images]
 
 
 def _batches_of_sizes(images, batch_size, backbone):

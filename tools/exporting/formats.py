@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
+from exporting.int8 import in_batches, quantize_onnx, quantize_openvino
 
 
 def load_saved_model(path):
@@ -63,23 +64,32 @@ class Format(NamedTuple):
         suffix: of the file, or empty for a folder.
         packages: what writing and loading need besides TensorFlow.
         load: function from a path to a function from images to {output name: array}.
+        int8_packages: what int8 needs, or `None` if there is no int8.
     """
 
     suffix: str
     packages: tuple
     load: Callable
+    int8_packages: tuple | None = None
 
 
 FORMATS = {
     "saved_model": Format("", (), load_saved_model),
-    "onnx": Format(".onnx", ("tf2onnx", "onnxruntime"), load_onnx),
-    "litert": Format(".tflite", ("ai_edge_litert",), load_litert),
-    "openvino": Format(".xml", ("openvino",), load_openvino),
+    "onnx": Format(".onnx", ("tf2onnx", "onnxruntime"), load_onnx, ()),
+    "litert": Format(".tflite", ("ai_edge_litert",), load_litert, ()),
+    "openvino": Format(".xml", ("openvino",), load_openvino, ("nncf",)),
 }
 
 
-def write(model, path, format, int8=False):
+def write(model, path, format, int8=False, calibration=None):
     """Writes a Keras model.
+
+    Args:
+        model: functional model with one input, `images`.
+        path: `pathlib.Path` of the file or folder.
+        format: a key of `FORMATS`.
+        int8: bool. Whether dense layers compute in int8.
+        calibration: array (batch, ...), inputs of the model; `openvino` needs it for int8.
 
     Returns:
         The written model: a function from images to {output name: array}.
@@ -108,6 +118,10 @@ def write(model, path, format, int8=False):
             model.export(
                 str(path), format=format, verbose=False, input_signature=signature, **options
             )
+        if int8 and format == "onnx":
+            quantize_onnx(path)
+        elif int8 and format == "openvino":
+            quantize_openvino(path, in_batches(calibration, model.inputs[0].shape[0]))
         return FORMATS[format].load(path)
     except Exception as error:  # of four writers and four runtimes
         # Shortened, because LiteRT's converter appends the whole graph.
