@@ -1,8 +1,5 @@
 """The notebooks of examples/notebooks run from top to bottom in a kernel of their own."""
 
-import os
-import pathlib
-
 import pytest
 
 from tests.pages import ROOT

@@ -145,9 +145,7 @@ def build_model(options, recipe, schedule, class_names):
         weighted_metrics=["accuracy"],
         jit_compile={"auto": "auto", "on": True, "off": False}[options.jit],
     )
-    return Model(
-        fitted, classifier, converter, sizes, average is not None, options.tune == "lora"
-    )
+    return Model(fitted, classifier, converter, sizes, average is not None, options.tune == "lora")
 
 
 def parse_image_sizes(options):
