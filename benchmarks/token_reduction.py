@@ -10,11 +10,11 @@ digits, which no model here has seen:
     trained    with the shipped weights fine-tuned with this reduction
 
 All fine-tunings have the same budget, and for each seed the same augmented images in the same
-order. Settings are fixed; nothing was chosen by these 360 digits.
+order. Their settings were not tuned.
 
-docs/token_reduction.json keeps each result, so an interrupted run resumes. `tools/docs_figures.py
---only token_reduction` draws the picture of docs/token_merging.md. It takes a quarter of an hour on
-two busy cores.
+Writes the table of docs/token_merging.md; `python tools/docs_figures.py --only token_reduction`
+draws its picture. docs/token_reduction.json keeps each result, so an interrupted run resumes. It
+takes half an hour on two cores that do other work, too.
 """
 
 import functools
@@ -29,12 +29,14 @@ from benchmarks import digits
 from benchmarks.flops import forward_flops
 from keras_deit.atomic import atomic_file
 from keras_deit.models import DeiTImageClassifier
+from tools.markdown_section import write_section
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("seeds", 3, "Number of fine-tunings of each kind.", lower_bound=2)
 flags.DEFINE_integer("epochs", 4, "Epochs of each fine-tuning.", lower_bound=1)
 flags.DEFINE_float("learning_rate", 5e-4, "Highest learning rate.", 0.0)
 flags.DEFINE_string("output", "docs/token_reduction.json", "JSON file of the results.")
+flags.DEFINE_string("page", "docs/token_merging.md", "Page with the table.")
 BATCH_SIZE = 64
 STRENGTHS = {
     "num_merged_tokens": (8, 16, 24, 32),
@@ -76,7 +78,7 @@ class Subject:
     """The digits model with a reduction. Built once, because tracing takes longer than training."""
 
     def __init__(self, **reduction):
-        self.title = " ".join(f"{name} {value}" for name, value in reduction.items()) or "none"
+        self.title = title(reduction)
         self.model = DeiTImageClassifier.from_preset(digits.PRESET, **reduction)
         self.converter, self.model.preprocessor = self.model.preprocessor, None
         self.shipped = self.model.get_weights()
@@ -112,8 +114,8 @@ class Subject:
         self.model.fit(images, labels, BATCH_SIZE, epochs=1, shuffle=False, verbose=0)
         return self.model.get_weights()
 
-    def trained_accuracy(self, seed):
-        return self.accuracy(self.fine_tuned(seed))
+    def accuracy_of(self, fine_tuned, seed):
+        return self.accuracy(fine_tuned(seed))
 
 
 class Results(dict):
@@ -144,16 +146,48 @@ def main(_):
             f"settings. Received: {settings}, and in the file {results['settings']}"
         )
     full = Subject()
-    controls = {seed: full.fine_tuned(seed) for seed in range(FLAGS.seeds)}
+    control = functools.cache(full.fine_tuned)
     for reduction in ({}, *reductions):
         subject = Subject(**reduction)
         results.once(f"flops {subject.title}", float, subject.flops / full.flops)
         results.once(f"shipped {subject.title}", subject.accuracy, subject.shipped)
-        for seed, weights in controls.items():
-            title = f"{subject.title} seed {seed}"
-            results.once(f"control {title}", subject.accuracy, weights)
+        for seed in range(FLAGS.seeds):
+            name = f"{subject.title} seed {seed}"
+            results.once(f"control {name}", subject.accuracy_of, control, seed)
             if reduction:
-                results.once(f"trained {title}", subject.trained_accuracy, seed)
+                results.once(f"trained {name}", subject.accuracy_of, subject.fine_tuned, seed)
+    text = table(results, reductions)
+    write_section(pathlib.Path(FLAGS.page), "token_reduction", text)
+    print(text)
+
+
+def table(results, reductions):
+    lines = [
+        "| reduction | operations | as shipped | fine-tuned without it | fine-tuned with it |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for reduction in ({}, *reductions):
+        name = title(reduction)
+        arguments = [f"`{argument}={value}`" for argument, value in reduction.items()]
+        cells = [
+            *(arguments or ["none"]),
+            f"{results[f'flops {name}']:.0%}",
+            f"{results[f'shipped {name}']:.1%}",
+            spread(results, f"control {name}"),
+            spread(results, f"trained {name}") if reduction else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(results, name):
+    """The mean of all seeds, and their range."""
+    found = [results[f"{name} seed {seed}"] for seed in range(FLAGS.seeds)]
+    return f"{np.mean(found):.1%} ({min(found):.1%} to {max(found):.1%})"
+
+
+def title(reduction):
+    return " ".join(f"{name} {value}" for name, value in reduction.items()) or "none"
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def token_reduction():
     results = json.loads((DOCS / "token_reduction.json").read_text(encoding="utf-8"))
     figure = Figure(figsize=(8.6, 3.5), layout="constrained")
     panels = (("num_merged_tokens", "merged in each block"), ("keep_rate", "kept by three blocks"))
-    axes = figure.subplots(1, len(panels), sharey=True)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True)
     rows = (
         ("shipped", "as shipped", "tab:gray", "s", "--"),
         ("control", "fine-tuned without reduction", "tab:blue", "o", "-"),
@@ -279,7 +279,7 @@ def token_reduction():
         axis.set_xlabel("operations, share of those without reduction", fontsize=9)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.grid(alpha=0.3)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("test accuracy", fontsize=9)
     axes[1].legend(fontsize=8, loc="lower right")
     return figure

@@ -135,7 +135,13 @@ CASES = {
     ),
     "selecting_block": (
         layers.SelectingTransformerBlock,
-        {"num_heads": 2, "intermediate_dim": 12, "keep_rate": 0.4, "num_prefix_tokens": 1},
+        {
+            "num_heads": 2,
+            "intermediate_dim": 12,
+            "keep_rate": 0.4,
+            "num_prefix_tokens": 1,
+            "drop_path_rate": 0.5,
+        },
         TOKENS,
     ),
     "simple_feature_pyramid": (

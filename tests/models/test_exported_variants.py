@@ -34,6 +34,7 @@ VARIANTS = {
         {"pooling": "mean", "use_head_norm": True},
     ),
     "patch dropout": ({"patch_dropout_rate": 0.5}, {}),
+    "selection": ({"keep_rate": 0.4, "use_distillation_token": True}, {}),
 }
 
 

@@ -292,8 +292,10 @@ def test_a_saved_model_has_each_weight_once(folder, tmp_path):
     assert written == DeiTImageClassifier.from_preset(folder / "tiny").count_params()
 
 
-def test_merged_tokens(format, rng, tmp_path):
-    tiny_classifier({"num_merged_tokens": 2}).save_to_preset(tmp_path / "merged")
+@pytest.mark.parametrize("reduction", [{"num_merged_tokens": 2}, {"keep_rate": 0.75}])
+def test_fewer_tokens(format, reduction, rng, tmp_path):
+    """The first block leaves two tokens less: of 12 patches, or 9 and a fused one."""
+    tiny_classifier(reduction).save_to_preset(tmp_path / "merged")
     run_script(
         tool,
         format=format,
