@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_deit
-from keras_deit import layers, models, visualization
+from keras_deit import layers, models, training, visualization
 
 pytestmark = pytest.mark.backend
 
@@ -19,6 +19,8 @@ CLASSES = [
 
 
 FUNCTIONS = [
+    training.average_weights,
+    training.greedy_soup,
     visualization.attention_maps,
     visualization.attention_model,
     visualization.attention_rollout,

@@ -1,7 +1,8 @@
 """Averages of the weights of several fine-tuned models: uniform and greedy "soups"."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,10 +28,11 @@ _FREE = {
 _MOST_LISTED = 5
 
 
-class GreedySoup(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class GreedySoup:
     """What `greedy_soup` returns.
 
-    Attributes:
+    Args:
         model: the model with the averaged weights.
         ingredients: the handles of the models in the average, the best one first.
         score: score of the average.
@@ -102,7 +104,7 @@ def greedy_soup(
             model, whose weights change.
 
     Returns:
-        A `GreedySoup`: (model, ingredients, score, scores).
+        A `GreedySoup` with `model`, `ingredients`, `score` and `scores`.
 
     Raises:
         ValueError: see `average_weights`.
@@ -116,11 +118,8 @@ def greedy_soup(
     >>> def evaluate(model):  # the nearer to 4, the better
     ...     return -abs(float(model.get_weights()[1][0]) - 4)
     >>> soup = keras_deit.training.greedy_soup([1.0, 3.0, 6.0], load, evaluate)
-    >>> soup.ingredients
-    (3.0,)
-    >>> soup = keras_deit.training.greedy_soup([1.0, 3.0, 5.0], load, evaluate)
-    >>> soup.ingredients
-    (3.0, 5.0)
+    >>> soup.ingredients  # their mean is 4.5
+    (3.0, 6.0)
 
     Reference: [Wortsman et al., 2022](https://arxiv.org/abs/2203.05482), recipe 1.
     """
