@@ -49,7 +49,7 @@ class SublayerArguments:
         self._trainable = trainable
         self._quantization_config = quantization_config or {}
 
-    def of(self, name, trainable=None):
+    def __call__(self, name, trainable=None):
         """The keyword arguments for creating the sub-layer `name`.
 
         Args:
@@ -66,6 +66,13 @@ class SublayerArguments:
             **self._quantization_config_of(name, dtype),
         }
 
+    def freeze_variables(self, sublayers, model):
+        """Freezes the variables of built layers that `trainable` names, if they are there."""
+        given = self._trainable if isinstance(self._trainable, dict) else {}
+        for path, _, variable in _variables(sublayers, model):
+            if not given.get(path, True):
+                variable.trainable = False
+
     def _dtype_of(self, name):
         if not isinstance(self._dtype, DTypePolicyMap):
             return self._dtype
@@ -80,6 +87,7 @@ class SublayerArguments:
 
     def _trainable_of(self, name, default):
         given = self._trainable if isinstance(self._trainable, dict) else {}
+        given = {path: value for path, value in given.items() if "." not in path}
         own, inner = given.get(name, default), _below(name, given)
         return {"": own, **inner} if inner else own
 
@@ -121,22 +129,6 @@ def unfreeze(model):
     """Makes every layer and variable train."""
     model.trainable = False  # on TensorFlow, setting the value that it has would do nothing
     model.trainable = True
-
-
-def split_trainable(trainable):
-    """(`trainable` of layers, paths of frozen variables) from a model's `trainable` argument."""
-    own_trainable(trainable)
-    if not isinstance(trainable, dict):
-        return trainable, ()
-    frozen = [path for path, value in trainable.items() if "." in path and not value]
-    return {path: value for path, value in trainable.items() if "." not in path}, frozen
-
-
-def freeze_variables(paths, sublayers, model):
-    """Freezes variables of built layers; paths that the model does not have mean nothing."""
-    for path, _, variable in _variables(sublayers, model):
-        if path in paths:
-            variable.trainable = False
 
 
 def _frozen_variables(sublayers, model):
@@ -222,7 +214,7 @@ class CompositeLayer(keras.layers.Layer):
         """The keyword arguments for the sub-layer that becomes the attribute `name`."""
         if name not in self._sublayer_names:
             self._sublayer_names.append(name)
-        return self._sublayer_arguments.of(name, self.trainable)
+        return self._sublayer_arguments(name, self.trainable)
 
     @property
     def sublayers(self):

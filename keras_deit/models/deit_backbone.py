@@ -19,11 +19,9 @@ from keras_deit.data_formats import (
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
-    freeze_variables,
     model_config,
     own_policy,
     own_trainable,
-    split_trainable,
 )
 from keras_deit.layers.mlp import activation_config
 from keras_deit.layers.naming import unique_name
@@ -200,8 +198,7 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         grid_size, position_grid_size = grids(
             image_shape, patch_size, data_format, position_grid_size, position_scope
         )
-        trainable, frozen = split_trainable(trainable)
-        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
+        sublayer = SublayerArguments(dtype, trainable, quantization_config)
 
         embedding = Embedding(
             hidden_dim=hidden_dim,
@@ -271,9 +268,8 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
         self.keep_rate = float(keep_rate)
         self.position_grid_size = position_grid_size
         self._patches = patches
-        self._states = states
-        self._rotation = rotation
-        freeze_variables(frozen, self._parts(), self)
+        self._states, self._rotation = states, rotation
+        sublayer.freeze_variables(self._parts(), self)
 
     def _get_backbone(self):
         return self

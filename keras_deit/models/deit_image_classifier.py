@@ -18,11 +18,9 @@ from keras_deit.arguments import (
 )
 from keras_deit.layers.composite import (
     SublayerArguments,
-    freeze_variables,
     model_config,
     own_policy,
     own_trainable,
-    split_trainable,
 )
 from keras_deit.layers.distillation_head import DistillationHead
 from keras_deit.layers.initialization import deit_initializer
@@ -139,8 +137,7 @@ class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, Pr
         labels = _check_labels(labels, num_classes)
         activation = check_activation("activation", activation)
         dtype = backbone.dtype_policy if dtype is None else dtype
-        trainable, frozen = split_trainable(trainable)
-        sublayer = SublayerArguments(dtype, trainable, quantization_config).of
+        sublayer = SublayerArguments(dtype, trainable, quantization_config)
         dtype = own_policy(dtype)
 
         features = backbone._class_output if pooling == "token" else backbone.output
@@ -183,7 +180,7 @@ class DeiTImageClassifier(LoraAdapters, RawImageInputs, AutomaticCompilation, Pr
         self.labels = labels
         self._features = features
         self._token_logits = token_logits
-        freeze_variables(frozen, self._parts(), self)
+        sublayer.freeze_variables(self._parts(), self)
 
     @property
     def token_logits(self):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ class LoraAdapters:
     (rank, outputs). B starts at 0, so the outputs do not change at first.
     """
 
-    def enable_lora(self, rank: int, targets: str | Sequence[str] = ("qkv",)) -> None:
+    def enable_lora(self: Any, rank: int, targets: str | Sequence[str] = ("qkv",)) -> None:
         """Adds low-rank adapters to layers of each block, and freezes the rest of the backbone.
 
         The adapters train, and the head of a classifier. Call this before `compile`.
@@ -76,7 +76,7 @@ class LoraAdapters:
         for model in (self, backbone):  # compiled programs do not have the adapters
             model.train_function = model.test_function = model.predict_function = None
 
-    def save_lora_weights(self, filepath: str | os.PathLike) -> None:
+    def save_lora_weights(self: Any, filepath: str | os.PathLike) -> None:
         """Saves the adapters and, of a classifier, the head, as a safetensors file.
 
         The file is small, and belongs to the weights that the backbone had before the training.
@@ -106,7 +106,7 @@ class LoraAdapters:
         with atomic_file(resolved(filepath)) as file:
             write_tensors(file, state, metadata)
 
-    def load_lora_weights(self, filepath: str | os.PathLike) -> None:
+    def load_lora_weights(self: Any, filepath: str | os.PathLike) -> None:
         """Loads what `save_lora_weights` saved, in place of the model's own adapters and head.
 
         A model without LoRA gets it, with the rank and targets of the file.
@@ -152,7 +152,7 @@ class LoraAdapters:
         for name, variable in {**_variables(layers), **head}.items():
             variable.assign(state[name])
 
-    def merge_lora(self) -> Self:
+    def merge_lora(self: Any) -> Any:
         """Returns a copy of the model without LoRA: the kernels contain the adapters.
 
         The copy computes the same with fewer operations, and all its weights train. `export` uses
@@ -174,7 +174,7 @@ class LoraAdapters:
         twin._get_backbone()._origin = self._get_backbone()._origin
         return twin
 
-    def export(self, *args: Any, **kwargs: Any) -> Any:
+    def export(self, *args, **kwargs):
         if self._has_lora():
             return self.merge_lora().export(*args, **kwargs)
         return super().export(*args, **kwargs)
