@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_deit
-from keras_deit import layers, models, training, visualization
+from keras_deit import layers, models, quantization, training, visualization
 
 pytestmark = pytest.mark.backend
 
@@ -19,6 +19,7 @@ CLASSES = [
 
 
 FUNCTIONS = [
+    quantization.smooth,
     training.average_weights,
     training.greedy_soup,
     visualization.attention_maps,

@@ -44,6 +44,7 @@ to a text file beside the model. The program prints a row of the table in docs/e
 explains how to load each format without this package.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -171,8 +172,21 @@ def labels_file(output):
     return output.with_name(f"{output.name}.labels.txt")
 
 
+@contextlib.contextmanager
+def of_float_preset():
+    """Says that a preset is quantized, rather than which weights do not fit float32."""
+    try:
+        yield
+    except ValueError as error:
+        if "/kernel_scale" not in str(error):
+            raise
+        raise ValueError(
+            "This preset is quantized. Export the one that it was made from; --int8 quantizes it."
+        ) from error
+
+
 def load_classifier():
-    with of_flag("preset", FLAGS.preset):
+    with of_flag("preset", FLAGS.preset), of_float_preset():
         options = {"load_weights": FLAGS.load_weights, "dtype": "float32"}
         classifier = DeiTImageClassifier.from_preset(FLAGS.preset, **options)
         if FLAGS.any_image_size:
@@ -181,14 +195,6 @@ def load_classifier():
             classifier = DeiTImageClassifier.from_preset(
                 FLAGS.preset, image_shape=any_size, **options
             )
-    if FLAGS.int8 and any(
-        keras.backend.standardize_dtype(weight.dtype) in ("int8", "uint8")
-        for weight in classifier.weights
-    ):
-        raise ValueError(
-            "--int8 needs a preset that is not quantized. Export the one that this was made from. "
-            f"Received: --preset {FLAGS.preset}"
-        )
     converter = classifier.preprocessor
     if FLAGS.raw_image_size and not isinstance(converter, DeiTImageConverter):
         raise ValueError(

@@ -2,11 +2,11 @@
 
     pip install ".[quantize,examples]" && python tools/quantization_table.py
 
-Writes the tables of docs/quantize.md. Four models are quantized in every way: the digits model that
-ships, `deit_base_distilled_patch16_224` with random weights, and both with planted outliers. These
-are channels that the LayerNormalizations before attention and MLP multiply by 20 to 60, and that
-the next kernel divides again: the model computes the same. They stand in for the outliers of large
-trained transformers, which random and small models lack.
+Writes the tables of docs/quantize.md. Four models are quantized, base in Keras and ONNX Runtime
+only: the digits model that ships, `deit_base_distilled_patch16_224` with random weights, and both
+with planted outliers. These are channels that the LayerNormalizations before attention and MLP
+multiply by 20 to 60, and that the next kernel divides again: the model computes the same. They
+stand in for the outliers of large trained transformers, which random and small models lack.
 
 Smoothing and OpenVINO calibrate on 32 training images of the digits, or on 4 images of noise. The
 errors are those for 360 unseen digits, or for 4 other images of noise. docs/quantization.json keeps

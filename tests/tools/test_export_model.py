@@ -363,6 +363,75 @@ def test_int8_gives_the_predictions_of_the_digits(tmp_path):
     assert np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1)) >= 0.99
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of digits in two folders of classes, and of other files."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index, image in enumerate(digits.training_digits()[0][:8]):
+        (folder / str(index % 2)).mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(folder / str(index % 2) / f"{index}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format", "raw"), [("onnx", False), ("onnx", True), ("litert", False), ("openvino", True)]
+)
+@needs_tensorflow
+def test_calibrated_int8(format, raw, photos, tmp_path, capsys):
+    """Few images to calibrate on, which costs OpenVINO some digits."""
+    for package in (*tool.FORMATS[format].packages, *tool.FORMATS[format].int8_packages):
+        pytest.importorskip(package)
+    options = {"preset": digits.PRESET, "format": format, "int8": True}
+    options |= {"raw_image_size": "8,8"} if raw else {"batch_size": 5}
+    output = tmp_path / NAMES[format]
+    run_script(tool, output=output, calibration_images=photos, **options)
+    assert f"| {format}, int8" in capsys.readouterr().out
+    # No file of another step stays.
+    names = {output.name, f"{output.name}.labels.txt", output.with_suffix(".bin").name}
+    assert {path.name for path in tmp_path.iterdir()} <= names
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 600_000  # 890 kB in float32
+    images, _ = digits.test_digits()
+    classifier = DeiTImageClassifier.from_preset(digits.PRESET)
+    expected = classifier.predict(images[:30], verbose=0)
+    inputs = images[:30] if raw else numpy(classifier.preprocessor(images[:30]))
+    run = tool.FORMATS[format].load(output)
+    found = np.concatenate([run(inputs[i : i + 5])["logits"] for i in range(0, 30, 5)])
+    assert np.mean(found.argmax(axis=-1) == expected.argmax(axis=-1)) >= 0.93
+
+
+@needs_tensorflow
+def test_errors_of_int8(folder, photos, tmp_path, rng):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "a.png").write_bytes(b"no image")
+    classifier = tiny_classifier({"num_layers": 1})
+    classifier.quantize("int8", filters=lambda layer: isinstance(layer, keras.layers.Dense))
+    classifier.save_to_preset(tmp_path / "int8")
+    for format, message, options in (
+        ("saved_model", "--int8 needs --format onnx, litert or openvino. Received: .*", {}),
+        ("openvino", "--format openvino --int8 needs images to calibrate on. .*", {}),
+        ("onnx", "--preset .*: This preset is quantized. .*", {"preset": tmp_path / "int8"}),
+        ("onnx", ".* has no images. Expected files ending .*", {"calibration_images": "empty"}),
+        ("onnx", "--calibration_images .*: There is no folder .*", {"calibration_images": "none"}),
+        ("onnx", ".*a.png is not an image that .*", {"calibration_images": "damaged"}),
+        (
+            "onnx",
+            "--calibration_images needs a preset with a preprocessor. .*",
+            {"calibration_images": "empty", "preset": folder / "no_preprocessor"},
+        ),
+        (
+            "onnx",
+            "--calibration_images is for int8. Add --int8, .*",
+            {"calibration_images": "empty", "int8": False},
+        ),
+    ):
+        if "calibration_images" in options:
+            options["calibration_images"] = tmp_path / options["calibration_images"]
+        options = {"preset": folder / "tiny", "int8": True, **options}
+        refused(message, format=format, output=tmp_path / "no" / NAMES[format], **options)
+
+
 @needs_tensorflow
 def test_litert_has_neither_flex_operators_nor_ranks_above_4(tmp_path):
     pytest.importorskip("ai_edge_litert")
@@ -434,7 +503,6 @@ def test_a_full_disk_leaves_nothing(format, folder, tmp_path):
         ("--raw_image_size must be HEIGHT,WIDTH, .* Received: 0,20", {"raw_image_size": "0,20"}),
         ("--raw_image_size must be HEIGHT,WIDTH, .* Received: 224", {"raw_image_size": "224"}),
         ("Images of 1 x 8192 pixels would be resized to .*", {"raw_image_size": "1,8192"}),
-        ("--int8 needs --format litert. Received: --format saved_model", {"int8": True}),
         (
             "--photographs nothing.jpg: There is no file nothing.jpg. .*",
             {"photographs": "nothing.jpg"},
