@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_deit
-from keras_deit import layers, models, visualization
+from keras_deit import layers, models, training, visualization
 
 pytestmark = pytest.mark.backend
 
@@ -19,6 +19,9 @@ CLASSES = [
 
 
 FUNCTIONS = [
+    models.DeiTImageClassifier.enable_lora,
+    training.freeze_blocks,
+    training.train_only,
     visualization.attention_maps,
     visualization.attention_model,
     visualization.attention_rollout,
@@ -29,7 +32,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("documented", [*CLASSES, *FUNCTIONS])
 def test_examples_run(documented):
-    names = {**PUBLIC, "keras": keras, "keras_deit": keras_deit, "np": np}
+    names = {**PUBLIC, **vars(training), "keras": keras, "keras_deit": keras_deit, "np": np}
     examples = doctest.DocTestParser().get_examples(documented.__doc__)
     assert any(example.want for example in examples)
     for example in examples:
