@@ -19,9 +19,12 @@ CLASSES = [
 
 
 FUNCTIONS = [
+    models.DeiTImageClassifier.enable_lora,
     quantization.smooth,
     training.average_weights,
+    training.freeze_blocks,
     training.greedy_soup,
+    training.train_only,
     visualization.attention_maps,
     visualization.attention_model,
     visualization.attention_rollout,
@@ -32,7 +35,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize("documented", [*CLASSES, *FUNCTIONS])
 def test_examples_run(documented):
-    names = {**PUBLIC, "keras": keras, "keras_deit": keras_deit, "np": np}
+    names = {**PUBLIC, **vars(training), "keras": keras, "keras_deit": keras_deit, "np": np}
     examples = doctest.DocTestParser().get_examples(documented.__doc__)
     assert any(example.want for example in examples)
     for example in examples:

@@ -50,9 +50,8 @@ class LoraAdapters:
 
         >>> classifier = DeiTImageClassifier.from_preset("deit_nano_distilled_patch4_32_digits")
         >>> classifier.enable_lora(rank=4)
-        >>> adapters = [v for v in classifier.trainable_variables if "lora" in v.name]
-        >>> [v.shape for v in adapters][:2]  # A and B of the first block
-        [(64, 4), (4, 192)]
+        >>> classifier.backbone.blocks[0].attention.qkv.lora_kernel_a.shape
+        (64, 4)
 
         Reference: [Hu et al., 2021](https://arxiv.org/abs/2106.09685).
         """

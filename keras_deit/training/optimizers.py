@@ -1,17 +1,43 @@
-"""The optimizers of recipes: Keras' own, with a learning rate and a weight decay per variable.
+"""The optimizers of recipes: Keras' own, and some with a learning rate per variable.
 
-One optimizer for all variables, and not a `keras.optimizers.MultiOptimizer` with one for each
-learning rate: `global_clipnorm` is the norm over all gradients, `learning_rate` can be read, there
-is one count of steps, and the program is smaller.
+Those are one optimizer for all variables, and not a `keras.optimizers.MultiOptimizer` with one for
+each learning rate: `global_clipnorm` is the norm over all gradients, `learning_rate` can be read,
+and there is one count of steps.
 """
 
 import keras
 from keras import ops
 
-from keras_deit.training.learning_rates import learning_rate_factor
+from keras_deit.training.learning_rates import count_blocks, learning_rate_factor
 
 # timm's ModelEmaV3 has these constants; the idea and the numbers are Katherine Crowson's.
 _WARMUP_POWER = 2 / 3
+
+
+def build_optimizer(
+    kind, variables, *, layer_decay, head_learning_rate_factor, ema_warmup, weight_decay, **kwargs
+):
+    """The optimizer of a recipe.
+
+    Args:
+        kind: `"adamw"`, `"lamb"` or `"sgd"`.
+        variables: those to train.
+        layer_decay, head_learning_rate_factor, ema_warmup, weight_decay: fields of `Recipe`.
+        **kwargs: arguments of the Keras optimizer.
+    """
+    if layer_decay in (None, 1.0) and head_learning_rate_factor == 1.0 and not ema_warmup:
+        # On PyTorch, Keras updates all variables together for its own classes only.
+        optimizer = _OF_KERAS[kind](weight_decay=weight_decay, **kwargs)
+        optimizer.exclude_from_weight_decay(var_list=[v for v in variables if not _decays(v)])
+        return optimizer
+    return _PER_VARIABLE[kind](
+        weight_decay=weight_decay,
+        layer_decay=1.0 if layer_decay is None else layer_decay,
+        num_layers=count_blocks(variables),
+        head_learning_rate_factor=head_learning_rate_factor,
+        ema_warmup=ema_warmup,
+        **kwargs,
+    )
 
 
 class _PerVariable:
@@ -109,3 +135,11 @@ class RecipeLamb(_PerVariable, keras.optimizers.Lamb):
 @keras.saving.register_keras_serializable(package="keras_deit")
 class RecipeSGD(_PerVariable, keras.optimizers.SGD):
     """SGD, as `_PerVariable` describes."""
+
+
+_OF_KERAS = {
+    "adamw": keras.optimizers.AdamW,
+    "lamb": keras.optimizers.Lamb,
+    "sgd": keras.optimizers.SGD,
+}
+_PER_VARIABLE = {"adamw": RecipeAdamW, "lamb": RecipeLamb, "sgd": RecipeSGD}

@@ -24,10 +24,10 @@ from keras_deit.arguments import (
     check_rate,
 )
 from keras_deit.losses import MixedLabelBinaryCrossentropy
-from keras_deit.training.learning_rates import check_has_blocks, check_has_head, count_blocks
-from keras_deit.training.optimizers import RecipeAdamW, RecipeLamb, RecipeSGD
+from keras_deit.training.learning_rates import check_has_blocks, check_has_head
+from keras_deit.training.optimizers import build_optimizer
 
-_CLASSES = {"adamw": RecipeAdamW, "lamb": RecipeLamb, "sgd": RecipeSGD}
+_OPTIMIZERS = ("adamw", "lamb", "sgd")
 _LOSSES = ("categorical_crossentropy", "mixed_label_binary_crossentropy")
 
 
@@ -130,7 +130,7 @@ class Recipe:
     ema_warmup: bool = False
 
     def __post_init__(self):
-        check_choice("optimizer", self.optimizer, tuple(_CLASSES))
+        check_choice("optimizer", self.optimizer, _OPTIMIZERS)
         check_choice("loss", self.loss, _LOSSES)
         check_choice("drop_path_schedule", self.drop_path_schedule, ("linear", "constant"))
         checks = {
@@ -232,6 +232,10 @@ class Recipe:
         and LayerScale. The factors of `layer_decay` and `head_learning_rate_factor` scale the
         learning rate of a variable, and with it the weight decay.
 
+        Without these factors and `ema_warmup`, the optimizer is Keras' own. Keras does not save
+        what weight decay excludes, so one from `keras.saving.load_model` decays everything: resume
+        with `TrainingCheckpoint` instead.
+
         Keras' LAMB applies weight decay outside the trust ratio; the paper applies it inside.
 
         Args:
@@ -260,11 +264,12 @@ class Recipe:
             check_has_head(variables)
         if self.layer_decay is not None:
             check_has_blocks(variables)
-        return _CLASSES[self.optimizer](
-            self.build_schedule(steps_per_epoch, epochs, batch_size),
+        return build_optimizer(
+            self.optimizer,
+            variables,
+            learning_rate=self.build_schedule(steps_per_epoch, epochs, batch_size),
             weight_decay=self.weight_decay,
-            layer_decay=1.0 if self.layer_decay is None else self.layer_decay,
-            num_layers=count_blocks(variables),
+            layer_decay=self.layer_decay,
             head_learning_rate_factor=self.head_learning_rate_factor,
             ema_warmup=self.ema_warmup and ema_momentum is not None,
             **kwargs,

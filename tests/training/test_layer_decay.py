@@ -126,8 +126,10 @@ def test_a_users_model_around_a_backbone():
 
 
 def test_without_decay_every_factor_is_one():
-    recipe = dataclasses.replace(RECIPE, layer_decay=None)
-    assert set(factors(tiny_classifier(), recipe).values()) == {1.0}
+    recipe = dataclasses.replace(RECIPE, layer_decay=None, head_learning_rate_factor=2.0)
+    found = factors(tiny_classifier(), recipe)
+    assert {path.split("/")[0] for path, factor in found.items() if factor == 2.0} == {"head"}
+    assert set(found.values()) == {1.0, 2.0}
 
 
 def test_error_without_blocks():

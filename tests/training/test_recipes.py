@@ -78,9 +78,10 @@ def test_optimizers():
         name: type(recipe.build_optimizer(model, STEPS)).__name__
         for name, recipe in RECIPES.items()
     }
-    assert kinds["deit"] == kinds["deit3_base_fine_tune_224"] == "RecipeAdamW"
-    assert kinds["deit3_huge"] == kinds["deit3_large_in21k"] == "RecipeLamb"
-    assert kinds["deit_transfer"] == "RecipeSGD"
+    assert kinds["deit"] == kinds["deit3_base_fine_tune_224"] == "AdamW"
+    assert kinds["deit3_huge"] == kinds["deit3_large_in21k"] == "Lamb"
+    assert kinds["deit_transfer"] == "SGD"
+    assert kinds["new_classes"] == "RecipeAdamW"
     optimizer = RECIPES["deit"].build_optimizer(model, STEPS, gradient_accumulation_steps=2)
     assert optimizer.use_ema
     assert optimizer.ema_momentum == 0.99996
