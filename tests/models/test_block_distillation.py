@@ -166,7 +166,7 @@ def test_distiller_of_keras_takes_these_models_and_runs_the_student_twice(rng, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_trains_compiled_and_in_mixed_precision(policy, rng):
     keras.config.set_dtype_policy(policy)
     student, teacher, x = student_of(rng, drop_path_rate=0.1), teacher_of(rng), images(rng)
