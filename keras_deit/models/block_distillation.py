@@ -52,7 +52,7 @@ class BlockDistillation:
     ...     )
     ...     for num_layers in (1, 2)
     ... )
-    >>> relations = keras_deit.losses.RelationDistillationLoss(num_relation_heads=3)
+    >>> relations = keras_deit.losses.RelationDistillationLoss(num_relation_heads=4)
     >>> tokens = keras_deit.losses.FeatureDistillationLoss()
     >>> distiller = DeiTDistiller(
     ...     student,
