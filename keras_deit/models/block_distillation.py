@@ -1,7 +1,7 @@
 """What one block of a student learns from one block of its teacher."""
 
 import numbers
-from typing import Any
+from typing import Any, Self
 
 import keras
 
@@ -34,6 +34,13 @@ class BlockDistillation:
         projection_dim: int, width of the teacher's tokens. Only a distiller with `teacher=None`
             needs it. Defaults to `None`, the width of the given teacher.
 
+    Input shape:
+        The loss gets attention scores (batch, num_heads, tokens, tokens), or queries, keys, values
+        or tokens (batch, tokens, hidden_dim).
+
+    Output shape:
+        One number, the loss over a batch.
+
     Raises:
         ValueError: if an argument is out of range.
 
@@ -45,13 +52,15 @@ class BlockDistillation:
     ...     )
     ...     for num_layers in (1, 2)
     ... )
-    >>> relations = keras_deit.losses.RelationDistillationLoss(num_relation_heads=3)
+    >>> relations = keras_deit.losses.RelationDistillationLoss(num_relation_heads=4)
     >>> tokens = keras_deit.losses.FeatureDistillationLoss()
     >>> distiller = DeiTDistiller(
     ...     student,
     ...     teacher,
     ...     block_distillation=[BlockDistillation(relations), BlockDistillation(tokens, 0, 0, 0.5)],
     ... )
+    >>> distiller.predict(np.zeros((2, 8, 8, 1), "uint8"), verbose=0)["mean"].shape
+    (2, 10)
 
     References: [Wang et al., 2020](https://arxiv.org/abs/2002.10957) (MiniLM);
         [Wang et al., 2021](https://arxiv.org/abs/2012.15828) (MiniLMv2);
@@ -75,13 +84,13 @@ class BlockDistillation:
         )
 
     @property
-    def compared(self):
+    def compared(self) -> str:
         """What the loss takes: `"attention"`, `"query_key_value"` or `"tokens"`."""
         if isinstance(self.loss, AttentionDistillationLoss):
             return ATTENTION
         return QUERY_KEY_VALUE if isinstance(self.loss, RelationDistillationLoss) else TOKENS
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "loss": keras.saving.serialize_keras_object(self.loss),
             "student_block": self.student_block,
@@ -91,7 +100,7 @@ class BlockDistillation:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         loss = keras.saving.deserialize_keras_object(config["loss"], safe_mode=True)
         return cls(**{**config, "loss": loss})
 

@@ -57,8 +57,8 @@ class CosubTrainer(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
     >>> trainer.compile("adamw", metrics=["accuracy"])
     >>> images, labels = np.zeros((8, 8, 8, 1), "uint8"), np.arange(8)
     >>> history = trainer.fit(images, labels, verbose=0)
-    >>> sorted(history.history)
-    ['accuracy', 'cosub_loss', 'label_loss', 'loss']
+    >>> trainer.predict(images, verbose=0).shape
+    (8, 10)
 
     Reference: [Touvron et al., 2023](https://arxiv.org/abs/2212.04884); `engine.py` of
         facebookresearch/deit at 7e160fe, `--cosub`.

@@ -122,16 +122,15 @@ class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
         self.temperature = soft.temperature
         self.kl_reduction = soft.kl_reduction
         self.save_teacher = save_teacher
-        self._block_losses = None
-        if block_distillation:
-            self._block_losses = BlockLosses(block_distillation, student)
+        blocks = BlockLosses(block_distillation, student) if block_distillation else None
+        self._block_losses = blocks
         self.set_teacher(teacher)
-        if block_distillation:
-            self._block_losses.build_projections()
-            self._projections = list(self._block_losses.projections.values())
+        if blocks is not None:
+            blocks.build_projections()
+            self._projections = list(blocks.projections.values())
         self._heads = keras.Model(student.input, {**student.token_logits, "mean": student.output})
         self._distillation_loss = soft if distillation_type == "soft" else HardDistillationLoss()
-        names = self._block_losses.names if block_distillation else ()
+        names = [] if blocks is None else blocks.names
         self._create_loss_trackers(("class_loss", "distillation_loss", *names))
         self.built = True
 
