@@ -23,7 +23,7 @@ def trained(remat, **backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", [{}, {"num_merged_tokens": 1}])
+@pytest.mark.parametrize("backbone", [{}, {"num_merged_tokens": 1}, {"keep_rate": 0.5}])
 def test_weights_are_those_without_it_dropout_included(backbone):
     """`keras.RematScope` fails on keyword arguments on TensorFlow and JAX, and draws other masks
     the second time on PyTorch.
