@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_deit.models.backbone_arguments import KEEPING_ALL
 from keras_deit.models.block_distillation import BlockDistillation
 from keras_deit.models.block_tensors import (
     ATTENTION,
@@ -142,14 +143,17 @@ def _names(entries, blocks):
     return names
 
 
+def _check_keeps_tokens(role, backbone, names):
+    for name, value in KEEPING_ALL.items():
+        if name in names and getattr(backbone, name) != value:
+            raise ValueError(
+                f"`block_distillation` needs a {role} that keeps all its tokens: use "
+                f"`{name}={value}`. Received: {name}={getattr(backbone, name)!r}"
+            )
+
+
 def _check_student(backbone):
-    if backbone.num_merged_tokens or backbone.patch_dropout_rate:
-        raise ValueError(
-            "`block_distillation` needs a student that keeps all its tokens: use "
-            "`num_merged_tokens=0` and `patch_dropout_rate=0.0`. Received: "
-            f"num_merged_tokens={backbone.num_merged_tokens}, "
-            f"patch_dropout_rate={backbone.patch_dropout_rate}"
-        )
+    _check_keeps_tokens("student", backbone, KEEPING_ALL)
     if None in backbone.grid_size:
         raise ValueError(
             "`block_distillation` needs a student with one image size, to compare its patches with "
@@ -171,11 +175,8 @@ def _classifier_of(teacher):
 
 
 def _check_grids(student, teacher):
-    if teacher.num_merged_tokens:
-        raise ValueError(
-            "`block_distillation` needs a teacher that keeps all its tokens: use "
-            f"`num_merged_tokens=0`. Received: num_merged_tokens={teacher.num_merged_tokens}"
-        )
+    # A teacher drops no patches: it runs in inference mode.
+    _check_keeps_tokens("teacher", teacher, set(KEEPING_ALL) - {"patch_dropout_rate"})
     if student.grid_size != teacher.grid_size:
         raise ValueError(
             "`block_distillation` needs as many rows and columns of patches in the teacher as in "

@@ -91,7 +91,8 @@ def check_scores(scores, num_prefix_tokens, grid_size):
             "The scores of each block must have the shape (batch, num_heads, "
             f"{num_tokens}, {num_tokens}), for {num_prefix_tokens} prefix tokens and "
             f"{grid_size[0]} x {grid_size[1]} patches. Use the `num_prefix_tokens` and `grid_size` "
-            "of the backbone, and `num_merged_tokens=0`, because merged tokens have no place in "
-            f"the image. Received: scores of shapes {[tuple(block.shape) for block in scores]}"
+            "of the backbone, and one with `num_merged_tokens=0` and `keep_rate=1.0`: merged and "
+            "selected tokens have no place in the image. Received: scores of shapes "
+            f"{[tuple(block.shape) for block in scores]}"
         )
     return [keras.ops.convert_to_numpy(block) for block in scores]

@@ -292,10 +292,15 @@ def test_what_does_not_fit_is_refused(rng):
     )
     refused(
         "`block_distillation` needs a student that keeps all its tokens: use "
-        "`num_merged_tokens=0` and `patch_dropout_rate=0.0`. Received: num_merged_tokens=0, "
-        "patch_dropout_rate=0.5",
+        "`patch_dropout_rate=0`. Received: patch_dropout_rate=0.5",
         tokens,
         student=student_of(rng, patch_dropout_rate=0.5),
+    )
+    refused(
+        "`block_distillation` needs a student that keeps all its tokens: use `keep_rate=1.0`. "
+        "Received: keep_rate=0.5",
+        tokens,
+        student=student_of(rng, keep_rate=0.5),
     )
     refused(
         "`block_distillation` needs a teacher that keeps all its tokens: use "

@@ -60,7 +60,8 @@ def test_errors(rng):
     with raises(
         "The scores of each block must have the shape (batch, num_heads, 8, 8), for 2 prefix "
         "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
-        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "and one with `num_merged_tokens=0` and `keep_rate=1.0`: merged and selected tokens have no "
+        "place in the image. Received: "
         "scores of shapes [(2, 4, 7, 7)]"
     ):
         attention_maps(scores, 2, (2, 3))

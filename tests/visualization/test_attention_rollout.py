@@ -100,14 +100,16 @@ def test_errors(rng):
     with raises(
         "The scores of each block must have the shape (batch, num_heads, 7, 7), for 1 prefix "
         "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
-        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "and one with `num_merged_tokens=0` and `keep_rate=1.0`: merged and selected tokens have no "
+        "place in the image. Received: "
         "scores of shapes [(2, 4, 8, 8)]"
     ):
         attention_rollout(list(scores_of(rng, blocks=1)), 1, (2, 3))
     with raises(
         "The scores of each block must have the shape (batch, num_heads, 7, 7), for 1 prefix "
         "tokens and 2 x 3 patches. Use the `num_prefix_tokens` and `grid_size` of the backbone, "
-        "and `num_merged_tokens=0`, because merged tokens have no place in the image. Received: "
+        "and one with `num_merged_tokens=0` and `keep_rate=1.0`: merged and selected tokens have no "
+        "place in the image. Received: "
         "scores of shapes []"
     ):
         attention_rollout({}, 1, (2, 3))
