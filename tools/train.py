@@ -61,7 +61,7 @@ from flag_errors import of_flag
 from training.data import make_batches, open_images
 from training.devices import KINDS, start_devices
 from training.distillation import check_distillation
-from training.model import build_model, choose_recipe, choose_schedule
+from training.model import build_model, choose_recipe, choose_schedule, parse_image_sizes
 from training.run_directory import (
     EpochLog,
     UnreadableImage,
@@ -191,6 +191,7 @@ def prepare(scratch):
     output = shared_output if devices.process == 0 else pathlib.Path(scratch)
     check_settings(shared_output, settings(), defaults())
     check_tuning(FLAGS)
+    parse_image_sizes(FLAGS)
     check_distillation(FLAGS)
     with of_flag("dtype_policy", FLAGS.dtype_policy):
         keras.dtype_policies.get(FLAGS.dtype_policy)

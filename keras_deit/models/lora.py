@@ -67,6 +67,8 @@ class LoraAdapters:
                 "another copy of the model, or `merge_lora()`, which returns one without LoRA."
             )
         backbone = self._get_backbone()
+        if not self.trainable:
+            self.trainable = True
         unfreeze(backbone)  # a frozen layer would not train its adapter
         for variable in backbone.weights:
             variable.trainable = False
@@ -145,7 +147,8 @@ class LoraAdapters:
             "architecture and the same `num_classes`; those of a backbone have no head.",
         )
         refuse_non_finite(state, path)
-        weights.refuse_other_numbers({name: state[name] for name in head}, head, path)
+        variables = {**(_variables(adapted) if adapted else {}), **head}
+        weights.refuse_other_numbers({name: state[name] for name in variables}, variables, path)
         if not adapted:
             self._enable(rank, layers)
         for name, variable in {**_variables(layers), **head}.items():
@@ -154,8 +157,8 @@ class LoraAdapters:
     def merge_lora(self: Any) -> Any:
         """Returns a copy of the model without LoRA: the kernels contain the adapters.
 
-        The copy computes the same with fewer operations, and all its weights train. `export` uses
-        it.
+        The copy computes the same with fewer operations. Of a model in int8, the sums are rounded
+        to int8 again. All its weights train, but those in int8. `export` uses it.
 
         Raises:
             ValueError: if LoRA is not enabled.
@@ -271,7 +274,12 @@ def _shapes(layers, rank):
 def _settings(metadata, path):
     """(rank, targets) of a file's metadata."""
     rank, targets = metadata.get("rank", ""), metadata.get("targets", "")
-    if metadata.get("format") != _FORMAT or not rank.isdecimal() or len(rank) > 9 or not targets:
+    if (
+        metadata.get("format") != _FORMAT
+        or not rank.isdecimal()
+        or not 0 < int(rank) < 10**9
+        or not targets
+    ):
         raise ValueError(
             f"{path} has no adapters of keras_deit. `save_lora_weights` writes such files. "
             f"Received: metadata {short(metadata)}"

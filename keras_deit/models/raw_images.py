@@ -193,6 +193,12 @@ class RawImageInputs:
             return data
         if self.preprocessor is not None:
             images = self._images_of(images)
+            if isinstance(images, dict):
+                raise ValueError(
+                    "Batches must be (images, labels), not a dict. Map them first: "
+                    '`dataset.map(lambda batch: (batch["image"], batch["label"]))`. Received: a '
+                    f"dict with {', '.join(map(repr, images))}"
+                )
             self._check_images(images)
             if not hasattr(data, "element_spec"):
                 self._warn_of_fractions(images)

@@ -75,6 +75,11 @@ def train_only(model: keras.Model, part: str) -> None:
     """
     backbone = _backbone(model)
     check_choice("part", part, PARTS)
+    if backbone._has_lora():
+        raise ValueError(
+            "LoRA is enabled, so its adapters train, and the head. Call `train_only` on a model "
+            f"without LoRA, such as `merge_lora()` returns. Received: part={part!r}"
+        )
     unfreeze(backbone)
     if part == "all":
         return
@@ -90,6 +95,8 @@ def train_only(model: keras.Model, part: str) -> None:
 
 def _train(layer, chosen):
     """Freezes whole layers where that suffices, and single variables elsewhere."""
+    if not layer.weights:  # such as dropout
+        return
     if not any(id(variable) in chosen for variable in layer.weights):
         layer.trainable = False
         return
@@ -123,8 +130,8 @@ def _embedding(backbone):
 
 
 def _backbone(model):
-    """The backbone of a backbone, a classifier or a distiller."""
-    found = getattr(getattr(model, "student", model), "backbone", model)
+    """The backbone of a backbone, a classifier, or a model that trains one."""
+    found = getattr(model, "_get_backbone", lambda: model)()
     if not hasattr(found, "blocks") or not hasattr(found, "token_position_embedding"):
         raise ValueError(
             "`model` must be a `DeiTBackbone`, or have one as its `backbone`. For a model of your "

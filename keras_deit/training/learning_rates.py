@@ -42,7 +42,7 @@ def _depth(path, num_layers):
 
 
 def count_blocks(variables):
-    """The number of the deepest block that trains."""
+    """The number of blocks."""
     blocks = [_BLOCK.fullmatch(variable.path) for variable in variables]
     return max((int(block[1]) + 1 for block in blocks if block), default=0)
 

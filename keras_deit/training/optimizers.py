@@ -8,20 +8,29 @@ and there is one count of steps.
 import keras
 from keras import ops
 
-from keras_deit.training.learning_rates import count_blocks, learning_rate_factor
+from keras_deit.training.learning_rates import learning_rate_factor
 
 # timm's ModelEmaV3 has these constants; the idea and the numbers are Katherine Crowson's.
 _WARMUP_POWER = 2 / 3
 
 
 def build_optimizer(
-    kind, variables, *, layer_decay, head_learning_rate_factor, ema_warmup, weight_decay, **kwargs
+    kind,
+    variables,
+    num_layers,
+    *,
+    layer_decay,
+    head_learning_rate_factor,
+    ema_warmup,
+    weight_decay,
+    **kwargs,
 ):
     """The optimizer of a recipe.
 
     Args:
         kind: `"adamw"`, `"lamb"` or `"sgd"`.
         variables: those to train.
+        num_layers: int, number of blocks of the model.
         layer_decay, head_learning_rate_factor, ema_warmup, weight_decay: fields of `Recipe`.
         **kwargs: arguments of the Keras optimizer.
     """
@@ -33,7 +42,7 @@ def build_optimizer(
     return _PER_VARIABLE[kind](
         weight_decay=weight_decay,
         layer_decay=1.0 if layer_decay is None else layer_decay,
-        num_layers=count_blocks(variables),
+        num_layers=num_layers,
         head_learning_rate_factor=head_learning_rate_factor,
         ema_warmup=ema_warmup,
         **kwargs,
@@ -90,6 +99,18 @@ class _PerVariable:
             decay = ops.cast(learning_rate * self.decoupled_weight_decay, variable.dtype)
             self.assign_sub(variable, ops.multiply(variable, decay))
         super().update_step(gradient, variable, learning_rate)
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        raise ValueError(
+            "The optimizer of a recipe decays kernels only, and takes no further exclusions. For "
+            "no weight decay, use `dataclasses.replace(recipe, weight_decay=0.0)`."
+        )
+
+    def finalize_variable_values(self, var_list):
+        # On JAX, Keras lets weights and averages share one array, which the next step deletes.
+        super().finalize_variable_values(var_list)
+        for variable in var_list:
+            variable.assign(ops.copy(variable))
 
     @property
     def ema_momentum(self):

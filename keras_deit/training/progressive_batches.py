@@ -1,6 +1,6 @@
 """Batches of images that grow while the model trains."""
 
-from keras_deit.arguments import check_positive_int
+from keras_deit.arguments import check_non_negative_int, check_positive_int
 from keras_deit.training.batches import training_batches
 
 
@@ -55,6 +55,14 @@ def progressive_batches(
         the augmentation.
     """
     num_batches = check_positive_int("num_batches", num_batches)
+    batch_size = check_positive_int("batch_size", batch_size)
+    num_shards = check_positive_int("num_shards", num_shards)
+    start = check_non_negative_int("start", start)
+    if not isinstance(image_sizes, (tuple, list)):
+        raise ValueError(
+            "`image_sizes` must be several sizes, such as (128, 176, 224). Received: "
+            f"image_sizes={image_sizes!r}"
+        )
     if not image_sizes or len(image_sizes) > num_batches:
         raise ValueError(
             "`image_sizes` must have at least one size, and at most one for each batch. Received: "

@@ -24,7 +24,7 @@ from keras_deit.arguments import (
     check_rate,
 )
 from keras_deit.losses import MixedLabelBinaryCrossentropy
-from keras_deit.training.learning_rates import check_has_blocks, check_has_head
+from keras_deit.training.learning_rates import check_has_blocks, check_has_head, count_blocks
 from keras_deit.training.optimizers import build_optimizer
 
 _OPTIMIZERS = ("adamw", "lamb", "sgd")
@@ -251,6 +251,12 @@ class Recipe:
                 weights to train are in float16 (use the policy `"mixed_float16"`).
         """
         check_not_float16(model)
+        for name in ("learning_rate", "weight_decay"):
+            if name in kwargs:
+                raise ValueError(
+                    f"`{name}` belongs to the recipe. Use `dataclasses.replace(recipe, "
+                    f"{name}=...)`. Received: {name}={kwargs[name]!r}"
+                )
         ema_momentum = kwargs.pop("ema_momentum", self.ema_momentum)
         if ema_momentum is not None:
             ema_momentum = check_rate("ema_momentum", ema_momentum)
@@ -267,6 +273,7 @@ class Recipe:
         return build_optimizer(
             self.optimizer,
             variables,
+            count_blocks(_without_teacher(model)),
             learning_rate=self.build_schedule(steps_per_epoch, epochs, batch_size),
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
@@ -289,6 +296,12 @@ class Recipe:
             "drop_path_rate": self.drop_path_rate,
             "drop_path_schedule": self.drop_path_schedule,
         }
+
+
+def _without_teacher(model):
+    """The variables of the model that is trained, frozen ones too."""
+    classifier = getattr(model, "_get_classifier", lambda: model)()
+    return classifier.variables
 
 
 def _normalize(instance, checks, optional=False):

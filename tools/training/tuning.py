@@ -29,6 +29,8 @@ def check_tuning(options):
                 _refuse(
                     name, options, "keeps trained weights, so it needs some", "--noload_weights"
                 )
+    if options.ema_momentum == 1.0:
+        _refuse("ema_momentum", options, "must be below 1, or the average never changes", "1.0")
     if options.ema_warmup and not options.ema:
         _refuse("ema_warmup", options, "needs the moving average", "--noema")
 
@@ -40,12 +42,19 @@ def _refuse(name, options, problem, received):
 def choose_trainable(options, classifier):
     """Freezes what --tune and --freeze_blocks leave out."""
     if options.tune == "lora":
-        with of_flag("lora_targets", ",".join(options.lora_targets or LORA_TARGETS)):
-            classifier.enable_lora(
-                options.lora_rank or LORA_RANK, options.lora_targets or LORA_TARGETS
-            )
+        targets = LORA_TARGETS if options.lora_targets is None else options.lora_targets
+        with of_flag("lora_targets", ",".join(targets)):
+            classifier.enable_lora(options.lora_rank or LORA_RANK, targets)
     else:
         train_only(classifier, options.tune)
     if options.freeze_blocks:
         with of_flag("freeze_blocks", options.freeze_blocks):
             freeze_blocks(classifier, options.freeze_blocks)
+        num_layers = classifier.backbone.num_layers
+        if options.layer_decay is not None and options.freeze_blocks == num_layers:
+            _refuse(
+                "layer_decay",
+                options,
+                "needs blocks that train",
+                f"--freeze_blocks {options.freeze_blocks} of a model with {num_layers} blocks",
+            )
