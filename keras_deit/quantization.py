@@ -17,7 +17,7 @@ from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 
 __all__ = ["smooth"]
 
-STRENGTH = 0.5  # SmoothQuant's; a search for each layer was no better (docs/quantize.md)
+STRENGTH = 0.5  # SmoothQuant's
 BATCH_SIZE = 16
 
 
@@ -163,6 +163,11 @@ def _check(model, places, images):
             "`images` must be an array (batch, ...) with at least one image, as a call of the "
             "model takes it. Received: images "
             f"of {f'type {type(images).__name__}' if shape is None else f'shape {tuple(shape)}'}"
+        )
+    if getattr(model, "preprocessor", None) is not None and "int" in str(images.dtype):
+        raise ValueError(
+            "`images` must be converted: use `smooth(model, model.preprocessor(images))`. "
+            f"Received: images of dtype {keras.backend.standardize_dtype(images.dtype)}"
         )
     for layer in (layer for place in places for layer in place.dense_layers):
         if layer.quantization_mode is not None:

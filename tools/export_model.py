@@ -145,6 +145,8 @@ def check_flags():
             "--calibration_images is for int8. Add --int8, or leave it out. Received: "
             f"--calibration_images {FLAGS.calibration_images}"
         )
+    if FLAGS.calibration_images:
+        find_images(FLAGS.calibration_images)
     if FLAGS.any_image_size and FLAGS.raw_image_size:
         raise ValueError(
             "--any_image_size takes converted images. Leave out --raw_image_size, whose conversion "

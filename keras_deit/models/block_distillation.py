@@ -79,6 +79,11 @@ class BlockDistillation:
         self.student_block = _check_block("student_block", student_block)
         self.teacher_block = _check_block("teacher_block", teacher_block)
         self.weight = check_positive_number("weight", weight)
+        if projection_dim is not None and self.compared != TOKENS:
+            raise ValueError(
+                "`projection_dim` is for losses between tokens: attention and relations need no "
+                f"projection. Received: projection_dim={projection_dim!r}"
+            )
         self.projection_dim = (
             None if projection_dim is None else check_positive_int("projection_dim", projection_dim)
         )
@@ -110,6 +115,11 @@ def _check_loss(loss):
         raise ValueError(
             "`loss` must be a `keras.losses.Loss`, such as "
             f"`keras_deit.losses.FeatureDistillationLoss()`. Received: loss={loss!r}"
+        )
+    if loss.reduction in (None, "none"):
+        raise ValueError(
+            "`loss` must be one number for a batch: use the default `reduction`. "
+            f"Received: a loss with reduction={loss.reduction!r}"
         )
     return loss
 

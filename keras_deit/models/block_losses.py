@@ -108,7 +108,8 @@ def _kept(tensor, slices, compared):
     if compared != ATTENTION:
         return keep_tokens(tensor, slices, 1)
     scores = ops.cast(keep_tokens(keep_tokens(tensor, slices, 2), slices, 3), "float32")
-    return scores / ops.sum(scores, axis=-1, keepdims=True)
+    # Half precision may round all of them to 0, if a register token gets the attention.
+    return scores / ops.maximum(ops.sum(scores, axis=-1, keepdims=True), 1e-12)
 
 
 def _projection(dim, backbone, name):
@@ -164,7 +165,7 @@ def _check_student(backbone):
 def _classifier_of(teacher):
     """The teacher's classifier, and the layers before it in a `keras.Sequential`."""
     layers = teacher.layers if isinstance(teacher, keras.Sequential) else [teacher]
-    *before, classifier = layers
+    *before, classifier = layers or [teacher]
     if not isinstance(classifier, DeiTImageClassifier):
         raise ValueError(
             "`block_distillation` needs a `DeiTImageClassifier` as teacher, or a "

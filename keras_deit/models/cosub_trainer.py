@@ -144,9 +144,11 @@ def _check_classifier(classifier):
             f"`classifier` must be a `DeiTImageClassifier`. Received: classifier={classifier!r}"
         )
     check_returns_logits("classifier", classifier)
-    if classifier.backbone.drop_path_rate == 0:
+    backbone = classifier.backbone
+    if all(block.drop_path_rate == 0 for block in backbone.blocks):
         raise ValueError(
             "`classifier` must have a `drop_path_rate` above 0: its two submodels skip different "
-            "blocks. Use `DeiTImageClassifier.from_preset(handle, drop_path_rate=0.1)`. "
-            "Received: drop_path_rate=0.0"
+            "blocks. Use `DeiTImageClassifier.from_preset(handle, drop_path_rate=0.1)`; with one "
+            'block, also `drop_path_schedule="constant"`. '
+            f"Received: drop_path_rate={backbone.drop_path_rate}"
         )

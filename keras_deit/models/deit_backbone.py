@@ -115,7 +115,7 @@ class DeiTBackbone(LoraAdapters, FeatureMaps, PresetModel):
     Output shape:
         (batch, num_prefix_tokens + rows * columns, hidden_dim). With `num_merged_tokens`, each
         block removes that many tokens, or half of its patch tokens if that is fewer. With
-        `keep_rate`, three blocks leave `ceil(keep_rate * N) + 1` of N patch tokens.
+        `keep_rate`, up to three blocks leave `ceil(keep_rate * N) + 1` of N patch tokens.
 
     Raises:
         ValueError: if an argument is out of range, `patch_size` does not divide the image,

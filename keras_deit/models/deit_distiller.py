@@ -136,9 +136,10 @@ class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
 
     def set_teacher(self, teacher: Any) -> None:
         """Sets the teacher, for example after loading a distiller that was saved without it."""
+        checked = Teacher(teacher, self.student, self.save_teacher)
         if self._block_losses is not None and teacher is not None:
             self._block_losses.set_teacher(teacher)
-        self._teacher = Teacher(teacher, self.student, self.save_teacher)
+        self._teacher = checked
         if self.save_teacher:
             self._saved_teacher = teacher
         if self.compiled:
@@ -234,9 +235,11 @@ class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
                 f"{', '.join(map(repr, inputs))}"
             )
         if self._teacher.function is None and "teacher_logits" not in inputs:
+            in_data = ""
+            if self._block_losses is None:
+                in_data = ', or add its logits to the data: {"images": ..., "teacher_logits": ...}'
             raise ValueError(
-                "The distiller has no teacher. Use `distiller.set_teacher(teacher)`, or add its "
-                'logits to the data: {"images": ..., "teacher_logits": ...}.'
+                f"The distiller has no teacher. Use `distiller.set_teacher(teacher)`{in_data}."
             )
 
     def _get_classifier(self):

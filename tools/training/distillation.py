@@ -1,5 +1,7 @@
 """What --block_distillation and --cosub mean."""
 
+import math
+
 from flag_errors import of_flag
 
 from keras_deit.losses import (
@@ -10,8 +12,8 @@ from keras_deit.losses import (
 from keras_deit.models import BlockDistillation
 
 KINDS = {
-    "attention": lambda num_heads: AttentionDistillationLoss(),
-    "features": lambda num_heads: FeatureDistillationLoss(),
+    "attention": lambda num_relation_heads: AttentionDistillationLoss(),
+    "features": lambda num_relation_heads: FeatureDistillationLoss(),
     "relations": RelationDistillationLoss,
 }
 
@@ -31,22 +33,33 @@ def check_distillation(options):
     parse_blocks(options.block_distillation, 1)
 
 
-def parse_blocks(texts, num_heads):
+def count_relation_heads(student, teacher):
+    """The student's number of heads, or the next smaller one that divides both widths.
+
+    Args:
+        student: `DeiTBackbone`.
+        teacher: a model. If it has no backbone, `DeiTDistiller` refuses it.
+    """
+    backbone = getattr(teacher.layers[-1], "backbone", student)
+    return math.gcd(student.num_heads, student.hidden_dim, backbone.hidden_dim)
+
+
+def parse_blocks(texts, num_relation_heads):
     """The `BlockDistillation` of each text, such as "relations:-1:-1:0.5".
 
     Args:
         texts: list of `KIND:STUDENT_BLOCK:TEACHER_BLOCK` or `...:WEIGHT`.
-        num_heads: int, the number of relation heads.
+        num_relation_heads: int, see `RelationDistillationLoss`.
     """
-    return [_parse(text, num_heads) for text in texts]
+    return [_parse(text, num_relation_heads) for text in texts]
 
 
-def _parse(text, num_heads):
+def _parse(text, num_relation_heads):
     kind, *numbers = text.split(":")
     try:
         student_block, teacher_block = map(int, numbers[:2])
         (weight,) = map(float, numbers[2:] or ("1",))
-        loss = KINDS[kind](num_heads)
+        loss = KINDS[kind](num_relation_heads)
     except (KeyError, ValueError):
         raise ValueError(
             "--block_distillation must be a list of KIND:STUDENT_BLOCK:TEACHER_BLOCK or "

@@ -5,7 +5,7 @@ import os
 
 import keras
 from flag_errors import of_flag
-from training.distillation import parse_blocks
+from training.distillation import count_relation_heads, parse_blocks
 from training.tuning import choose_trainable
 
 from keras_deit.models import CosubTrainer, DeiTBackbone, DeiTDistiller, DeiTImageClassifier
@@ -115,19 +115,23 @@ def build_model(options, recipe, schedule, class_names):
     fitted = classifier
     if options.teacher:
         with of_flag("teacher", options.teacher):
+            teacher = _build_teacher(options.teacher, classifier.backbone.image_shape, converter)
+            heads = count_relation_heads(classifier.backbone, teacher)
             fitted = DeiTDistiller(
                 classifier,
-                _build_teacher(options.teacher, classifier.backbone.image_shape, converter),
+                teacher,
                 options.distillation_type,
                 options.alpha,
                 options.temperature,
-                block_distillation=parse_blocks(
-                    options.block_distillation, classifier.backbone.num_heads
-                ),
+                block_distillation=parse_blocks(options.block_distillation, heads),
             )
     elif options.cosub:
-        with of_flag("cosub", options.cosub):
-            fitted = CosubTrainer(classifier)
+        if recipe.drop_path_rate == 0:
+            raise ValueError(
+                "--cosub needs a recipe with drop path, such as --recipe deit. Received: one with "
+                "drop_path_rate=0.0"
+            )
+        fitted = CosubTrainer(classifier)
     average = ema_momentum(options, recipe, schedule)
     arguments = {"ema_momentum": average}
     if schedule.accumulation_steps > 1:
