@@ -169,6 +169,11 @@ def test_errors(rng):
     with raises("Inside the model, values are NaN or infinite. Check the images and the weights."):
         smooth(backbone, np.where(np.arange(32)[:, None] == 9, np.nan, x))
     same_arrays(weights(backbone), before)
+    with raises(
+        "`images` must be converted: use `smooth(model, model.preprocessor(images))`. Received: "
+        "images of dtype uint8"
+    ):
+        smooth(tiny_classifier(), np.zeros((2, 12, 32, 3), "uint8"))
     backbone.blocks[0].mlp.intermediate.enable_lora(2)
     path = backbone.blocks[0].mlp.intermediate.path
     with raises(

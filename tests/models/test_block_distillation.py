@@ -260,6 +260,16 @@ def test_what_does_not_fit_is_refused(rng):
         tokens,
         teacher_of(rng, image_shape=(16, 24, 3)),
     )
+    with raises(
+        "`loss` must be one number for a batch: use the default `reduction`. Received: a loss with "
+        "reduction='none'"
+    ):
+        BlockDistillation(FeatureDistillationLoss(reduction="none"))
+    with raises(
+        "`projection_dim` is for losses between tokens: attention and relations need no projection. "
+        "Received: projection_dim=8"
+    ):
+        BlockDistillation(AttentionDistillationLoss(), projection_dim=8)
     refused(
         "`AttentionDistillationLoss` needs as many heads in the teacher as in the student. "
         "`RelationDistillationLoss` does not. Received: 2 heads of the student, 3 of the teacher",

@@ -128,10 +128,12 @@ def test_what_is_refused(rng):
         CosubTrainer(None)
     with raises(
         "`classifier` must have a `drop_path_rate` above 0: its two submodels skip different "
-        "blocks. Use `DeiTImageClassifier.from_preset(handle, drop_path_rate=0.1)`. Received: "
-        "drop_path_rate=0.0"
+        "blocks. Use `DeiTImageClassifier.from_preset(handle, drop_path_rate=0.1)`; with one block, "
+        'also `drop_path_schedule="constant"`. Received: drop_path_rate=0.0'
     ):
         CosubTrainer(tiny_classifier())
+    with pytest.raises(ValueError, match=r"Received: drop_path_rate=0\.5"):  # linear: 0 in block 0
+        CosubTrainer(tiny_classifier({"num_layers": 1, "drop_path_rate": 0.5}))
     with raises(
         "`classifier` must return logits: use `activation=None`. Received: activation='softmax'"
     ):

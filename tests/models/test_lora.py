@@ -6,6 +6,7 @@ import pytest
 
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets import read_tensors
+from keras_deit.presets.safetensors_file import parse_metadata, parse_tensors, write_tensors
 from tests.conftest import BACKEND
 from tests.helpers import images, numpy, raises, randomize, same_arrays, tiny_backbone
 from tests.models.tiny import LOSS, tiny_classifier
@@ -118,11 +119,12 @@ def test_adapters_of_a_backbone(rng, tmp_path):
     same_arrays(twin.trainable_variables, backbone.trainable_variables)
 
 
-@pytest.mark.parametrize("frozen", ["backbone", "block"])
+@pytest.mark.parametrize("frozen", ["classifier", "backbone", "block"])
 def test_what_was_frozen_trains_its_adapters(frozen):
     classifier = tiny_classifier()
-    layer = classifier.backbone if frozen == "backbone" else classifier.backbone.blocks[0]
-    layer.trainable = False
+    backbone = classifier.backbone
+    layers = {"classifier": classifier, "backbone": backbone, "block": backbone.blocks[0]}
+    layers[frozen].trainable = False
     classifier.enable_lora(2)
     assert len(classifier.trainable_variables) == 2 + 4
 
@@ -249,7 +251,15 @@ def test_errors_of_loading(rng, tmp_path):
         "`save_lora_weights` writes such files. Received: metadata {}"
     ):
         fewer.load_lora_weights(tmp_path / "preset" / "model.safetensors")
-    file.write_bytes(file.read_bytes()[:-1])
+    content = file.read_bytes()
+    state = {name: array.astype("int32") for name, array in parse_tensors(content, file).items()}
+    write_tensors(file, state, parse_metadata(content))
+    with pytest.raises(ValueError, match="have other kinds of numbers than the model"):
+        adapted(rng).load_lora_weights(file)
+    write_tensors(file, {}, {**parse_metadata(content), "rank": "0"})
+    with pytest.raises(ValueError, match="has no adapters of keras_deit"):
+        fewer.load_lora_weights(file)
+    file.write_bytes(content[:-1])
     with pytest.raises(ValueError, match="is truncated or not a safetensors file"):
         other.load_lora_weights(file)
 

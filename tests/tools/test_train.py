@@ -316,6 +316,24 @@ def test_images_that_grow(train, given, tmp_path):
     )
 
 
+def test_relations_have_heads_that_divide_both_widths(train):
+    from training.distillation import count_relation_heads
+
+    def backbone(num_heads, hidden_dim):
+        return DeiTImageClassifier.from_preset(
+            "deit_nano_distilled_patch4_32_digits",
+            load_weights=False,
+            num_layers=1,
+            num_heads=num_heads,
+            hidden_dim=hidden_dim,
+        )
+
+    student = backbone(6, 96)
+    for teacher, expected in ((backbone(3, 96), 6), (backbone(4, 128), 2), (backbone(5, 25), 1)):
+        after_resizing = keras.Sequential([keras.Input((32, 32, 1)), teacher])
+        assert count_relation_heads(student.backbone, after_resizing) == expected
+
+
 def test_wrong_image_sizes(train, given, tmp_path):
     def why(**wrong):
         return refusal(train, given, tmp_path / "a", **wrong).removeprefix("Not trained. ")
@@ -423,8 +441,9 @@ def test_errors_name_the_flag(train, given, tmp_path):
     assert "--cosub trains without a teacher." in refusal(
         train, given, tmp_path / "a", **taught, cosub=True
     )
-    assert "--cosub True: `classifier` must have a `drop_path_rate` above 0" in refusal(
-        train, given, tmp_path / "a", recipe="deit3_small", cosub=True
+    assert refusal(train, given, tmp_path / "a", recipe="deit_transfer", cosub=True) == (
+        "Not trained. --cosub needs a recipe with drop path, such as --recipe deit. Received: one "
+        "with drop_path_rate=0.0"
     )
     for shape, classes, message in (
         ((32, 32, 3), 3, "The teacher must return logits (batch, 2)"),

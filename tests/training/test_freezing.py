@@ -87,4 +87,11 @@ def test_errors():
         "set `trainable = False` on its layers. Received: model=None"
     ):
         train_only(None, "head")
+    with_adapters = tiny_backbone(num_layers=1)
+    with_adapters.enable_lora(2)
+    with raises(
+        "LoRA is enabled, so its adapters train, and the head. Call `train_only` on a model without "
+        "LoRA, such as `merge_lora()` returns. Received: part='bias'"
+    ):
+        train_only(with_adapters, "bias")
     assert backbone.trainable_variables == backbone.weights

@@ -8,7 +8,7 @@ import pytest
 
 from keras_deit.training import RECIPES, TrainingCheckpoint
 from tests.examples.test_using import torchvision  # noqa: F401
-from tests.helpers import numpy
+from tests.helpers import numpy, raises
 
 pytestmark = pytest.mark.backend
 
@@ -206,3 +206,29 @@ def test_a_saved_model_trains_on_as_the_original(tmp_path):
         one.optimizer.apply(gradients, one.trainable_variables)
     for found, expected in zip(loaded.weights, model.weights, strict=True):
         np.testing.assert_array_equal(numpy(found), numpy(expected), err_msg=expected.path)
+
+
+@pytest.mark.slow
+def test_a_model_with_averages_trains_on_after_predicting(tmp_path):
+    """On JAX, Keras' own optimizer fails: its averages and the weights share arrays that a step
+    deletes.
+    """
+    model = compiled()
+    fit(model, epochs=1)
+    model.predict(np.zeros((2, 2)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    fit(model, epochs=1)
+
+
+def test_what_belongs_to_the_recipe():
+    model = tiny_model()
+    with raises(
+        "`weight_decay` belongs to the recipe. Use `dataclasses.replace(recipe, weight_decay=...)`. "
+        "Received: weight_decay=0.1"
+    ):
+        recipe().build_optimizer(model, 1, weight_decay=0.1)
+    with raises(
+        "The optimizer of a recipe decays kernels only, and takes no further exclusions. For no "
+        "weight decay, use `dataclasses.replace(recipe, weight_decay=0.0)`."
+    ):
+        recipe().build_optimizer(model, 1).exclude_from_weight_decay(var_names=["kernel"])

@@ -96,6 +96,12 @@ def test_wrong_arguments():
     ):
         progressive_batches(*common, SIZES, 2)
     with raises(
+        "`image_sizes` must be several sizes, such as (128, 176, 224). Received: image_sizes=128"
+    ):
+        progressive_batches(*common, 128, 7)
+    with raises("`start` must be a non-negative integer. Received: start=None"):
+        progressive_batches(*common, SIZES, 7, start=None)
+    with raises(
         "`start` must be a multiple of the batch size over all processes, 6. Received: start=5"
     ):
         progressive_batches(*common, SIZES, 7, start=5)
