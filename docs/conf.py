@@ -66,7 +66,14 @@ def public_modules():
     themselves because they need TensorFlow.
     """
     packages = [f"keras_deit.{name}" for name in keras_deit.__all__]
-    modules = ("augmentation", "batches", "image_folder", "image_reader", "tfds_images")
+    modules = (
+        "augmentation",
+        "batches",
+        "image_folder",
+        "image_reader",
+        "progressive_batches",
+        "tfds_images",
+    )
     return [*packages, *(f"keras_deit.training.{name}" for name in modules)]
 
 
