@@ -29,7 +29,8 @@ def progressive_batches(
         num_batches: int, number of batches of the whole training: epochs times steps.
         start: int, number of images that the training has already used, over all processes: a
             multiple of the batch size over all processes. Defaults to 0.
-        num_shards, **options: the other arguments of `training_batches`.
+        num_shards: see `training_batches`.
+        **options: the other arguments of `training_batches`.
 
     Returns:
         Endless `tf.data.Dataset` of (images, labels), see `training_batches`.
