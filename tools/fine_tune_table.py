@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags
 from markdown_section import write_section
 from PIL import Image, ImageDraw
-from probing.features import load_feature_model
+from probing.features import feature_model, load_classifier
 from probing.methods import best_logistic_regression
 from sklearn.datasets import load_digits
 
@@ -124,11 +124,12 @@ def read(folder):
 
 def probe(data, preset):
     """Test accuracy of a logistic regression on the inputs of the head, with C chosen by `val`."""
-    model, converter = load_feature_model(preset)
+    classifier = load_classifier(preset)
+    model = feature_model(classifier)
     sets = {}
     for part in PARTS:
         images, labels = read(data / part)
-        sets[part] = model.predict(converter(images), verbose=0), labels
+        sets[part] = model.predict(classifier.preprocessor(images), verbose=0), labels
     return best_logistic_regression(sets["train"], sets["val"]).score(*sets["test"])
 
 
