@@ -174,7 +174,7 @@ def probe_row(title, data, preset, output):
 
 def probe_table(rows):
     lines = [
-        "| classes | training images | test images | k-NN, 10 | k-NN, 20 | linear probe | 1 per "
+        "| classes | training images | `val` images | k-NN, 10 | k-NN, 20 | linear probe | 1 per "
         "class | 5 per class | 10 per class |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(probe_row(title, data, preset, run) for title, data, preset, run in rows),
