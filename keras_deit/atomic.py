@@ -80,6 +80,39 @@ def atomic_directory(directory, replaceable):
         _sync(directory.parent)
 
 
+def check_file(path):
+    """Refuses a path that `atomic_file` cannot write, before long work whose result goes there.
+
+    Raises:
+        ValueError: if `path` is a directory, or its parent cannot be created or written.
+    """
+    path = resolved(path)
+    if path.is_dir():
+        raise ValueError(f"Expected a file, but {path} is a directory. Use another path.")
+    _check_parent(path)
+
+
+def check_directory(directory, replaceable):
+    """Refuses a path that `atomic_directory` cannot write; see `check_file`.
+
+    Raises:
+        ValueError: see `atomic_directory`; or if the parent cannot be created or written.
+    """
+    directory = resolved(directory)
+    _check_parent(directory)
+    _check_replaceable(directory, replaceable)
+
+
+def _check_parent(target):
+    try:
+        with _work_directory(target):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The folder {target.parent} cannot be created or written. Use another path. {error}"
+        ) from error
+
+
 def recover_directory(directory):
     """Restores a directory that a process moved away before it was killed.
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from keras_deit import atomic
-from keras_deit.atomic import atomic_directory, atomic_file
+from keras_deit.atomic import atomic_directory, atomic_file, check_directory, check_file
 from tests.helpers import raises
 
 
@@ -39,6 +39,24 @@ def test_writes_and_replaces(tmp_path):
     write(target, "new")
     assert texts(target) == {"a.txt": "new", "b.txt": "new"}
     assert [entry.name for entry in target.parent.iterdir()] == ["preset"]
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    check_file(tmp_path / "deep" / "file")
+    check_directory(tmp_path / "deep" / "preset", replaceable=())
+    assert not list(tmp_path.iterdir())  # nothing is left of trying
+    file, full = tmp_path / "file", tmp_path / "full"
+    write(full, "mine")
+    file.touch()
+    check_file(file)
+    check_directory(full, replaceable=("a.txt", "b.txt"))
+    for check in (check_file, lambda path: check_directory(path, replaceable=())):
+        with pytest.raises(ValueError, match=f"The folder {file} cannot be created or written"):
+            check(file / "new")
+    with raises(f"Expected a file, but {full} is a directory. Use another path."):
+        check_file(full)
+    with pytest.raises(ValueError, match=r"contains other files: a.txt, b.txt"):
+        check_directory(full, replaceable=())
 
 
 def test_a_failure_leaves_the_old_directory_and_no_trace(tmp_path):

@@ -58,7 +58,7 @@ from evaluation.worst_images import plot_worst, seen_images, worst_table
 from flag_errors import of_flag
 
 from keras_deit import presets
-from keras_deit.atomic import atomic_file
+from keras_deit.atomic import atomic_file, check_file
 from keras_deit.training.image_folder import ImageFolder
 from keras_deit.training.tfds_images import TfdsImages
 
@@ -94,7 +94,19 @@ def open_images(data_dir):
     return ImageFolder.open(directory)
 
 
-def write_class_report(handle, counts, images, classifier):
+def write_tables(handle, counts, images, labels):
+    matrix = confusion_matrix(counts["answers"], len(labels))
+    tables = {
+        "classes.csv": class_table(matrix, labels),
+        "worst.csv": worst_table(counts["worst"], images, labels),
+        "confusion.csv": matrix_table(matrix, labels),
+    }
+    for name, table in tables.items():
+        with atomic_file(report_file(handle, name)) as file:
+            file.write_text(table)
+
+
+def write_pictures(handle, counts, images, classifier):
     labels, worst = classifier.labels, counts["worst"]
     matrix = confusion_matrix(counts["answers"], len(labels))
     figures = {
@@ -104,14 +116,6 @@ def write_class_report(handle, counts, images, classifier):
     for name, figure in figures.items():
         with atomic_file(report_file(handle, name)) as file:
             figure.savefig(file, dpi=150)
-    tables = {
-        "classes.csv": class_table(matrix, labels),
-        "worst.csv": worst_table(worst, images, labels),
-        "confusion.csv": matrix_table(matrix, labels),
-    }
-    for name, table in tables.items():
-        with atomic_file(report_file(handle, name)) as file:
-            file.write_text(table)
 
 
 def report_file(handle, name):
@@ -157,6 +161,11 @@ def run():
     with of_flag("output", output):
         rows = read_rows(output)
         check_rows(rows, settings, bool(FLAGS.real_labels))
+        check_file(output)
+    if FLAGS.class_report:
+        with of_flag("class_report", FLAGS.class_report):
+            for handle in handles:
+                check_file(report_file(handle, "confusion.csv"))
     real_labels = None
     if FLAGS.real_labels:
         with of_flag("real_labels", FLAGS.real_labels):
@@ -180,9 +189,11 @@ def run():
         counts, classifier = count_answers(FLAGS, handle, images, real_labels, progress)
         rows.append(build_row(handle, counts, images, settings))
         if FLAGS.class_report:
-            write_class_report(handle, counts, images, classifier)
+            write_tables(handle, counts, images, classifier.labels)
         write_rows(output, rows)
         progress.remove()
+        if FLAGS.class_report:  # last, so that no picture can lose the result
+            write_pictures(handle, counts, images, classifier)
         print("".join(f"{name}: {value}\n" for name, value in rows[-1].items() if value))
         keras.backend.clear_session(free_memory=True)
 

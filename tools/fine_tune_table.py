@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags
 from markdown_section import write_section
 from PIL import Image, ImageDraw
-from probing.features import load_feature_model
+from probing.features import feature_model, load_classifier
 from probing.methods import best_logistic_regression
 from sklearn.datasets import load_digits
 
@@ -124,11 +124,12 @@ def read(folder):
 
 def probe(data, preset):
     """Test accuracy of a logistic regression on the inputs of the head, with C chosen by `val`."""
-    model, converter = load_feature_model(preset)
+    classifier = load_classifier(preset)
+    model = feature_model(classifier)
     sets = {}
     for part in PARTS:
         images, labels = read(data / part)
-        sets[part] = model.predict(converter(images), verbose=0), labels
+        sets[part] = model.predict(classifier.preprocessor(images), verbose=0), labels
     return best_logistic_regression(sets["train"], sets["val"]).score(*sets["test"])
 
 
@@ -173,7 +174,7 @@ def probe_row(title, data, preset, output):
 
 def probe_table(rows):
     lines = [
-        "| classes | training images | test images | k-NN, 10 | k-NN, 20 | linear probe | 1 per "
+        "| classes | training images | `val` images | k-NN, 10 | k-NN, 20 | linear probe | 1 per "
         "class | 5 per class | 10 per class |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(probe_row(title, data, preset, run) for title, data, preset, run in rows),

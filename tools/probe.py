@@ -32,7 +32,7 @@ import keras
 import numpy as np
 from absl import app, flags
 from flag_errors import of_flag
-from probing.features import POOLINGS, FeatureCache, load_feature_model, weights_digest
+from probing.features import POOLINGS, FeatureCache, feature_model, load_classifier, model_settings
 from probing.methods import few_shot, linear_probe, nearest_neighbors
 from training.data import open_images
 from training.devices import Devices
@@ -94,22 +94,22 @@ def load_model():
     with of_flag("dtype_policy", FLAGS.dtype_policy):
         keras.dtype_policies.get(FLAGS.dtype_policy)
     with of_flag("preset", FLAGS.preset):
-        model, converter = load_feature_model(FLAGS.preset, FLAGS.pooling, dtype=FLAGS.dtype_policy)
-        num_channels = model.input_shape[1 if converter.data_format == "channels_first" else -1]
+        classifier = load_classifier(FLAGS.preset, FLAGS.pooling, dtype=FLAGS.dtype_policy)
+        is_channels_first = classifier.preprocessor.data_format == "channels_first"
+        num_channels = classifier.input_shape[1 if is_channels_first else -1]
         if num_channels not in (1, 3):
             raise ValueError(
                 "Images are read with 1 or 3 channels. Received: a preset for "
                 f"{num_channels} channels"
             )
-    return model, converter
+    return classifier
 
 
-def settings_of(model, converter, training, validation):
+def settings_of(classifier, training, validation):
     """What the features depend on."""
-    preprocessor = converter.get_config()
+    preprocessor = classifier.preprocessor.get_config()
     return {
-        "weights": weights_digest(model),
-        "pooling": FLAGS.pooling or "preset's",
+        **model_settings(classifier),
         "dtype_policy": FLAGS.dtype_policy,
         "train": training.identity,
         "val": validation.identity,
@@ -154,15 +154,16 @@ def run():
     training, validation = open_images(FLAGS, Devices())
     if training.are_files:  # of TensorFlow Datasets, labels are known after reading them
         check_counts(training.labels, training.class_names, shots)
-    model, converter = load_model()
+    classifier = load_model()
     output = pathlib.Path(os.path.expanduser(FLAGS.output))
     with of_flag("output", output):
         if output.exists() and not output.is_dir():
             raise ValueError("Expected a folder, and this is a file. Use another path.")
-        settings = settings_of(model, converter, training, validation)
+        settings = settings_of(classifier, training, validation)
         cache = FeatureCache(output / "features", settings)
+        model = feature_model(classifier)
         features = {
-            part: cache.features(part, images, model, converter, FLAGS.batch_size)
+            part: cache.features(part, images, model, classifier.preprocessor, FLAGS.batch_size)
             for part, images in (("train", training), ("val", validation))
         }
     check_counts(features["train"][1], training.class_names, shots)

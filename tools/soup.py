@@ -28,6 +28,7 @@ from flag_errors import of_flag
 from training.data import open_validation_images
 from training.devices import Devices
 
+from keras_deit.atomic import check_directory, resolved
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets import find_preset
 from keras_deit.training import average_weights, greedy_soup
@@ -50,15 +51,23 @@ def check_flags():
     output = pathlib.Path(os.path.expanduser(FLAGS.output))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists already. Use another path, or remove it.")
-    if len(FLAGS.presets) < 2 or len(set(FLAGS.presets)) < len(FLAGS.presets):
+    with of_flag("output", output):
+        check_directory(output, replaceable=())
+    useless = [name for name in ("batch_size", "skip_broken_images") if FLAGS[name].present]
+    if useless and not FLAGS.data:
         raise ValueError(
-            "--presets must list two or more different models, separated by commas. Received: "
-            f"{','.join(FLAGS.presets) or 'none'}"
+            f"--{useless[0]} is for the images of --data. Add --data, or leave it out."
         )
     for handle in FLAGS.presets:
         with of_flag("presets", handle):
             if not find_preset(handle, load_weights=False).has_head:
                 raise ValueError("The preset has no head. Use presets of classifiers.")
+    # "a", "a/" and a link to it are one model. A name that is no path stays a name of its own.
+    if len(FLAGS.presets) < 2 or len(set(map(resolved, FLAGS.presets))) < len(FLAGS.presets):
+        raise ValueError(
+            "--presets must list two or more different models, separated by commas. Received: "
+            f"{','.join(FLAGS.presets) or 'none'}"
+        )
     return output
 
 

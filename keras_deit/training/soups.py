@@ -1,6 +1,8 @@
 """Averages of the weights of several fine-tuned models: uniform and greedy "soups"."""
 
 import dataclasses
+import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,14 +59,16 @@ def average_weights(handles: Sequence, load: Callable[[Any], keras.Model]) -> ke
     Args:
         handles: sequence of two or more different names of models, such as paths of presets.
         load: function from a name to a Keras model, such as `DeiTImageClassifier.from_preset`. It
-            is called once for each name. Two models and the sum are in memory at a time.
+            is called once for each name, and must build a new model each time. Two models and the
+            sum are in memory at a time.
 
     Returns:
         The first model, with the averaged weights.
 
     Raises:
-        ValueError: if there are fewer than two names or one is there twice, the architectures,
-            classes or preprocessors differ, or a model is quantized or has LoRA adapters.
+        ValueError: if there are fewer than two names or one is there twice, `load` returns a model
+            for the second time, the architectures, classes or preprocessors differ, or a model is
+            quantized or has LoRA adapters.
 
     Example:
 
@@ -98,16 +102,17 @@ def greedy_soup(
     good as the best model; measure it on other data.
 
     Args:
-        handles, load: see `average_weights`. `load` is called twice for each name.
-        evaluate: function from a model to its score, the higher the better, such as its accuracy on
-            validation images. It is called `2 * len(handles) - 1` times, always with the same
-            model, whose weights change.
+        handles, load: see `average_weights`. `load` is called twice for each name, and once more
+            for the first.
+        evaluate: function from a model to its score, a finite number, the higher the better, such
+            as its accuracy on validation images. It is called `2 * len(handles) - 1` times, always
+            with the same model, whose weights change.
 
     Returns:
         A `GreedySoup` with `model`, `ingredients`, `score` and `scores`.
 
     Raises:
-        ValueError: see `average_weights`.
+        ValueError: see `average_weights`; or if a score is not finite.
 
     Example:
 
@@ -125,23 +130,38 @@ def greedy_soup(
     """
     handles = _checked_handles(handles)
     ingredients, scores = _Ingredients(load, handles[0]), {}
-    scores[handles[0]] = float(evaluate(ingredients.model))
-    for handle in handles[1:]:
+    # The first one, too, so that a `load` that keeps its models is refused before any evaluation.
+    for handle in handles:
         ingredients.assign(ingredients.weights_of(handle))
-        scores[handle] = float(evaluate(ingredients.model))
+        scores[handle] = _score(evaluate, ingredients.model, [handle], scores)
     best, *others = sorted(handles, key=lambda handle: -scores[handle])
     score, chosen = scores[best], [best]
     ingredients.start_with(ingredients.weights_of(best))
     for handle in others:
         arrays = list(ingredients.weights_of(handle))
         ingredients.assign(ingredients.mean(arrays))
-        with_this = float(evaluate(ingredients.model))
+        with_this = _score(evaluate, ingredients.model, [*chosen, handle], scores)
         if with_this >= score:
             ingredients.add(arrays)
             chosen.append(handle)
             score = with_this
     ingredients.assign(ingredients.mean())
     return GreedySoup(ingredients.model, chosen, score, scores)
+
+
+def _score(evaluate, model, ingredients, scores):
+    """A finite score. An error tells those known before, so that no evaluation is lost."""
+    score = float(evaluate(model))
+    if not math.isfinite(score):
+        of = (
+            f"{'the average of ' if len(ingredients) > 1 else ''}{', '.join(map(str, ingredients))}"
+        )
+        known = "; ".join(f"{handle} has {known}" for handle, known in scores.items())
+        raise ValueError(
+            "`evaluate` must return a finite number. Leave the model out, or correct `evaluate`. "
+            f"Received: {score} for {of}. Scores before: {known or 'none'}"
+        )
+    return score
 
 
 class _Ingredients:
@@ -152,7 +172,8 @@ class _Ingredients:
 
     def __init__(self, load, first):
         self._load, self._first = load, first
-        self.model = load(first)
+        self._returned = weakref.WeakSet()
+        self.model = self._new_model(first)
         _refuse_unaveragable(self.model, first)
         self.start_with(_arrays(self.model))
 
@@ -163,7 +184,7 @@ class _Ingredients:
 
     def weights_of(self, handle):
         """Loads a model that fits the first one and yields its weights."""
-        model = self._load(handle)
+        model = self._new_model(handle)
         _refuse_unaveragable(model, handle)
         different = _differences(self.model, model)
         if different:
@@ -174,6 +195,17 @@ class _Ingredients:
                 f"{'; '.join(different[:_MOST_LISTED])}{f'; and {more} more' if more > 0 else ''}"
             )
         return _arrays(model)
+
+    def _new_model(self, handle):
+        """`self.model` is overwritten, so that loading it again would give other weights."""
+        model = self._load(handle)
+        if model in self._returned:
+            raise ValueError(
+                "`load` must build a new model each time. Received: a model that it returned "
+                f"before, for {handle}"
+            )
+        self._returned.add(model)
+        return model
 
     def add(self, arrays):
         for total, array in zip(self._sums, arrays):

@@ -177,7 +177,9 @@ def test_a_damaged_shard_is_named_and_computed_again(photos, tiny, tmp_path, cap
     assert "train: features of 7 of 10 images are there" in capsys.readouterr().out
     settings = tmp_path / "run" / "features" / "settings.json"
     settings.write_text("[]")
-    assert f"{settings} is damaged. Delete the folder" in refusal(photos, tiny, tmp_path / "run")
+    assert f"{settings} is damaged or of another version. Delete the folder" in refusal(
+        photos, tiny, tmp_path / "run"
+    )
 
 
 @pytest.mark.slow
@@ -186,7 +188,8 @@ def test_features_of_something_else_are_refused(photos, tiny, tmp_path):
     run(photos, preset, tmp_path / "run")
     assert refusal(photos, preset, tmp_path / "run", pooling="mean").endswith(
         "has features of another model, of other images or with other settings. Use the same "
-        "flags, or another --output. Received: pooling was \"preset's\" and is 'mean'"
+        "flags, or another --output. Received: pooling was 'token' and is 'mean'; "
+        "use_distillation_head was True and is False"
     )
     run(photos, preset, tmp_path / "run", shots="2")  # the same features
     classifier = DeiTImageClassifier.from_preset(preset)
@@ -195,6 +198,39 @@ def test_features_of_something_else_are_refused(photos, tiny, tmp_path):
     assert "Received: weights was '" in refusal(photos, preset, tmp_path / "run")
     (photos / "val" / "cat" / "0.png").unlink()
     assert "val was 'folder:" in refusal(photos, tiny, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pooling", "received"),
+    [
+        ({}, "mean", "pooling was 'token' and is 'mean'"),
+        ({"num_merged_tokens": 1}, "token", "num_merged_tokens was 0 and is 1"),
+        ({"num_heads": 4}, "token", "num_heads was 2 and is 4"),
+        ({"dropout_rate": 0.1}, "token", None),  # has the same features
+    ],
+)
+def test_the_same_weights_in_another_model(backbone, pooling, received, tmp_path):
+    """Their features were taken for those of the first model."""
+
+    def save(pooling, **backbone):
+        classifier = tiny_classifier(
+            {"num_layers": 1, **backbone}, pooling=pooling, use_distillation_head=False
+        )
+        randomize(classifier, np.random.default_rng(1)).save_to_preset(tmp_path / "preset")
+
+    def find():
+        classifier = caches.load_classifier(tmp_path / "preset")
+        caches.FeatureCache(tmp_path / "features", caches.model_settings(classifier))
+
+    save("token")
+    find()
+    save(pooling, **backbone)
+    if received is None:
+        find()
+    else:
+        with pytest.raises(ValueError) as error:
+            find()
+        assert str(error.value).endswith(f"Received: {received}")
 
 
 def test_errors_name_the_flag(photos, tiny, tmp_path, monkeypatch):
@@ -226,12 +262,13 @@ def test_errors_name_the_flag(photos, tiny, tmp_path, monkeypatch):
 
 def test_labels_that_are_no_classes(photos, tiny, tmp_path):
     """The test split of some TensorFlow datasets has the label -1."""
-    model, converter = caches.load_feature_model(tiny)
+    classifier = caches.load_classifier(tiny)
+    model = caches.feature_model(classifier)
     images = tool.open_images.__globals__["ImageFolder"].open(photos / "val")
     images = type(images)(images.directory, images.files, (0, 1, 0, 0, 0, -1, 0), ("cat", "dog"))
     cache = caches.FeatureCache(tmp_path / "run", {})
     with pytest.raises(ValueError, match="must be from 0 to 1.*Received: -1"):
-        cache.features("val", images, model, converter, 2)
+        cache.features("val", images, model, classifier.preprocessor, 2)
     # What was finished before is kept.
     assert (tmp_path / "run" / "val_00000.safetensors").exists()
 

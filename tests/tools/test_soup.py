@@ -85,6 +85,41 @@ def test_nothing_is_overwritten(presets, tmp_path):
     assert (output / "notes.txt").read_text() == "mine"
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_evaluation(
+    presets, tmp_path, monkeypatch
+):
+    """The greedy soup was evaluated, and lost."""
+    monkeypatch.setattr(tool, "load", None)
+    monkeypatch.setattr(tool, "greedy_soup", None)
+    (tmp_path / "file").touch()
+    message = refusal(presets, tmp_path / "file" / "soup", data=presets / "photos")
+    assert message.startswith(
+        f"Not averaged. --output {tmp_path / 'file' / 'soup'}: The folder {tmp_path / 'file'} "
+        "cannot be created or written. Use another path. "
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "cannot be the current directory" in refusal(presets, ".", data=presets / "photos")
+
+
+def test_flags_without_effect_and_a_model_that_is_listed_twice(presets, tmp_path):
+    output = tmp_path / "soup"
+    for flags in ({"batch_size": 64}, {"skip_broken_images": True}):
+        assert refusal(presets, output, **flags) == (
+            f"Not averaged. --{next(iter(flags))} is for the images of --data. Add --data, or "
+            "leave it out."
+        )
+    (tmp_path / "link").symlink_to(presets / "a")
+    for same in (f"{presets / 'a'}/", tmp_path / "link"):
+        with pytest.raises(SystemExit) as error:
+            run_script(tool, presets=f"{presets / 'a'},{same},{presets / 'b'}", output=output)
+        assert str(error.value) == (
+            "Not averaged. --presets must list two or more different models, separated by commas. "
+            f"Received: {presets / 'a'},{same},{presets / 'b'}"
+        )
+    assert not output.exists()
+
+
 @pytest.mark.slow
 def test_errors_name_the_flag(presets, tmp_path):
     output = tmp_path / "soup"

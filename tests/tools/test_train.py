@@ -40,7 +40,7 @@ def states(output, epoch=3):
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "recipe, reduction",  # one optimizer, and two
+    "recipe, reduction",  # one learning rate; and one of the head's own
     [("deit", {"keep_rate": 0.5}), ("new_classes", {"num_merged_tokens": 1})],
 )
 def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, recipe, reduction):

@@ -1,5 +1,7 @@
 """Averages of weights, beside NumPy's, and the greedy choice, worked by hand."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -89,6 +91,47 @@ def test_the_best_model_alone_if_all_others_lower_the_score():
     soup = greedy_soup([5.0, 4.0, 9.0], constant, lambda model: -abs(model.get_weights()[1][0] - 4))
     assert (soup.ingredients, soup.score) == ([4.0], 0.0)
     np.testing.assert_array_equal(soup.model.get_weights()[1], [4.0] * 3)
+
+
+def test_models_that_load_keeps_are_refused():
+    """The average was written into one of them, which then counted with these weights."""
+    scores = []
+
+    def evaluate(model):
+        scores.append(-abs(float(model.get_weights()[1][0]) - 1))
+        return scores[-1]
+
+    kept = {value: constant(value) for value in (1.0, 3.0, 6.0)}
+    message = (
+        "`load` must build a new model each time. Received: a model that it returned before, for "
+    )
+    for load in (kept.__getitem__, functools.cache(constant)):
+        with raises(f"{message}1.0"):
+            greedy_soup([1.0, 3.0, 6.0], load, evaluate)
+    assert not scores  # nothing was evaluated in vain
+    model = constant(2.0)
+    with raises(f"{message}b"):
+        average_weights(["a", "b"], lambda handle: model)
+
+
+@pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(score):
+    """NaN won: no other score is higher."""
+
+    def evaluate(model):
+        value = float(model.get_weights()[1][0])
+        return score if value == bad else -abs(value - 1)
+
+    start = (
+        "`evaluate` must return a finite number. Leave the model out, or correct `evaluate`. "
+        f"Received: {score} for "
+    )
+    bad = 1.0
+    with raises(f"{start}1.0. Scores before: 3.0 has -2.0"):
+        greedy_soup([3.0, 1.0, 5.0], constant, evaluate)
+    bad = 2.0
+    with raises(f"{start}the average of 1.0, 3.0. Scores before: 3.0 has -2.0; 1.0 has -0.0"):
+        greedy_soup([3.0, 1.0], constant, evaluate)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def _plot_matrix(matrix, labels):
     figure = Figure((side, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(colours)
-    axis.set_xticks(range(count), names, rotation=90 if longest > 3 else 0)
-    axis.set_yticks(range(count), names)
+    # Labels are plain text: two $ in a label would be a formula.
+    axis.set_xticks(range(count), names, rotation=90 if longest > 3 else 0, parse_math=False)
+    axis.set_yticks(range(count), names, parse_math=False)
     # Lines between the cells
     axis.set_xticks(np.arange(1, count) - 0.5, minor=True)
     axis.set_yticks(np.arange(1, count) - 0.5, minor=True)
@@ -78,7 +79,7 @@ def _plot_pairs(matrix, labels):
     for place, (row, column) in zip(places, pairs):
         count = wrong[row, column]
         axis.text(count, place, f" {count} of {images[row]}", va="center", fontsize=8)
-    axis.set_yticks(places, names, fontsize=8)
+    axis.set_yticks(places, names, fontsize=8, parse_math=False)
     axis.invert_yaxis()
     axis.margins(x=0.12, y=0.01)
     axis.tick_params(axis="y", length=0)

@@ -95,7 +95,13 @@ def plot_worst(worst, pictures, labels):
         interpolation = "nearest" if max(picture.shape[:2]) < 128 else "antialiased"
         axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation=interpolation)
         # Three lines; the text below takes the second and the third.
-        axis.set_title(f"{shortened(labels[label], 20)}\n\n", fontsize=8.5, fontweight="bold")
+        # Labels are plain text: two $ in a label would be a formula.
+        axis.set_title(
+            f"{shortened(labels[label], 20)}\n\n",
+            fontsize=8.5,
+            fontweight="bold",
+            parse_math=False,
+        )
         below = axis.text(
             0.5,
             1.03,
@@ -105,6 +111,7 @@ def plot_worst(worst, pictures, labels):
             ha="center",
             va="bottom",
             transform=axis.transAxes,
+            parse_math=False,
         )
         below.set_in_layout(False)
     figure.suptitle("Bold: the class. Below: the prediction.", fontsize=9)

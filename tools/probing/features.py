@@ -21,10 +21,22 @@ from keras_deit.training.image_reader import image_reader
 
 IMAGES_PER_SHARD = 2048
 POOLINGS = ("token", "mean", "token_and_mean")
+# Arguments of a backbone that change only its training. --dtype_policy replaces the dtype.
+_NOT_IN_FEATURES = {
+    "name",
+    "trainable",
+    "dtype",
+    "remat",
+    "dropout_rate",
+    "attention_dropout_rate",
+    "drop_path_rate",
+    "drop_path_schedule",
+    "patch_dropout_rate",
+}
 
 
-def load_feature_model(handle, pooling=None, **overrides):
-    """(model, converter): normalised images to features (batch, features), and the preprocessor.
+def load_classifier(handle, pooling=None, **overrides):
+    """The classifier whose head reads the features, with the preset's preprocessor.
 
     Args:
         handle: preset of a classifier or a backbone.
@@ -36,19 +48,20 @@ def load_feature_model(handle, pooling=None, **overrides):
         classifier = DeiTImageClassifier.from_preset(handle, **overrides)
     else:
         classifier = _with_any_head(handle, overrides)
-    converter = classifier.preprocessor
-    if converter is None:
+    if classifier.preprocessor is None:
         raise ValueError(
             "The preset has no preprocessor. Save it as a `DeiTImageClassifier` with "
             "`preprocessor=DeiTImageConverter(...)`."
         )
     if pooling is not None:
         classifier = DeiTImageClassifier(
-            classifier.backbone, num_classes=1, pooling=pooling, use_distillation_head=False
+            classifier.backbone,
+            num_classes=1,
+            pooling=pooling,
+            use_distillation_head=False,
+            preprocessor=classifier.preprocessor,
         )
-    # A distilled model's head reads two tokens, (batch, 2, hidden_dim).
-    features = keras.layers.Reshape((-1,))(classifier.head.input)
-    return keras.Model(classifier.input, features, name="features"), converter
+    return classifier
 
 
 def _with_any_head(handle, overrides):
@@ -59,6 +72,24 @@ def _with_any_head(handle, overrides):
         return DeiTImageClassifier.from_preset(handle, num_classes=1, **overrides)
     finally:
         logging.set_verbosity(verbosity)
+
+
+def feature_model(classifier):
+    """Normalised images to what the head reads: features (batch, features)."""
+    # A distilled model's head reads two tokens, (batch, 2, hidden_dim).
+    features = keras.layers.Reshape((-1,))(classifier.head.input)
+    return keras.Model(classifier.input, features, name="features")
+
+
+def model_settings(classifier):
+    """{name: value} of what the features of a classifier depend on: weights and architecture."""
+    backbone = classifier.backbone.get_config()
+    return {
+        "weights": weights_digest(feature_model(classifier)),
+        "pooling": classifier.pooling,
+        "use_distillation_head": classifier.use_distillation_head,
+        **{name: value for name, value in backbone.items() if name not in _NOT_IN_FEATURES},
+    }
 
 
 def weights_digest(model):
@@ -93,16 +124,17 @@ class FeatureCache:
     def _check(self, path, settings):
         try:
             before = json.loads(path.read_text())
-            before.keys()
+            if before.keys() != settings.keys():
+                raise ValueError("Other settings.")
         except (ValueError, AttributeError) as error:
             raise ValueError(
-                f"{path} is damaged. Delete the folder {self.directory} to compute the features "
-                "again."
+                f"{path} is damaged or of another version. Delete the folder {self.directory} to "
+                "compute the features again."
             ) from error
         changed = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
+            f"{name} was {before[name]!r} and is {value!r}"
             for name, value in settings.items()
-            if before.get(name) != value
+            if before[name] != value
         ]
         if changed:
             raise ValueError(
@@ -117,7 +149,8 @@ class FeatureCache:
         Args:
             part: name of the files, `"train"` or `"val"`.
             images: `ImageFolder` or `TfdsImages`.
-            model, converter: see `load_feature_model`.
+            model: see `feature_model`.
+            converter: the classifier's preprocessor.
             batch_size: int, number of images per batch.
 
         Raises:

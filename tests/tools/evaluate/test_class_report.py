@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import sklearn.metrics
+from matplotlib.text import Text
 
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets import imagenet_labels
@@ -142,3 +143,44 @@ def test_shortened_labels():
     assert shortened("tench, Tinca tinca") == "tench, Tinca tinca"
     assert shortened("great white shark, white shark, man-eater") == "great white shark"
     assert shortened("x" * 25) == "x" * 22 + "..."
+
+
+@pytest.mark.parametrize("count", [3, 31])
+def test_labels_are_plain_text(count, tmp_path):
+    """A label with two $ was read as a formula, and a bad formula ended the program."""
+    labels = ["$x^$", "$a$", *(f"class {index}" for index in range(2, count))]
+    matrix = np.eye(count, dtype=int)
+    matrix[0, 1] = matrix[1, 0] = 2
+    worst = [[1.0, 0, 0, 1, 0.5], [1.0, 1, 1, 0, 0.5]]
+    for figure in (
+        tool.plot_confusion(matrix, labels),
+        worst_images.plot_worst(worst, np.zeros((2, 8, 12, 3)), labels),
+    ):
+        figure.savefig(tmp_path / "picture.png")
+        shown = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert len(shown) > 1 and not any(text.get_parse_math() for text in shown)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(
+    val, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tool, "count_answers", None)
+    (tmp_path / "file").touch()
+    start = f"The folder {tmp_path / 'file'} cannot be created or written. Use another path. "
+    assert refusal(val, tmp_path / "table.csv", tiny, class_report=tmp_path / "file").startswith(
+        f"Not evaluated. --class_report {tmp_path / 'file'}: {start}"
+    )
+    assert refusal(val, tmp_path / "file" / "table.csv", tiny).startswith(
+        f"Not evaluated. --output {tmp_path / 'file' / 'table.csv'}: {start}"
+    )
+
+
+def test_a_picture_that_fails_loses_no_result(val, tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(tool, "plot_confusion", fail)
+    table, reports = tmp_path / "table.csv", tmp_path / "reports"
+    assert refusal(val, table, tiny, class_report=reports) == "Not evaluated. no picture"
+    assert f"{tiny}," in table.read_text()
+    assert [file.suffix for file in reports.iterdir()] == [".csv"] * 3
