@@ -224,8 +224,8 @@ def _read(file, shape, num_classes):
             raise ValueError(f"its labels are not all from 0 to {num_classes - 1}")
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"The features in {file} are damaged: {error}. Delete this file and start again with "
-            "the same flags; only its images are computed again."
+            f"The features in {file} are damaged. Delete this file and start again with the same "
+            "flags; only its images are computed again."
         ) from error
     return features, labels
 
