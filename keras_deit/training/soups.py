@@ -129,7 +129,8 @@ def greedy_soup(
     Reference: [Wortsman et al., 2022](https://arxiv.org/abs/2203.05482), recipe 1.
     """
     handles = _checked_handles(handles)
-    ingredients, scores = _Ingredients(load, handles[0]), {}
+    ingredients = _Ingredients(load, handles[0])
+    scores: dict[Any, float] = {}
     # The first one, too, so that a `load` that keeps its models is refused before any evaluation.
     for handle in handles:
         ingredients.assign(ingredients.weights_of(handle))

@@ -13,7 +13,7 @@ from PIL import Image
 from keras_deit.models import DeiTImageClassifier
 from keras_deit.presets import read_tensors
 from tests.helpers import randomize, tiny_classifier
-from tests.scripts import load_script, run_script
+from tests.scripts import ROOT, load_script, run_script
 
 tool = load_script("tools/probe.py")
 caches = sys.modules["probing.features"]
@@ -255,6 +255,13 @@ def test_errors_name_the_flag(photos, tiny, tmp_path, monkeypatch):
     for part in ("train", "val"):
         shutil.rmtree(photos / part / "dog")
     assert "needs at least two classes. Received: cat" in refusal(photos, tiny, output)
+
+
+def test_the_page_has_the_columns_that_are_written():
+    """The program scores on `val`; the page said that these were test images."""
+    header = load_script("tools/fine_tune_table.py").probe_table([])
+    assert "| `val` images |" in header and "test images" not in header
+    assert header in (ROOT / "docs" / "probe.md").read_text()
 
 
 def test_labels_that_are_no_classes(photos, tiny, tmp_path):
