@@ -117,7 +117,7 @@ def plot_images(images: Any, titles: Sequence[str] | None = None, columns: int =
     for axis, image in zip(axes.flat, images):
         axis.imshow(_rgb(image))
     for axis, title in zip(axes.flat, titles or ()):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9, parse_math=False)
     return figure
 
 
@@ -171,7 +171,7 @@ def plot_rollouts(images: Any, rollouts: Any, titles: Sequence[str], columns: in
         row, column = divmod(index, columns)
         image = enlarge(_rgb(image))
         axes[2 * row, column].imshow(image)
-        axes[2 * row, column].set_title(title, fontsize=9)
+        axes[2 * row, column].set_title(title, fontsize=9, parse_math=False)
         axes[2 * row + 1, column].imshow(overlay(image, rollout, largest=largest))
     _add_colour_bar(figure, largest)
     return figure
