@@ -149,6 +149,7 @@ def test_each_model_runs_once_a_step(rng, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The structure of `inputs` doesn't match")  # Keras' own
 def test_distiller_of_keras_takes_these_models_and_runs_the_student_twice(rng, monkeypatch):
     """docs/distil.md says so."""
     student, teacher, x = student_of(rng), student_of(rng, num_layers=3), images(rng)
