@@ -146,7 +146,8 @@ def check_flags():
             f"--calibration_images {FLAGS.calibration_images}"
         )
     if FLAGS.calibration_images:
-        find_images(FLAGS.calibration_images)
+        with of_flag("calibration_images", FLAGS.calibration_images):
+            find_images(FLAGS.calibration_images)
     if FLAGS.any_image_size and FLAGS.raw_image_size:
         raise ValueError(
             "--any_image_size takes converted images. Leave out --raw_image_size, whose conversion "

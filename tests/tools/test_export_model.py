@@ -418,7 +418,7 @@ def test_errors_of_int8(folder, photos, tmp_path, rng):
         (
             "onnx",
             "--calibration_images needs a preset with a preprocessor. .*",
-            {"calibration_images": "empty", "preset": folder / "no_preprocessor"},
+            {"calibration_images": photos, "preset": folder / "no_preprocessor"},
         ),
         (
             "onnx",
