@@ -19,7 +19,6 @@ from keras_deit.presets import imagenet_synsets, read_tensors
 from tests.scripts import ROOT, load_script, run_script, set_flags
 from tests.tools.conftest import flags
 
-pytestmark = pytest.mark.backend
 pytest.importorskip("tensorflow")
 
 
@@ -38,6 +37,7 @@ def states(output, epoch=3):
     return read_tensors(output / "checkpoints" / f"epoch_{epoch:05d}" / "training.safetensors")
 
 
+@pytest.mark.backend
 @pytest.mark.process
 @pytest.mark.parametrize(
     "recipe, reduction",  # one learning rate; and one of the head's own
@@ -76,6 +76,7 @@ def test_killed_training_resumes_with_the_same_result(train, given, tmp_path, re
     assert reduction.items() <= backbone.get_config().items()
 
 
+@pytest.mark.backend
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["blocks", "cosub"])
 def test_blocks_and_cosub_resume_with_the_same_result(train, given, tmp_path, monkeypatch, kind):
@@ -179,6 +180,7 @@ def test_default_batch_size(train, num_images, num_shares, asked, expected):
     assert schedule.steps_per_epoch == num_images // expected
 
 
+@pytest.mark.backend
 @pytest.mark.slow
 def test_defaults_learn_new_classes_of_a_small_folder(train, tmp_path):
     """The default used to be a recipe whose learning rate was too low for a new head: the accuracy
@@ -253,6 +255,7 @@ class Stop(keras.callbacks.Callback):
             raise InterruptedError
 
 
+@pytest.mark.backend
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
@@ -302,6 +305,7 @@ def test_a_part_of_the_model_trains_and_resumes(changes, train, given, tmp_path,
     assert changed
 
 
+@pytest.mark.backend
 @pytest.mark.slow
 def test_images_that_grow(train, given, tmp_path):
     output = run(train, given, tmp_path / "run", epochs=2, image_sizes="16,48")
@@ -385,6 +389,7 @@ def test_unreadable_images(train, given, tmp_path):
     )
 
 
+@pytest.mark.backend
 def test_errors_name_the_flag(train, given, tmp_path):
     assert (
         "--batch_size must be a multiple of the number of devices, 1, and at most the number of "
