@@ -5,18 +5,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_deit.arguments import check_not_float16
 from keras_deit.layers.naming import unique_name
 from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.logged_losses import LoggedLosses
-from keras_deit.models.logits_loss import check_loss, check_returns_logits
+from keras_deit.models.logits_loss import LogitsLoss, check_returns_logits
 from keras_deit.models.raw_images import RawImageInputs
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class CosubTrainer(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
+class CosubTrainer(LogitsLoss, LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
     """Trains a classifier by cosub: two of its submodels learn from the labels and each other.
 
     Each step runs the classifier twice on the same images. DropPath skips other blocks each time,
@@ -83,24 +82,6 @@ class CosubTrainer(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
     def call(self, inputs, training=None):
         self._check_inputs(inputs)
         return self.classifier(inputs, training=training)
-
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """Like `keras.Model.compile`, with a single `loss` that takes logits.
-
-        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`. A classifier with weights
-        in float16 is refused: use the policy `"mixed_float16"`.
-        """
-        loss = (
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
-        )
-        check_loss(loss)
-        if optimizer is not None:
-            check_not_float16(self)
-        super().compile(optimizer, loss, **kwargs)
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config, safe_mode=True))
-        self.optimizer.build(self.trainable_variables)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         check_labels(self.loss, self.classifier.num_classes, y)

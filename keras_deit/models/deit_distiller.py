@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_deit.arguments import check_bool, check_choice, check_fraction, check_not_float16
+from keras_deit.arguments import check_bool, check_choice, check_fraction
 from keras_deit.layers.naming import unique_name
 from keras_deit.losses import HardDistillationLoss, SoftDistillationLoss
 from keras_deit.models.block_losses import BlockLosses, check_entries
@@ -14,7 +14,7 @@ from keras_deit.models.deit_image_classifier import DeiTImageClassifier
 from keras_deit.models.input_checks import CheckedInputs
 from keras_deit.models.label_checks import check_labels
 from keras_deit.models.logged_losses import LoggedLosses
-from keras_deit.models.logits_loss import check_loss, check_returns_logits
+from keras_deit.models.logits_loss import LogitsLoss, check_returns_logits
 from keras_deit.models.raw_images import RawImageInputs
 from keras_deit.models.teacher import Teacher, check_logits, without_softmax
 
@@ -23,7 +23,7 @@ _INPUT_NAMES = ("images", "teacher_images", "teacher_logits")
 
 
 @keras.saving.register_keras_serializable(package="keras_deit")
-class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
+class DeiTDistiller(LogitsLoss, LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
     """Trains a student with `compile` and `fit`: its class head with labels, its distillation head
     with a teacher.
 
@@ -164,24 +164,6 @@ class DeiTDistiller(LoggedLosses, RawImageInputs, CheckedInputs, keras.Model):
         if training and self._block_losses is not None:
             return self._block_losses.student(images, training=True)
         return self._heads(images, training=training)
-
-    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
-        """Like `keras.Model.compile`, with a single `loss` that takes logits.
-
-        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`. A student with weights in
-        float16 is refused: use the policy `"mixed_float16"`.
-        """
-        loss = (
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
-        )
-        check_loss(loss)
-        if optimizer is not None:
-            check_not_float16(self)
-        super().compile(optimizer, loss, **kwargs)
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config, safe_mode=True))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(self, x=None, y=None, *args, **kwargs):
         # Checked before the first step, because an error inside a step loses the weights on JAX.

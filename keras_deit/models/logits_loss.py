@@ -1,8 +1,32 @@
-"""Checks that a classifier returns logits, and that the loss takes them."""
+"""Classifiers that return logits, and the losses that take them."""
 
 import inspect
 
 import keras
+
+from keras_deit.arguments import check_not_float16
+
+
+class LogitsLoss:
+    """Mixin for models that train a classifier with one loss between labels and logits."""
+
+    def compile(self, optimizer="rmsprop", loss=None, **kwargs):
+        """Like `keras.Model.compile`, with a single `loss` that takes logits.
+
+        It defaults to `SparseCategoricalCrossentropy(from_logits=True)`. A classifier with weights
+        in float16 is refused: use the policy `"mixed_float16"`.
+        """
+        loss = (
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True) if loss is None else loss
+        )
+        check_loss(loss)
+        if optimizer is not None:
+            check_not_float16(self)
+        super().compile(optimizer, loss, **kwargs)
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config, safe_mode=True))
+        self.optimizer.build(self.trainable_variables)
 
 
 def check_returns_logits(name, classifier):
