@@ -132,7 +132,7 @@ def test_errors_name_the_flag(folder, photograph, tmp_path, monkeypatch):
         ),
         (
             {"preset": folder / "merged"},
-            "merged tokens have no place in the image.",
+            "merged and selected tokens have no place in the image.",
         ),
         (
             {"token": "distillation"},
