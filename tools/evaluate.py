@@ -189,11 +189,11 @@ def run():
         counts, classifier = count_answers(FLAGS, handle, images, real_labels, progress)
         rows.append(build_row(handle, counts, images, settings))
         if FLAGS.class_report:
+            # If a picture fails, the progress file has all counts: the next run draws it again.
             write_tables(handle, counts, images, classifier.labels)
+            write_pictures(handle, counts, images, classifier)
         write_rows(output, rows)
         progress.remove()
-        if FLAGS.class_report:  # last, so that no picture can lose the result
-            write_pictures(handle, counts, images, classifier)
         print("".join(f"{name}: {value}\n" for name, value in rows[-1].items() if value))
         keras.backend.clear_session(free_memory=True)
 

@@ -87,29 +87,29 @@ def plant_outliers(classifier, rng):
 
 
 def in_keras(**arguments):
-    def run(classifier, calibration):
+    def logits(classifier, calibration, images):
         dense = {"filters": lambda layer: isinstance(layer, keras.layers.Dense)}
         classifier.quantize(**arguments, **dense)
-        return classifier
+        return ops.convert_to_numpy(classifier(images))
 
-    return run
+    return logits
 
 
 def in_runtime(format, quantize=None):
     """The exported model, in int8 as tools/export_model.py writes it or through `quantize`."""
 
-    def run(classifier, calibration):
-        images = keras.Input(classifier.input.shape[1:], name="images")
-        model = keras.Model(images, {"logits": classifier(images)})
-        folder = tempfile.mkdtemp()
-        path = pathlib.Path(folder) / f"model{FORMATS[format].suffix}"
-        run = write(model, path, format, quantize is None, calibration)
-        if quantize is not None:
-            quantize(path, calibration)
-            run = FORMATS[format].load(path)
-        return lambda images: run(images)["logits"]
+    def logits(classifier, calibration, images):
+        inputs = keras.Input(classifier.input.shape[1:], name="images")
+        model = keras.Model(inputs, {"logits": classifier(inputs)})
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / f"model{FORMATS[format].suffix}"
+            run = write(model, path, format, quantize is None, calibration)
+            if quantize is not None:
+                quantize(path, calibration)
+                run = FORMATS[format].load(path)
+            return run(images)["logits"]
 
-    return run
+    return logits
 
 
 def static_ranges(path, calibration):
@@ -153,7 +153,7 @@ def measure(name, way, smoothed):
     expected = ops.convert_to_numpy(classifier(images))
     if smoothed:
         smooth(classifier, calibration)
-    found = ops.convert_to_numpy(WAYS[way](classifier, calibration)(images))
+    found = WAYS[way](classifier, calibration, images)
     error, same = np.abs(found - expected), found.argmax(axis=-1) == expected.argmax(axis=-1)
     result = {
         "largest_error": float(error.max() / np.abs(expected).max()),

@@ -48,10 +48,12 @@ def count_answers(options, handle, images, real_labels, progress):
     # The batches are converted already.
     converter, classifier.preprocessor = classifier.preprocessor, None
     start, end = counts["seen"], len(images)
-    batches = numpy_batches(
-        images, start, converter, classifier.num_classes, options.batch_size, read
-    )
-    print(f"{handle}: image {start + 1} to {end}")
+    batches = []
+    if start < end:
+        batches = numpy_batches(
+            images, start, converter, classifier.num_classes, options.batch_size, read
+        )
+        print(f"{handle}: image {start + 1} to {end}")
     bar = keras.utils.Progbar(end - start, stateful_metrics=["top-1 (%)"], unit_name="image")
     clock = None
     for index, (inputs, labels, weights) in enumerate(batches, start=1):
@@ -70,7 +72,7 @@ def count_answers(options, handle, images, real_labels, progress):
             counts["seconds"] += now - clock
         clock = now
         counts["seen"] += len(numbers)
-        if index % BATCHES_BETWEEN_SAVES == 0 and counts["seen"] < end:
+        if index % BATCHES_BETWEEN_SAVES == 0 or counts["seen"] == end:
             progress.write(counts)
         accuracy = 100 * share(counts["top1"], num_read(counts))
         bar.update(counts["seen"] - start, [("top-1 (%)", accuracy)])
@@ -136,12 +138,17 @@ class Progress:
         self.path, self.settings = path, settings
 
     def read(self):
-        if self.path.exists():
+        if not self.path.exists():
+            return first_counts()
+        try:
             content = json.loads(self.path.read_text())
-            counts = content["counts"]
-            if content["settings"] == self.settings and counts.keys() == first_counts().keys():
-                return counts
-        return first_counts()
+            settings, counts = content["settings"], content["counts"]
+            fits = settings == self.settings and counts.keys() == first_counts().keys()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{self.path} is damaged. Delete it to evaluate from the first image on."
+            ) from error
+        return counts if fits else first_counts()
 
     def write(self, counts):
         with atomic_file(self.path) as file:

@@ -175,12 +175,17 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_evaluation(
     )
 
 
-def test_a_picture_that_fails_loses_no_result(val, tiny, tmp_path, monkeypatch):
+def test_a_picture_that_fails_is_drawn_by_the_next_run(val, tiny, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise ValueError("no picture")
 
-    monkeypatch.setattr(tool, "plot_confusion", fail)
     table, reports = tmp_path / "table.csv", tmp_path / "reports"
-    assert refusal(val, table, tiny, class_report=reports) == "Not evaluated. no picture"
-    assert f"{tiny}," in table.read_text()
-    assert [file.suffix for file in reports.iterdir()] == [".csv"] * 3
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, "plot_confusion", fail)
+        assert refusal(val, table, tiny, class_report=reports) == "Not evaluated. no picture"
+    assert not table.exists()
+    capsys.readouterr()
+    (row,) = run(val, table, tiny, class_report=reports)
+    assert ": image" not in capsys.readouterr().out  # nothing was evaluated again
+    assert row["model_name"] == str(tiny)
+    assert sum(file.suffix == ".png" for file in reports.iterdir()) == 2

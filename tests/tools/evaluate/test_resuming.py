@@ -53,7 +53,7 @@ def test_progress_of_other_settings_is_ignored(val, tiny, tmp_path, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setattr(tool, "build_row", lambda *_: sys.exit("stopped"))
         assert refusal(val, tmp_path / "table.csv", tiny, batch_size=16) == "stopped"
-    assert json.loads((tmp_path / ".table.csv.progress").read_text())["counts"]["seen"] == 16
+    assert json.loads((tmp_path / ".table.csv.progress").read_text())["counts"]["seen"] == 30
     capsys.readouterr()
     run(val, tmp_path / "table.csv", tiny, batch_size=32)
     assert ": image 1 to 30" in capsys.readouterr().out
@@ -85,6 +85,16 @@ def test_progress_of_an_earlier_version_is_ignored(tmp_path):
     del old["answers"]
     progress.write({**old, "seen": 16})
     assert progress.read() == counts.first_counts()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"counts": {}}', b'{"settings": {}, "counts": 1}', b"\xff"]
+)
+def test_damaged_progress(content, tmp_path):
+    path = tmp_path / "progress"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is damaged. Delete it"):
+        counts.Progress(path, {}).read()
 
 
 @pytest.mark.slow
